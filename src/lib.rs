@@ -1,1 +1,4 @@
 //! sbx.
+pub mod error;
+pub mod spec;
+pub mod sys;

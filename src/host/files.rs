@@ -1,0 +1,74 @@
+//! Small reads of files whose content may come from anybody: bounded, never waiting.
+
+use crate::sys::fs::{HERE, Kind, Open, fstat, openat, read};
+use crate::sys::{EINVAL, Errno, Result};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A path as the kernel takes it. A NUL byte, which no parser of sbx lets through, ends it.
+pub fn c_path(path: &Path) -> CString {
+    let bytes = path.as_os_str().as_bytes();
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
+}
+
+/// The text of a file of the host, at most `limit` bytes; bytes that are no UTF-8 are replaced.
+pub fn read_text(path: &Path, limit: usize) -> Result<String> {
+    let file = openat(HERE, &c_path(path), Open::Read)?;
+    read_open(file.as_fd(), limit)
+}
+
+/// The text of an open regular file, at most `limit` bytes: a FIFO, a device or a directory is refused,
+/// a larger file too (security.md S08).
+pub fn read_regular(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
+    let stat = fstat(file)?;
+    match stat.kind {
+        Kind::File if stat.size <= limit as u64 => read_open(file, limit),
+        Kind::File => Err(Errno(libc_efbig())),
+        _ => Err(EINVAL),
+    }
+}
+
+/// EFBIG, "file too large".
+const fn libc_efbig() -> i32 {
+    27
+}
+
+fn read_open(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    while bytes.len() < limit {
+        match read(file, &mut chunk)? {
+            0 => break,
+            n => bytes.extend_from_slice(&chunk[..n]),
+        }
+    }
+    bytes.truncate(limit);
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
+/// The kernel's release text, by uname(2).
+pub fn release() -> String {
+    crate::sys::host::release()
+}
+
+/// Physical memory in bytes, by sysinfo(2).
+pub fn memory_total() -> u64 {
+    crate::sys::host::memory_total()
+}
+
+/// How many processors the kernel may ever have.
+pub fn cpus_possible() -> usize {
+    let text = read_text(Path::new("/sys/devices/system/cpu/possible"), 256).unwrap_or_default();
+    text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok()).map_or(1, |last| last + 1)
+}
+
+/// Whether a path of the host leads to something.
+///
+/// # Errors
+/// The errno of stat(2).
+pub fn exists(path: &Path) -> Result<()> {
+    crate::sys::fs::stat(&c_path(path)).map(drop)
+}

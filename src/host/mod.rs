@@ -1,0 +1,292 @@
+//! Facts about this machine, user and session. Reads only; changes nothing.
+//!
+//! `Host::look` gathers what every run's plan needs and must stay cheap: it is on the start path.
+//! What `sbx check` tells beyond that is probed by doing, in the other files of this folder.
+
+pub mod files;
+mod rootfs;
+
+pub use rootfs::RootFacts;
+
+use crate::error::{Error, Result};
+use crate::spec::ids;
+use crate::spec::mount::Source;
+use crate::spec::text::{Caller, HostPath};
+use crate::spec::{RootSource, Spec};
+use crate::sys;
+use crate::sys::fs::{HERE, Kind, Open};
+use serde::Serialize;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Where this process runs: facts that no option changes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Host {
+    /// Kernel version, such as (6, 18).
+    pub kernel: (u32, u32),
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Login name; the number where /etc/passwd has none.
+    pub user: String,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// What this process may do as uid 0.
+    pub power: Power,
+    /// Physical memory in bytes.
+    pub memory: u64,
+    /// Landlock's ABI version, 0 without Landlock.
+    pub landlock: u32,
+    /// Ranges of /etc/subuid and /etc/subgid that are this user's: first id and count.
+    pub subuids: Vec<(u32, u32)>,
+    /// As `subuids`, for groups.
+    pub subgids: Vec<(u32, u32)>,
+    /// The set-uid helper that writes maps of ranges, where it is on PATH.
+    pub newuidmap: Option<PathBuf>,
+    /// Its sister.
+    pub newgidmap: Option<PathBuf>,
+    /// Whether core dumps go to a program of the host (core_pattern with `|`).
+    pub core_piped: bool,
+    /// How many processors may have a thermal_throttle directory to mask.
+    pub throttled_cpus: usize,
+    /// What descriptors 0 to 2 are.
+    pub stdio: [Stdio; 3],
+    /// The root file system asked for.
+    pub root: RootFacts,
+    /// Name servers as the caller's resolv.conf gives them, read where the network is the host's.
+    pub resolv_conf: String,
+    /// Sources of mounts that are not there or cannot be reached, and why.
+    #[serde(skip)]
+    pub missing: Vec<(HostPath, String)>,
+    /// Descriptors to pass on, and what they are.
+    pub passed: Vec<(i32, Stdio)>,
+    /// Working directory, home and environment.
+    #[serde(skip)]
+    pub caller: Caller,
+}
+
+/// How far uid 0 reaches here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// An ordinary user, or uid 0 of a user namespace.
+    Ordinary,
+    /// Uid 0 of the initial user namespace with CAP_SYS_ADMIN.
+    Root,
+    /// Uid 0 of the initial user namespace without CAP_SYS_ADMIN: most CI containers.
+    RootWithoutAdmin,
+}
+
+/// What a standard descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdio {
+    /// Not open.
+    Closed,
+    /// A terminal.
+    Terminal,
+    /// A directory, or an `O_PATH` descriptor of anything: never passed on.
+    Place,
+    /// A regular file.
+    File,
+    /// A pipe, a socket, a device.
+    Stream,
+}
+
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+impl Host {
+    /// Looks at the machine as far as this spec's plan needs it.
+    ///
+    /// # Errors
+    /// `Spec` where ROOTFS cannot be used, `Sys` where the caller's own surroundings cannot be read.
+    pub fn look(spec: &Spec, caller: Caller) -> Result<Host> {
+        let uid = sys::cred::geteuid();
+        let kernel = kernel();
+        let ranged = spec.wants_ranges();
+        let power = power(uid);
+        let user = login_name(uid, &caller, ranged);
+        let ranges = |path: &str| match ranged {
+            true => files::read_text(Path::new(path), 1 << 20).map(|t| ids::subordinate(&t, &user, uid)).unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
+        Ok(Host {
+            kernel,
+            uid,
+            gid: sys::cred::getegid(),
+            groups: groups(),
+            power,
+            memory: memory(),
+            landlock: sys::landlock::abi(),
+            subuids: ranges("/etc/subuid"),
+            subgids: ranges("/etc/subgid"),
+            newuidmap: helper("newuidmap"),
+            newgidmap: helper("newgidmap"),
+            core_piped: core_piped(),
+            throttled_cpus: throttled_cpus(),
+            stdio: [0, 1, 2].map(stdio),
+            root: RootFacts::look(&spec.root.source)?,
+            resolv_conf: resolv_conf(spec),
+            missing: missing(spec),
+            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio(fd))).collect(),
+            user,
+            caller,
+        })
+    }
+}
+
+/// The caller's working directory, home and environment.
+///
+/// # Errors
+/// `Sys` where the working directory is gone or unreachable.
+pub fn caller() -> Result<Caller> {
+    let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    let home = env.iter().find(|(name, value)| name == "HOME" && Path::new(value).is_absolute());
+    let home = home.map_or_else(|| PathBuf::from("/"), |(_, value)| value.into());
+    let cwd = std::env::current_dir().map_err(|e| Error::Sys {
+        doing: "find the working directory".into(),
+        on: "(cd to one that exists)".into(),
+        errno: sys::Errno(e.raw_os_error().unwrap_or(0)),
+    })?;
+    Ok(Caller { cwd, home, env })
+}
+
+/// The kernel's release as two numbers, by uname(2).
+pub fn kernel() -> (u32, u32) {
+    let release = files::release();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn power(uid: u32) -> Power {
+    if uid != 0 || !initial_user_namespace() {
+        return Power::Ordinary;
+    }
+    match sys::cred::effective() {
+        Ok(held) if held.0 & CAP_SYS_ADMIN != 0 => Power::Root,
+        _ => Power::RootWithoutAdmin,
+    }
+}
+
+/// The initial user namespace maps every id to itself.
+pub fn initial_user_namespace() -> bool {
+    let map = files::read_text(Path::new("/proc/self/uid_map"), 4096).unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The login name: `USER` is only a hint, so it is looked up where a range depends on it.
+fn login_name(uid: u32, caller: &Caller, matters: bool) -> String {
+    let known = caller.var("USER").and_then(OsStr::to_str).filter(|_| !matters).map(str::to_owned);
+    let passwd = || files::read_text(Path::new("/etc/passwd"), 1 << 20).ok();
+    let found = || passwd().and_then(|text| ids::accounts(&text).find(|a| a.uid == uid).map(|a| a.name));
+    known.or_else(found).unwrap_or_else(|| uid.to_string())
+}
+
+fn groups() -> Vec<u32> {
+    let mut groups = vec![0; 64];
+    loop {
+        match sys::cred::getgroups(&mut groups) {
+            Ok(count) => {
+                groups.truncate(count);
+                return groups;
+            }
+            // NGROUPS_MAX is 65536.
+            Err(sys::EINVAL) if groups.len() < 65536 => groups.resize(65536, 0),
+            Err(_) => return Vec::new(),
+        }
+    }
+}
+
+fn memory() -> u64 {
+    files::memory_total()
+}
+
+fn core_piped() -> bool {
+    files::read_text(Path::new("/proc/sys/kernel/core_pattern"), 4096).is_ok_and(|text| text.starts_with('|'))
+}
+
+/// One look at the first processor; where it has the directory, all of them may.
+fn throttled_cpus() -> usize {
+    match sys::fs::stat(c"/sys/devices/system/cpu/cpu0/thermal_throttle") {
+        Ok(_) => std::thread::available_parallelism().map_or(1, usize::from).max(files::cpus_possible()),
+        Err(_) => 0,
+    }
+}
+
+fn stdio(number: i32) -> Stdio {
+    let fd = sys::process::stdio(number);
+    let Ok(stat) = sys::fs::fstat(fd) else { return Stdio::Closed };
+    let path_only = sys::fs::flags(fd).is_ok_and(|flags| flags.path_only);
+    match stat.kind {
+        _ if path_only => Stdio::Place,
+        Kind::Directory => Stdio::Place,
+        Kind::File => Stdio::File,
+        Kind::Character(..) if sys::tty::is_terminal(fd) => Stdio::Terminal,
+        _ => Stdio::Stream,
+    }
+}
+
+/// The first executable of this name on the caller's PATH, else in the usual directories.
+pub fn find_program(caller: &Caller, name: &str) -> Option<PathBuf> {
+    let path = caller.var("PATH").map(|p| p.to_os_string()).unwrap_or_default();
+    let usual = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).filter(|dir| dir.is_absolute()).chain(usual).map(|dir| dir.join(name)).find(|file| {
+        let text = files::c_path(file);
+        let regular = || sys::fs::stat(&text).is_ok_and(|s| s.kind == Kind::File);
+        sys::fs::may_execute(HERE, &text).is_ok() && regular()
+    })
+}
+
+fn missing(spec: &Spec) -> Vec<(HostPath, String)> {
+    let sources = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { src, .. } | Source::Device { src } => Some(src),
+        Source::Tmpfs { .. } | Source::Mqueue => None,
+    });
+    sources.filter_map(|src| Some((src.clone(), files::exists(src.as_path()).err()?.to_string()))).collect()
+}
+
+fn resolv_conf(spec: &Spec) -> String {
+    match spec.net.mode {
+        crate::spec::NetMode::Host => files::read_text(Path::new("/etc/resolv.conf"), 1 << 16).unwrap_or_default(),
+        crate::spec::NetMode::None => String::new(),
+    }
+}
+
+/// Whether a directory can be opened, and what is wrong where it cannot.
+pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
+    let refuse = |why: String, hint: &str| Err(Error::spec("ROOTFS", path.display(), why).or_try(hint));
+    if path.as_os_str().as_bytes().len() >= 4096 {
+        return refuse("longer than a path can be (4095 bytes)".into(), "a shorter path, or cd there and use ./");
+    }
+    match sys::fs::openat(HERE, &files::c_path(path), Open::Directory) {
+        Ok(root) if path == Path::new("/") => {
+            drop(root);
+            refuse("this machine's own root cannot be an overlay of itself".into(), "sbx run @host")
+        }
+        Ok(root) => match sys::fs::fstat(root.as_fd()) {
+            Ok(_) => Ok(root),
+            Err(errno) => refuse(errno.to_string(), "another directory"),
+        },
+        Err(sys::ENOENT) => refuse("no such directory".into(), "a directory that holds a root file system, or @host"),
+        Err(sys::ENOTDIR) => refuse("not a directory".into(), "unpack an image or archive into a directory first"),
+        Err(sys::ELOOP) => refuse("a loop of symbolic links".into(), "the directory itself"),
+        Err(sys::EACCES) => refuse("permission denied".into(), "a directory that you may enter (chmod u+rx)"),
+        Err(errno) => refuse(errno.to_string(), "a directory that holds a root file system"),
+    }
+}
+
+impl Spec {
+    /// Whether the map may need subordinate ids, so that they have to be looked up.
+    fn wants_ranges(&self) -> bool {
+        use crate::spec::Groups;
+        use crate::spec::ids::Map;
+        matches!(self.map, Map::Full | Map::Explicit(_))
+            || (self.map == Map::Auto && self.user.is_some() && self.root.source != RootSource::Host)
+            || self.groups_kept == Groups::Dropped
+            || !self.groups.is_empty()
+    }
+}

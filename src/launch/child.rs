@@ -1,0 +1,238 @@
+//! The child between clone and exec: runs the Script's prepared operations, says which one failed, ends.
+//!
+//! One invariant: no heap, no lock, no standard I/O, no panic. The allocator aborts here.
+
+#![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
+
+use super::channel::{Call, Message, hear, tell};
+use super::confine::{self, Confined};
+use super::init;
+use super::mounts::{self, Tree};
+use super::script::{Above, Failure, In, Op, Prepared, Script};
+use crate::plan::Need;
+use crate::sys::fs::{HERE, Open};
+use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
+use crate::sys::socket::Wait;
+use crate::sys::{self, process};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The status of a child that could not do its part: the parent has the reason, or sees the end of file.
+pub(super) const FAILED: i32 = 125;
+
+/// Where the child stands: its end of the channel and what it has opened.
+pub(super) struct Child<'a> {
+    pub script: &'a Script,
+    pub channel: BorrowedFd<'a>,
+    pub tree: Tree,
+    /// The slave of the sandbox's own terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Number of the descriptor through which the helper names the terminal; -1 outside the helper.
+    pub terminal_back: i32,
+    host_proc: Option<OwnedFd>,
+}
+
+/// The entry: everything the new process does. `channel` is its end of the pair.
+pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
+    sys::alloc::forbid();
+    match &script.above {
+        None => begin(script, channel),
+        Some(above) => between(script, above, channel),
+    }
+}
+
+/// Init's own way through the stages.
+fn begin(script: &Script, channel: BorrowedFd<'_>) -> ! {
+    let mut child = Child { script, channel, tree: Tree::default(), terminal: None, terminal_back: -1, host_proc: None };
+    child.await_maps();
+    child.all(&script.enter);
+    child.root_beside_own();
+    let mut confined = Confined::default();
+    for prepared in &script.confine {
+        child.one(prepared, |child, op| confined.step(child, op));
+    }
+    init::start(&mut child)
+}
+
+/// The process between parent and init where the map is one of ranges: it stands in a user namespace of its
+/// own, whose RLIMIT_NPROC counts all processes of the one below it (Linux 5.14, ucount.c).
+fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
+    let fail = |failure: Failure| -> ! {
+        let _ = tell(channel, Message::Failed(failure.at(above.step)), None);
+        process::exit_now(FAILED)
+    };
+    if process::die_with_parent().is_err() || !matches!(hear(channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
+        process::exit_now(FAILED);
+    }
+    let limit = sys::cred::Limit { soft: above.pids, hard: above.pids };
+    let nproc = sys::cred::resource("nproc").unwrap_or(0);
+    if let Err(failure) = sys::cred::setrlimit(nproc, limit).called(Call::Prlimit) {
+        fail(failure);
+    }
+    match process::clone3(script.new, ChildOf::CallersParent).called(Call::Clone) {
+        Ok(Forked::Child) => begin(script, channel),
+        Ok(Forked::Parent { pid, pidfd }) => {
+            if let Err(failure) = write_maps(pid, above) {
+                let _ = process::pidfd_send_signal(pidfd.as_fd(), sys::event::SIGKILL);
+                fail(failure);
+            }
+            let _ = tell(channel, Message::Forked(pid), Some(pidfd.as_fd()));
+            process::exit_now(0)
+        }
+        Err(failure) => fail(failure),
+    }
+}
+
+/// Writes init's maps from the namespace above it, whose ids it gets one for one.
+fn write_maps(pid: i32, above: &Above) -> Result<(), Failure> {
+    let mut name = [0; 24];
+    let dir = decimal_path(&mut name, pid);
+    let proc = sys::fs::openat(HERE, c"/proc", Open::Directory).called(Call::Open)?;
+    let dir = sys::fs::openat(proc.as_fd(), dir, Open::Directory).called(Call::Open)?;
+    for (file, map) in [(c"uid_map", &above.uid_map), (c"gid_map", &above.gid_map)] {
+        let file = sys::fs::openat(dir.as_fd(), file, Open::Write).called(Call::Open)?;
+        sys::fs::write_all(file.as_fd(), map.to_bytes()).called(Call::Write)?;
+    }
+    Ok(())
+}
+
+/// A number as a C string, in a buffer of the caller's.
+pub(super) fn decimal_path(buffer: &mut [u8; 24], number: i32) -> &std::ffi::CStr {
+    let mut at = buffer.len() - 1;
+    let mut rest = number.unsigned_abs();
+    buffer[at] = 0;
+    while at > 0 {
+        at -= 1;
+        buffer[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    std::ffi::CStr::from_bytes_with_nul(&buffer[at..]).unwrap_or(c"0")
+}
+
+impl Child<'_> {
+    /// Nothing of the namespaces is used before the parent has written the maps.
+    fn await_maps(&self) {
+        if !matches!(hear(self.channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
+            process::exit_now(FAILED);
+        }
+    }
+
+    /// Runs a list of the operations that this file and `mounts` know.
+    fn all(&mut self, list: &[Prepared]) {
+        for prepared in list {
+            self.one(prepared, |child, op| match child.enter(op) {
+                Some(result) => result,
+                None => mounts::step(child, op),
+            });
+        }
+    }
+
+    /// Runs one operation; a failure is told, and ends the child unless the step may be skipped.
+    fn one(&mut self, prepared: &Prepared, act: impl FnOnce(&mut Self, &Op) -> Result<(), Failure>) {
+        let Err(failure) = act(self, &prepared.op) else { return };
+        let fault = failure.at(prepared.step);
+        if prepared.need == Need::Try {
+            let _ = tell(self.channel, Message::Skipped(fault), None);
+            return;
+        }
+        let _ = tell(self.channel, Message::Failed(fault), None);
+        process::exit_now(FAILED)
+    }
+
+    /// The root is built by a process that shares our root, working directory and descriptors, while this one
+    /// makes the network namespace, which takes as long (startup.md section 3).
+    fn root_beside_own(&mut self) {
+        if self.script.host_proc {
+            self.host_proc = sys::fs::openat(HERE, c"/proc", Open::Directory).ok();
+        }
+        let pipe = match sys::fs::pipe() {
+            Ok(pipe) => pipe,
+            Err(errno) => self.give_up(Failure(Call::Pipe, errno)),
+        };
+        match process::clone_shared_fs() {
+            Ok(0) => {
+                self.tree.sysfs_from = Some(pipe.0);
+                self.terminal_back = pipe.1.as_raw_fd();
+                self.all(&self.script.root);
+                process::exit_now(0)
+            }
+            Ok(helper) => {
+                self.all(&self.script.own);
+                self.hand_over_sysfs(pipe.1.as_fd());
+                let ended = process::wait(Which::Pid(helper), WaitFor::End);
+                if !matches!(ended, Ok(Some((_, Ended::Code(0))))) {
+                    // The helper has told why.
+                    process::exit_now(FAILED);
+                }
+                self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
+            }
+            Err(errno) => self.give_up(Failure(Call::Clone, errno)),
+        }
+    }
+
+    /// A failure that belongs to no step of its own: it is told as one of the first step in `root`.
+    fn give_up(&self, failure: Failure) -> ! {
+        let step = self.script.root.first().map_or(0, |prepared| prepared.step);
+        let _ = tell(self.channel, Message::Failed(failure.at(step)), None);
+        process::exit_now(FAILED)
+    }
+
+    /// Both processes share one table of descriptors, so the number is all that has to be said.
+    fn hand_over_sysfs(&mut self, to: BorrowedFd<'_>) {
+        if !self.script.sysfs {
+            return;
+        }
+        let number = match mounts::new_sysfs() {
+            Ok(sysfs) => {
+                let number = sysfs.as_raw_fd();
+                std::mem::forget(sysfs);
+                number
+            }
+            Err(failure) => -failure.1.0,
+        };
+        if sys::fs::write_all(to, &number.to_ne_bytes()).is_err() {
+            process::exit_now(FAILED);
+        }
+    }
+
+    /// The operations of the stage `Enter`.
+    fn enter(&mut self, op: &Op) -> Option<Result<(), Failure>> {
+        Some(match op {
+            Op::Session => self.session(),
+            Op::TimeOffset(text) => time_offset(text),
+            Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
+            Op::WriteProc(path, value) => self.write_proc(path, value),
+            Op::Network => process::unshare(Namespaces::NET)
+                .called(Call::Unshare)
+                .and_then(|()| sys::net::loopback_up().called(Call::Ioctl)),
+            Op::HostName(name) => sys::net::sethostname(name).called(Call::Sethostname),
+            _ => return None,
+        })
+    }
+
+    fn session(&self) -> Result<(), Failure> {
+        process::setsid().called(Call::Setsid)?;
+        process::umask(0);
+        process::die_with_parent().called(Call::Prctl)?;
+        // The parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is.
+        if sys::socket::hung_up(self.channel) { process::exit_now(FAILED) } else { Ok(()) }
+    }
+
+    /// Paths are taken from a held descriptor, for the helper may pivot at any moment.
+    fn write_proc(&self, path: &std::ffi::CStr, value: &[u8]) -> Result<(), Failure> {
+        let proc = self.host_proc.as_ref().ok_or(Failure(Call::Open, sys::ENOENT))?;
+        let file = sys::fs::openat(proc.as_fd(), path, Open::Write).called(Call::Open)?;
+        sys::fs::write_all(file.as_fd(), value).called(Call::Write)
+    }
+}
+
+/// Offsets can be written only before the first process enters the namespace, and this process enters it by
+/// itself, so that a child made with shared memory is in it too (before Linux 6.1 exec would not move it).
+fn time_offset(text: &std::ffi::CStr) -> Result<(), Failure> {
+    process::unshare(Namespaces::TIME).called(Call::Unshare)?;
+    sys::fs::write_file(c"/proc/self/timens_offsets", text.to_bytes()).called(Call::Write)?;
+    let children = sys::fs::openat(HERE, c"/proc/self/ns/time_for_children", Open::Read).called(Call::Open)?;
+    process::setns(children.as_fd(), Namespaces::TIME).called(Call::Setns)
+}

@@ -1,0 +1,226 @@
+//! pid 1: starts the program, passes signals on, reaps, says how the program ended, and ends all.
+//!
+//! Same rules as the child's: no heap, no lock, no panic.
+
+#![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
+
+use super::channel::{Call, Fullness, Message, hear, tell};
+use super::child::{Child, FAILED};
+use super::script::{Failure, In, Program};
+use crate::sys::event::{self, SIGCHLD, Watch};
+use crate::sys::fs::{HERE, Open};
+use crate::sys::process::{Ended, WaitFor, Which};
+use crate::sys::socket::Wait;
+use crate::sys::{self, Errno, process};
+use std::ffi::c_int;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Room for the few calls that the program makes on our memory before its exec.
+const STACK: usize = 32 << 10;
+/// Not found and not executable, as the shells have it.
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
+
+/// What the program's process needs between clone and exec, and where it says why it could not.
+struct Launch<'a> {
+    program: &'a Program,
+    terminal: Option<c_int>,
+    failure: Option<Failure>,
+    not_executed: Option<Errno>,
+}
+
+/// The last stage: the program is executed; init stays to serve it.
+pub(super) fn start(child: &mut Child<'_>) -> ! {
+    let program = &child.script.program;
+    let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
+    let mut launch = Launch { program, terminal, failure: None, not_executed: None };
+    if program.is_init {
+        let errno = execute(&mut launch);
+        fail(child.channel, program, launch.failure, errno)
+    }
+    let signals = match signals() {
+        Ok(signals) => signals,
+        Err(failure) => fail(child.channel, program, Some(failure), None),
+    };
+    let mut stack = [0; STACK];
+    match process::clone_vfork(&mut stack, enter, &mut launch).called(Call::Clone) {
+        Ok(_) if launch.failure.is_some() || launch.not_executed.is_some() => {
+            fail(child.channel, program, launch.failure, launch.not_executed)
+        }
+        Ok(pid) => serve(child, pid, signals),
+        Err(failure) => fail(child.channel, program, Some(failure), None),
+    }
+}
+
+/// Says why the program does not run, and ends.
+fn fail(channel: BorrowedFd<'_>, program: &Program, failure: Option<Failure>, errno: Option<Errno>) -> ! {
+    let message = match (failure, errno) {
+        (Some(failure), _) => Message::Failed(failure.at(program.step)),
+        (None, Some(errno)) => Message::NotExecuted(errno),
+        (None, None) => process::exit_now(FAILED),
+    };
+    let _ = tell(channel, message, None);
+    // Where the filter lets nothing be said, the status still tells the two apart.
+    process::exit_now(match errno {
+        Some(sys::ENOENT) => NOT_FOUND,
+        Some(_) => NOT_EXECUTABLE,
+        None => FAILED,
+    })
+}
+
+fn signals() -> Result<OwnedFd, Failure> {
+    event::block(&[SIGCHLD]).called(Call::Sigmask)?;
+    event::signalfd(&[SIGCHLD]).called(Call::Signalfd)
+}
+
+/// The program's process starts here, on init's memory and a stack of its own, while init stands still.
+extern "C" fn enter(launch: *mut Launch<'_>) -> c_int {
+    let launch = sys::process::argument(launch);
+    launch.not_executed = execute(launch);
+    FAILED
+}
+
+/// The way to the exec: session and terminal, descriptors, signals, umask, then the filter and nothing after it
+/// but the exec itself. Returns only when that failed, with its errno unless `failure` says more.
+fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
+    if let Err(failure) = ready(launch) {
+        launch.failure = Some(failure);
+        return None;
+    }
+    for filter in &launch.program.filters {
+        if let Err(failure) = sys::seccomp::load(filter).called(Call::Seccomp) {
+            launch.failure = Some(failure);
+            return None;
+        }
+    }
+    let mut worst = sys::ENOENT;
+    for path in &launch.program.candidates {
+        match process::execve(path, &launch.program.argv, &launch.program.env) {
+            // As execvp(3): another directory may hold it.
+            sys::ENOENT | sys::ENOTDIR => {}
+            sys::EACCES => worst = sys::EACCES,
+            errno => return Some(errno),
+        }
+    }
+    Some(worst)
+}
+
+fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
+    let program = launch.program;
+    if !program.is_init {
+        process::setsid().called(Call::Setsid)?;
+    }
+    if let Some(slave) = launch.terminal {
+        let slave = sys::borrow(slave);
+        sys::tty::set_controlling(slave).called(Call::Ioctl)?;
+        for number in 0..program.terminals {
+            process::dup2(slave, number).called(Call::Dup)?;
+        }
+    }
+    process::umask(program.umask);
+    event::default_actions().called(Call::Sigmask)?;
+    event::unblock_all().called(Call::Sigmask)?;
+    close_all_but(&program.passed).called(Call::CloseRange)
+}
+
+/// Closes everything but 0 to 2 and the declared numbers, which are sorted (S02, CVE-2024-21626).
+fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
+    if sys::sabotaged(c"descriptors") {
+        return Ok(());
+    }
+    let mut first = 3;
+    for &number in passed {
+        process::close_range(first as u32, number as u32 - 1)?;
+        process::keep_open(sys::borrow(number))?;
+        first = number + 1;
+    }
+    process::close_from(first)
+}
+
+/// Serves the program until it ends. The filter comes first: from here on init is confined as everybody else,
+/// by the default policy, so that a policy of the user's can never take wait or kill from it.
+fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
+    let program = &child.script.program;
+    let channel = child.channel;
+    let store = sys::fs::openat(HERE, c"/dev", Open::Directory).ok();
+    let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
+    if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
+        process::exit_now(FAILED);
+    }
+    drop(pidfd);
+    if let Some(filter) = &program.init_filter
+        && sys::seccomp::load(filter).is_err()
+    {
+        process::exit_now(FAILED);
+    }
+    keep_only(channel, signals.as_fd(), store.as_ref().map(AsFd::as_fd));
+    sys::alloc::drop_text();
+    loop {
+        let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
+        if event::poll(&mut watches, None).is_err() {
+            continue;
+        }
+        if watches[0].ready() {
+            obey(channel, pid);
+        }
+        while let Ok(Some(_)) = event::next_signal(signals.as_fd()) {}
+        if let Some(ended) = reap(pid) {
+            let full = store.as_ref().map_or(Fullness::Room, |store| fullness(store.as_fd()));
+            let _ = tell(channel, Message::Ended(ended, full), None);
+            process::exit_now(0)
+        }
+    }
+}
+
+/// Init needs three descriptors; what built the root would only keep mounts alive.
+fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>, store: Option<BorrowedFd<'_>>) {
+    let mut kept = [channel.as_raw_fd(), signals.as_raw_fd(), store.map_or(channel.as_raw_fd(), |s| s.as_raw_fd())];
+    kept.sort_unstable();
+    let mut first = 0;
+    for number in kept {
+        if number > first {
+            let _ = process::close_range(first as u32, number as u32 - 1);
+        }
+        first = first.max(number + 1);
+    }
+    let _ = process::close_from(first);
+}
+
+/// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
+fn obey(channel: BorrowedFd<'_>, pid: i32) {
+    match hear(channel, Wait::No) {
+        Ok(Some((Message::Signal(number), _))) if number == event::SIGTSTP => stop_all(),
+        Ok(Some((Message::Signal(number), _))) if number == event::SIGCONT => {
+            let _ = process::kill(-1, event::SIGCONT);
+        }
+        Ok(Some((Message::Signal(number), _))) => {
+            let _ = process::kill(pid, number);
+        }
+        Ok(None) => process::exit_now(FAILED),
+        _ => {}
+    }
+}
+
+/// Ctrl-Z stops the whole tree, not only the one program.
+fn stop_all() {
+    let _ = process::kill(-1, event::SIGSTOP);
+}
+
+/// Takes away everything that has ended; the program's own end where it is among them.
+fn reap(pid: i32) -> Option<Ended> {
+    let mut mine = None;
+    while let Ok(Some((ended, how))) = process::wait(Which::Any, WaitFor::Nothing) {
+        if ended == pid {
+            mine = Some(how);
+        }
+    }
+    mine
+}
+
+/// /dev lies in the one tmpfs whatever the user mounted, so its space is the store's.
+fn fullness(store: BorrowedFd<'_>) -> Fullness {
+    match sys::mount::fstatfs(store) {
+        Ok(space) if space.free == 0 || (space.inodes > 0 && space.free_inodes == 0) => Fullness::Full,
+        _ => Fullness::Room,
+    }
+}

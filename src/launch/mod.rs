@@ -1,0 +1,307 @@
+//! The parent's side of a launch: Cloned → Mapped → Running. Each consumes the last, and dropping one kills
+//! the child and clears what it left.
+
+mod channel;
+mod child;
+mod confine;
+mod init;
+mod maps;
+mod monitor;
+mod mounts;
+mod prepare;
+mod relay;
+mod script;
+
+pub use monitor::{Event, Exit, Limits};
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::files::c_path;
+use crate::plan::{Need, Plan, Stage, Step, UpperAt};
+use crate::state::{Claim, Record, Skipped, StateDir};
+use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
+use crate::sys::{self, event, process};
+use channel::{Fault, Message, hear, tell};
+use script::Script;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What the caller of a launch is told while it goes on.
+pub trait Observer {
+    /// Something happened; see [`Event`].
+    fn event(&mut self, event: &Event<'_>);
+}
+
+impl<F: FnMut(&Event<'_>)> Observer for F {
+    fn event(&mut self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// What a launch needs to know beside the plan.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Where records are kept.
+    pub state: &'a StateDir,
+    /// Wall-clock limits.
+    pub limits: Limits,
+    /// Labels for the record.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Whether the observer wants the program's pid as the caller sees it.
+    pub want_pid: bool,
+}
+
+/// The signals that sbx passes on or acts upon; all are blocked and taken from a descriptor.
+const SIGNALS: [i32; 10] = [
+    event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT, event::SIGUSR1, event::SIGUSR2, event::SIGWINCH,
+    event::SIGTSTP, event::SIGCONT, event::SIGCHLD,
+];
+
+/// Runs a plan to its end: claims the name, sets the sandbox up, starts the program, serves it.
+///
+/// This must be called by a process with a single thread: the child goes on as a copy of the caller's memory.
+///
+/// # Errors
+/// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
+pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+    let script = prepare::prepare(plan, host, request.want_pid)?;
+    observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
+    let claim = request.state.claim(plan.name())?;
+    let upper = Upper::make(plan)?;
+    let mut record = record(plan, request, &upper);
+    if !record.made.is_empty() || record.upper.is_some() {
+        claim.write(&record)?;
+    }
+    event::default_action(event::SIGCHLD);
+    let failed = |doing: &str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
+    event::block(&SIGNALS).map_err(failed("block signals"))?;
+    let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
+    let cloned = Cloned::new(plan, host, &script, claim)?;
+    let mut mapped = cloned.map(plan, host, observer)?;
+    record.pid = Some(mapped.pid);
+    mapped.claim.write(&record)?;
+    mapped.go()?;
+    mapped.serve(plan, host, request, record, signals, upper, observer)
+}
+
+/// The child exists and waits; its namespaces have no maps yet.
+struct Cloned {
+    pid: i32,
+    pidfd: OwnedFd,
+    channel: OwnedFd,
+    claim: Claim,
+}
+
+/// The child may use its namespaces.
+struct Mapped {
+    pid: i32,
+    pidfd: OwnedFd,
+    channel: OwnedFd,
+    claim: Claim,
+}
+
+impl Cloned {
+    fn new(plan: &Plan, host: &Host, script: &Script, claim: Claim) -> Result<Cloned> {
+        single_thread()?;
+        let fail = |call: &'static str| {
+            let place = plan.place(plan.number(|step| matches!(step, Step::Clone(_))));
+            move |errno| Error::Step { place, call, errno }
+        };
+        let (ours, theirs) = sys::socket::pair().map_err(fail("socketpair"))?;
+        let new = match &script.above {
+            Some(_) => process::Namespaces::USER,
+            None => script.new,
+        };
+        let _ = host;
+        match process::clone3(new, ChildOf::Caller).map_err(fail("clone3"))? {
+            Forked::Child => {
+                drop(ours);
+                child::run(script, theirs.as_fd())
+            }
+            Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim }),
+        }
+    }
+
+    /// Writes the maps; with ranges, init is then the process that the child has made, and takes its place.
+    fn map(self, plan: &Plan, host: &Host, observer: &mut dyn Observer) -> Result<Mapped> {
+        let mut guard = Guard { pidfd: Some(self.pidfd) };
+        observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
+        maps::write(plan, host, self.pid)?;
+        let mut pid = self.pid;
+        if plan.identities.pids_above.is_some() {
+            tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
+            pid = match hear(self.channel.as_fd(), sys::socket::Wait::Yes) {
+                Ok(Some((Message::Forked(pid), Some(init)))) => {
+                    guard.replace(init);
+                    pid
+                }
+                Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, host, fault)),
+                _ => return Err(gone(plan, sys::EPIPE)),
+            };
+        }
+        Ok(Mapped { pid, pidfd: guard.release(), channel: self.channel, claim: self.claim })
+    }
+}
+
+/// Kills and reaps the child it holds, unless it is released.
+struct Guard {
+    pidfd: Option<OwnedFd>,
+}
+
+impl Guard {
+    /// The process in between has ended by itself; from now on init is held.
+    fn replace(&mut self, init: OwnedFd) {
+        if let Some(between) = self.pidfd.replace(init) {
+            let _ = process::wait(Which::Pidfd(between.as_fd()), WaitFor::End);
+        }
+    }
+
+    fn release(mut self) -> OwnedFd {
+        self.pidfd.take().unwrap_or_else(|| unreachable!("held from the start"))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = process::pidfd_send_signal(pidfd.as_fd(), event::SIGKILL);
+            let _ = process::wait(Which::Pidfd(pidfd.as_fd()), WaitFor::End);
+        }
+    }
+}
+
+impl Mapped {
+    /// Both words at once: `run` has nothing to do between the set-up and the start.
+    fn go(&mut self) -> Result<()> {
+        let channel = self.channel.as_fd();
+        // A child that is gone has said why, or its status will.
+        let _ = tell(channel, Message::Go, None).and_then(|()| tell(channel, Message::Start, None));
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn serve(
+        self, plan: &Plan, host: &Host, request: &Request<'_>, record: Record, signals: OwnedFd, upper: Upper,
+        observer: &mut dyn Observer,
+    ) -> Result<Exit> {
+        let guard = Guard { pidfd: Some(self.pidfd) };
+        let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
+        let served = monitor::Monitor::new(plan, host, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
+            .run(observer);
+        drop(guard);
+        self.claim.clear();
+        drop(upper);
+        served
+    }
+}
+
+/// The child was gone before it could say anything.
+fn gone(plan: &Plan, errno: sys::Errno) -> Error {
+    Error::Step { place: plan.place(plan.number(|step| matches!(step, Step::Clone(_)))), call: "wait for the child", errno }
+}
+
+/// A failed step as an error: the words come from the plan, the fault from the child.
+fn step_error(plan: &Plan, host: &Host, fault: Fault) -> Error {
+    let number = usize::from(fault.step);
+    let place = plan.place(number);
+    if let Some(Step::Workdir(path)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step) {
+        let why = fault.errno.to_string();
+        return Error::spec("--workdir", path.display(), why).or_try("a directory that exists inside");
+    }
+    if let (Some(Step::Overlay(layers)), sys::EINVAL) = (plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step), fault.errno) {
+        let below: Vec<_> = layers.lower.iter().flat_map(|l| crate::host::mounts_below(l.as_path())).collect();
+        if let Some(first) = below.first() {
+            let why = format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
+            return Error::spec("ROOTFS", &layers.lower[0], why).or_try("unmount them, or --rw");
+        }
+    }
+    let _ = host;
+    Error::Step { place, call: fault.call.name(), errno: fault.errno }
+}
+
+fn skipped(plan: &Plan, fault: Fault) -> Skipped {
+    let place = plan.place(usize::from(fault.step));
+    Skipped { step: place.step, why: format!("{}: {}", fault.call.name(), fault.errno) }
+}
+
+/// Memory shared with other threads could hold a lock at the moment of the clone; the child would wait for ever.
+fn single_thread() -> Result<()> {
+    match process::single_threaded() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Unsupported {
+            feature: "launch".into(),
+            why: "the calling process has more than one thread".into(),
+            hint: Some("launch before starting threads, or run the sbx program".into()),
+        }),
+        Err(errno) => Err(Error::Sys { doing: "count the threads in".into(), on: "/proc/self/task".into(), errno }),
+    }
+}
+
+fn record(plan: &Plan, request: &Request<'_>, upper: &Upper) -> Record {
+    let groups = match &plan.identities.groups {
+        crate::plan::GroupSet::Kept(_) => Vec::new(),
+        crate::plan::GroupSet::Exactly(groups) => groups.clone(),
+    };
+    Record {
+        version: 1,
+        name: plan.name.clone(),
+        state: "starting".into(),
+        supervisor_pid: process::getpid(),
+        pid: None,
+        labels: request.labels.clone(),
+        command: plan.process.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        groups,
+        skipped: Vec::new(),
+        landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
+        made: maps::mount_points(plan),
+        upper: upper.dropped.clone(),
+    }
+}
+
+/// The directories of an upper layer on disk, and the lock of one that is kept.
+struct Upper {
+    dropped: Option<std::path::PathBuf>,
+    _lock: Option<OwnedFd>,
+}
+
+impl Upper {
+    fn make(plan: &Plan) -> Result<Upper> {
+        let at = plan.steps.iter().find_map(|p| match &p.step {
+            Step::Overlay(layers) => Some(layers.upper.clone()),
+            _ => None,
+        });
+        match at {
+            Some(UpperAt::Dropped(path)) => {
+                if let Some(parent) = path.as_path().parent() {
+                    crate::state::private_dir(parent)?;
+                }
+                crate::state::private_dir(path.as_path())?;
+                Ok(Upper { dropped: Some(path.as_path().to_owned()), _lock: None })
+            }
+            Some(UpperAt::Kept(path)) => Ok(Upper { dropped: None, _lock: Some(Upper::lock(path.as_path())?) }),
+            _ => Ok(Upper { dropped: None, _lock: None }),
+        }
+    }
+
+    /// The kernel lets one upper layer be mounted twice and then does anything, so the lock is sbx's own.
+    fn lock(path: &std::path::Path) -> Result<OwnedFd> {
+        use sys::fs::{HERE, Open, openat, try_lock};
+        let refuse = |why: String| Error::spec("--upper", path.display(), why);
+        std::fs::create_dir_all(path).map_err(|e| refuse(e.to_string()))?;
+        let lock = openat(HERE, &c_path(&path.join("lock")), Open::Lock).map_err(|e| refuse(e.to_string()))?;
+        match try_lock(lock.as_fd()) {
+            Ok(true) => Ok(lock),
+            Ok(false) => Err(refuse("another sandbox uses it".into()).or_try("another directory, or wait for it to end")),
+            Err(errno) => Err(refuse(errno.to_string())),
+        }
+    }
+}
+
+/// Whether a step is one that only the parent does.
+pub(crate) fn parents(stage: Stage) -> bool {
+    matches!(stage, Stage::Claim | Stage::Clone | Stage::Maps)
+}
+
+/// Whether the run may go on without it.
+pub(crate) fn optional(need: Need) -> bool {
+    need == Need::Try
+}

@@ -1,0 +1,422 @@
+//! Plan → Script: the last place that may allocate. C strings, numbers, BPF and Landlock rules are made and
+//! checked here; the child only makes calls.
+
+use super::script::{Above, Base, Expected, Naming, Op, OverlayOp, Prepared, Program, Script, Target, UpperDirs};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::files::c_path;
+use crate::plan::{Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal, UpperAt, bpf};
+use crate::spec::Init;
+use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
+use crate::spec::text::InnerPath;
+use crate::sys::cred::{CapSet, Limit};
+use crate::sys::mount::Attr;
+use crate::sys::process::{Namespaces, Pointers, argv_area};
+use crate::sys::seccomp::Insn;
+use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use std::ffi::{CString, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Makes the script of a plan. `want_pidfd`: whether somebody outside wants to know the program's pid.
+///
+/// # Errors
+/// `Bug` where a text that was checked before cannot be a C string; `Unsupported` where Landlock refuses its rules.
+pub(crate) fn prepare(plan: &Plan, host: &Host, want_pidfd: bool) -> Result<Script> {
+    let mut script = Script {
+        new: Namespaces::NONE,
+        above: None,
+        enter: Vec::new(),
+        own: Vec::new(),
+        root: Vec::new(),
+        confine: Vec::new(),
+        sysfs: false,
+        host_proc: false,
+        program: program(plan, want_pidfd)?,
+    };
+    let mut context = Context { host, plan, count: 0, lower: Vec::new(), scratch: Vec::new() };
+    context.find_lower();
+    for (index, planned) in plan.steps.iter().enumerate() {
+        context.step(&mut script, index as u16 + 1, planned)?;
+    }
+    Ok(script)
+}
+
+fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
+    CString::new(text.as_ref()).map_err(|_| Error::Bug("a NUL byte where none can be".into()))
+}
+
+/// What steps need to know of each other while they are prepared.
+struct Context<'a> {
+    host: &'a Host,
+    plan: &'a Plan,
+    /// Numbers the directories and files of the store.
+    count: usize,
+    /// The root overlay's layers, for files that go into its upper layer.
+    lower: Vec<Layers>,
+    /// Directories of the store that are mounted: where, and their name there.
+    scratch: Vec<(InnerPath, String)>,
+}
+
+impl Context<'_> {
+    fn find_lower(&mut self) {
+        let layers = self.plan.steps.iter().filter_map(|p| match &p.step {
+            Step::Overlay(layers) => Some(layers.clone()),
+            _ => None,
+        });
+        self.lower = layers.collect();
+    }
+
+    /// A name in the store that nothing else has.
+    fn fresh(&mut self, kind: &str) -> Result<CString> {
+        self.count += 1;
+        c_text(format!("{kind}{}", self.count))
+    }
+
+    /// Puts a step's operations where they belong.
+    fn step(&mut self, script: &mut Script, number: u16, planned: &Planned) -> Result<()> {
+        let ops = match &planned.step {
+            Step::Claim(_) | Step::Exec(_) | Step::Filter(..) => Vec::new(),
+            Step::Clone(words) => {
+                script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
+                Vec::new()
+            }
+            Step::Maps(identities) => {
+                if let (Some(pids), false) = (identities.pids_above, identities.by == MapsBy::Caller) {
+                    script.above = Some(Above {
+                        step: number,
+                        pids,
+                        uid_map: c_text(identity_map(&identities.uids))?,
+                        gid_map: c_text(identity_map(&identities.gids))?,
+                    });
+                }
+                Vec::new()
+            }
+            step => self.ops(script, step)?,
+        };
+        let list = match planned.step {
+            Step::Session | Step::TimeOffset(_) => &mut script.enter,
+            _ if planned.stage == Stage::Enter => &mut script.own,
+            _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
+            _ => &mut script.confine,
+        };
+        list.extend(ops.into_iter().map(|op| Prepared { step: number, need: planned.need, op }));
+        Ok(())
+    }
+
+    fn ops(&mut self, script: &mut Script, step: &Step) -> Result<Vec<Op>> {
+        let one = |op| Ok(vec![op]);
+        match step {
+            Step::Sysctl(..) | Step::OomScoreAdj(_) => script.host_proc = true,
+            Step::Sys(SysKind::Fresh) => script.sysfs = true,
+            // The network namespace is made beside the root, by unshare.
+            Step::Network => script.new = script.new.without(Namespaces::NET),
+            Step::TimeOffset(_) => script.new = script.new.without(Namespaces::TIME),
+            _ => {}
+        }
+        match step {
+            Step::Session => one(Op::Session),
+            Step::TimeOffset(t) => one(Op::TimeOffset(c_text(format!("monotonic {} 0\nboottime {} 0\n", t.monotonic, t.boottime))?)),
+            Step::Network => one(Op::Network),
+            Step::HostName(name) => one(Op::HostName(name.clone().into_bytes())),
+            Step::Sysctl(key, value) => {
+                let path = format!("sys/{}", key.replace('.', "/"));
+                one(Op::WriteProc(c_text(path)?, value.clone().into_bytes()))
+            }
+            Step::OomScoreAdj(score) => one(Op::WriteProc(c_text("self/oom_score_adj")?, score.to_string().into_bytes())),
+            Step::Nice(nice) => one(Op::Nice(*nice)),
+            Step::Claim(_) | Step::Clone(_) | Step::Maps(_) | Step::Filter(..) | Step::Exec(_) => Ok(Vec::new()),
+            Step::Keyring | Step::Bounding(_) | Step::Groups(_) | Step::Ids(..) | Step::Capabilities(_) | Step::NoNewPrivs
+            | Step::Hide | Step::Verify | Step::Pids(_) | Step::Rlimit(_) | Step::Landlock(_) | Step::Workdir(_) | Step::Gate => {
+                self.confine(step).map(|op| vec![op])
+            }
+            Step::Mount(mount) => one(self.mount(mount)?),
+            Step::Store(_) | Step::Overlay(_) | Step::BindRoot(_) | Step::EmptyRoot | Step::HostOverlay(_) | Step::HostBind(_)
+            | Step::Link(..) | Step::Scratch(..) | Step::Supply(_) | Step::SealRoot | Step::Pivot => one(self.root(step)?),
+            Step::Dev | Step::Devpts | Step::HostShm | Step::Mqueue | Step::Proc | Step::NoUserNamespaces | Step::ReadOnly(_)
+            | Step::Mask(_) | Step::Sys(_) | Step::Terminal => one(self.kernel_fs(step)?),
+        }
+    }
+
+    fn root(&mut self, step: &Step) -> Result<Op> {
+        Ok(match step {
+            Step::Store(bytes) => Op::Store(c_text(bytes.to_string())?),
+            Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
+            Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
+            Step::EmptyRoot => Op::EmptyRoot,
+            Step::HostOverlay(path) => Op::OverlayBind(self.overlay(path)?, target(path)?, PLAIN),
+            Step::HostBind(path) => Op::Bind { src: c_path(path), target: target(path)?, attr: PLAIN | Attr::RDONLY },
+            Step::Link(path, to) => Op::Link(c_path(to), target(path)?),
+            Step::Scratch(path, mode) => {
+                let name = self.fresh("scratch")?;
+                self.scratch.push((path.clone(), name.to_string_lossy().into_owned()));
+                Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
+            }
+            Step::Supply(etc) => self.supply(etc)?,
+            Step::SealRoot => Op::SealRoot,
+            _ => Op::Pivot,
+        })
+    }
+
+    fn kernel_fs(&mut self, step: &Step) -> Result<Op> {
+        let at = |path: &'static str| target(Path::new(path));
+        Ok(match step {
+            Step::Dev => Op::Dev(at("/dev")?),
+            Step::Devpts => {
+                let tty_group = crate::spec::ids::maps(&self.plan.identities.gids, 5);
+                Op::Devpts { gid: if tty_group { Some(c_text("5")?) } else { None } }
+            }
+            Step::HostShm => Op::HostShm,
+            Step::Mqueue => Op::Mqueue(at("/dev/mqueue")?),
+            Step::Proc => Op::Proc(at("/proc")?),
+            Step::NoUserNamespaces => Op::NoUserNamespaces,
+            Step::ReadOnly(path) => Op::ReadOnly(below(path, "/proc")?),
+            Step::Mask(mask) => masked(mask)?,
+            Step::Sys(SysKind::Fresh) => Op::Sys(at("/sys")?),
+            Step::Sys(SysKind::Empty) => Op::EmptySys(at("/sys")?),
+            _ => Op::Terminal { uid: self.plan.identities.uid },
+        })
+    }
+
+    /// A supplied file: into the upper layer, into a directory of the store, or mounted on its entry.
+    fn supply(&mut self, etc: &Etc) -> Result<Op> {
+        let content = etc.content.clone().into_bytes();
+        let name = etc.path.as_path().file_name().unwrap_or_default().as_bytes();
+        let parent = etc.path.as_path().parent().unwrap_or(Path::new("/"));
+        if let (EtcWay::Upper(mode, uid, gid), Some(layers)) = (&etc.way, self.lower.first().cloned()) {
+            let dir = parent.file_name().unwrap_or_default().as_bytes();
+            let overlay = self.root_overlay(&layers)?;
+            return Ok(Op::Seed { overlay, dir: c_text(dir)?, like: (*mode, *uid, *gid), file: c_text(name)?, content });
+        }
+        if let Some((_, held)) = self.scratch.iter().find(|(path, _)| path.as_path() == parent) {
+            let path = [held.as_bytes(), b"/", name].concat();
+            return Ok(Op::Place { path: c_text(path)?, content });
+        }
+        Ok(Op::Supply { name: self.fresh("file")?, content, parent: target(parent)?, entry: c_text(name)? })
+    }
+
+    fn naming(&self) -> Naming {
+        match self.host.kernel {
+            kernel if kernel >= (6, 13) => Naming::Descriptor,
+            kernel if kernel >= (6, 5) => Naming::Paths,
+            _ => Naming::OneOption,
+        }
+    }
+
+    fn root_overlay(&self, layers: &Layers) -> Result<OverlayOp> {
+        let (upper, volatile) = match &layers.upper {
+            UpperAt::Store => (UpperDirs::Store(c_text("upper")?, c_text("work")?), false),
+            UpperAt::Dropped(at) => (UpperDirs::Host(c_path(at.as_path())), true),
+            UpperAt::Kept(at) => (UpperDirs::Host(c_path(at.as_path())), false),
+        };
+        let lower = layers.lower.iter().map(|layer| c_path(layer.as_path())).collect();
+        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile, is_root: true })
+    }
+
+    /// An overlay of one directory of the host with its changes in the store.
+    fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
+        let upper = UpperDirs::Store(self.fresh("upper")?, self.fresh("work")?);
+        Ok(OverlayOp { lower: vec![c_path(src)], upper, naming: self.naming(), volatile: false, is_root: false })
+    }
+
+    fn mount(&mut self, mount: &Mount) -> Result<Op> {
+        let target = target(mount.dst.as_path())?;
+        let noexec = |exec: &Exec| if *exec == Exec::Noexec { Attr::NOEXEC } else { Attr::NONE };
+        Ok(match &mount.source {
+            Source::Bind { src, access, exec, devices, .. } => {
+                let nodev = if *devices == Devices::Nodev { Attr::NODEV } else { Attr::NONE };
+                let attr = Attr::NOSUID | nodev | noexec(exec);
+                match access {
+                    Access::Overlay => Op::OverlayBind(self.overlay(src.as_path())?, target, attr),
+                    Access::Ro => Op::Bind { src: c_path(src.as_path()), target, attr: attr | Attr::RDONLY },
+                    Access::Rw => Op::Bind { src: c_path(src.as_path()), target, attr },
+                }
+            }
+            Source::Tmpfs { size: Some(bytes), mode, exec } => Op::Tmpfs {
+                size: c_text(bytes.to_string())?,
+                mode: c_text(format!("{mode:o}"))?,
+                target,
+                attr: PLAIN | noexec(exec),
+            },
+            Source::Tmpfs { size: None, mode, exec } => {
+                Op::Scratch { name: self.fresh("tmpfs")?, target, mode: *mode, attr: PLAIN | noexec(exec) }
+            }
+            Source::Mqueue => Op::Mqueue(target),
+            Source::Device { src } => Op::Device { src: c_path(src.as_path()), target },
+        })
+    }
+
+    fn confine(&self, step: &Step) -> Result<Op> {
+        let who = &self.plan.identities;
+        let last = crate::spec::access::NAMES.len() as u32;
+        let nproc = || resource("nproc");
+        Ok(match step {
+            Step::Keyring => Op::Keyring,
+            Step::Bounding(held) => Op::Bounding((0..64).filter(|n| *n >= last || held.0 >> n & 1 == 0).collect()),
+            Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
+            Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
+            Step::Ids(uid, gid) => Op::Ids(*uid, *gid),
+            Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
+            Step::NoNewPrivs => Op::NoNewPrivs,
+            Step::Hide => Op::Hide,
+            Step::Verify => Op::Verify(Expected {
+                uid: who.uid,
+                gid: who.gid,
+                groups: match &who.groups {
+                    GroupSet::Kept(_) => None,
+                    GroupSet::Exactly(groups) => Some(groups.clone()),
+                },
+                held: CapSet(self.set_of(|step| matches!(step, Step::Capabilities(_)))),
+                bounding: CapSet(self.set_of(|step| matches!(step, Step::Bounding(_)))),
+            }),
+            Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
+            Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
+            Step::Landlock(plan) => landlock(plan)?,
+            Step::Workdir(path) => Op::Workdir(c_path(path)),
+            _ => Op::Gate,
+        })
+    }
+
+    fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
+        let found = self.plan.steps.iter().find(|p| is(&p.step));
+        found.map_or(0, |p| match &p.step {
+            Step::Capabilities(set) | Step::Bounding(set) => set.0,
+            _ => 0,
+        })
+    }
+}
+
+const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+
+fn resource(name: &str) -> Result<u32> {
+    crate::sys::cred::resource(name).ok_or_else(|| Error::Bug(format!("no resource limit {name}")))
+}
+
+fn namespace(word: &str) -> Namespaces {
+    match word {
+        "user" => Namespaces::USER,
+        "mount" => Namespaces::MOUNT,
+        "pid" => Namespaces::PID,
+        "ipc" => Namespaces::IPC,
+        "uts" => Namespaces::UTS,
+        "cgroup" => Namespaces::CGROUP,
+        "time" => Namespaces::TIME,
+        "net" => Namespaces::NET,
+        _ => Namespaces::NONE,
+    }
+}
+
+/// The map of a namespace below one that has these extents: every id stands for itself, one line for each
+/// extent, since a line may not span two of the parent's (network.md T7).
+fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
+    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
+}
+
+/// A place inside with the names above it, all relative to the root.
+fn target(path: &Path) -> Result<Target> {
+    let mut whole = std::path::PathBuf::new();
+    let mut parts = Vec::new();
+    for part in path.components().filter(|part| matches!(part, std::path::Component::Normal(_))) {
+        whole.push(part);
+        parts.push((c_path(&whole), c_text(part.as_os_str().as_bytes())?));
+    }
+    let path = if parts.is_empty() { c".".to_owned() } else { c_path(&whole) };
+    Ok(Target { path, parts })
+}
+
+/// A path below a mount point, relative to it.
+fn below(path: &InnerPath, mount: &str) -> Result<CString> {
+    let rest = path.as_path().strip_prefix(mount).map_err(|_| Error::Bug(format!("{path} is not below {mount}")))?;
+    Ok(c_path(rest))
+}
+
+fn masked(mask: &Masked) -> Result<Op> {
+    let asked = mask.asked;
+    let (base, path) = match () {
+        () if mask.path.is_below("/proc") => (Base::Proc, below(&mask.path, "/proc")?),
+        () if mask.path.is_below("/sys") => (Base::Sys, below(&mask.path, "/sys")?),
+        () => (Base::Root, c_path(mask.path.below_root())),
+    };
+    Ok(Op::Mask { base, path, asked })
+}
+
+fn abi(number: u32) -> ABI {
+    match number {
+        0 => ABI::Unsupported,
+        1 => ABI::V1,
+        2 => ABI::V2,
+        3 => ABI::V3,
+        4 => ABI::V4,
+        5 => ABI::V5,
+        _ => ABI::V6,
+    }
+}
+
+/// Makes the ruleset, before the clone since the crate allocates; its rules need the new root and are added by
+/// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
+fn landlock(plan: &LandlockPlan) -> Result<Op> {
+    let abi = abi(plan.abi);
+    let refuse = |why: String| Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
+    let all = AccessFs::from_all(abi);
+    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset = ruleset.handle_access(all).map_err(|e| refuse(e.to_string()))?;
+    if plan.abi >= 6 {
+        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|e| refuse(e.to_string()))?;
+    }
+    let created = ruleset.create().map_err(|e| refuse(e.to_string()))?;
+    let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| refuse("the kernel gave no ruleset".into()))?;
+    let rules = plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
+    Ok(Op::Landlock { ruleset, rules, file_rights: AccessFs::from_file(abi).bits() })
+}
+
+fn rights(grant: Grant, handled: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
+    let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = AccessFs::WriteFile | AccessFs::Truncate;
+    let devices = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
+    handled
+        & match grant {
+            Grant::Read => read,
+            Grant::WriteFiles => read | write,
+            Grant::Change => handled & !devices,
+            Grant::Devices => handled & !(AccessFs::MakeChar | AccessFs::MakeBlock),
+        }
+}
+
+fn instructions(filter: &[bpf::Insn]) -> Vec<Insn> {
+    filter.iter().map(|i| Insn { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
+}
+
+/// The strings that execve takes, leaked: they have to stay where they are until the exec, and sbx runs once.
+fn pointers(texts: &[OsString]) -> Result<Pointers> {
+    let texts: Vec<CString> = texts.iter().map(|text| c_text(text.as_bytes())).collect::<Result<_>>()?;
+    Ok(Pointers::to(texts.leak()))
+}
+
+fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
+    let process = &plan.process;
+    let mut argv = process.command.clone();
+    argv[0] = process.argv0.clone();
+    if argv.iter().any(|word| word.as_bytes().contains(&0)) {
+        return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
+    }
+    let unfiltered = plan.filters.is_empty();
+    Ok(Program {
+        step: plan.steps.len() as u16,
+        candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
+        argv: pointers(&argv)?,
+        env: pointers(&process.env)?,
+        filters: plan.filters.iter().map(|filter| instructions(filter)).collect(),
+        init_filter: (!unfiltered).then(|| instructions(crate::plan::seccomp::default_program())),
+        umask: process.umask,
+        passed: process.pass_fds.clone(),
+        terminals: match process.terminal {
+            Terminal::None => 0,
+            Terminal::InOut => 2,
+            Terminal::All => 3,
+        },
+        is_init: process.init == Init::Program,
+        want_pidfd,
+        argv_area: argv_area(),
+    })
+}

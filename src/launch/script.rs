@@ -1,0 +1,220 @@
+//! The Script: every step as calls with their C strings and numbers ready, so that the child allocates nothing.
+
+use super::channel::{Call, Fault};
+use crate::plan::Need;
+use crate::sys::Errno;
+use crate::sys::cred::{CapSet, Limit};
+use crate::sys::mount::Attr;
+use crate::sys::process::{ArgvArea, Namespaces, Pointers};
+use crate::sys::seccomp::Insn;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+/// All that the child does, in the order of its branches. It outlives the clone: in the child nothing is dropped.
+#[derive(Debug)]
+pub(crate) struct Script {
+    /// What the clone makes new.
+    pub new: Namespaces,
+    /// Made in between where the map is one of ranges; see `MapsAbove`.
+    pub above: Option<Above>,
+    /// Init, before the helper.
+    pub enter: Vec<Prepared>,
+    /// Init, beside the helper.
+    pub own: Vec<Prepared>,
+    /// The helper: root and pivot.
+    pub root: Vec<Prepared>,
+    /// Init, after the helper.
+    pub confine: Vec<Prepared>,
+    /// Whether init makes a sysfs and hands it to the helper.
+    pub sysfs: bool,
+    /// Whether the host's /proc must be at hand in `own`.
+    pub host_proc: bool,
+    /// The program.
+    pub program: Program,
+}
+
+/// The user namespace above the sandbox's own, which counts the processes of all its users.
+#[derive(Debug)]
+pub(crate) struct Above {
+    /// Step of the maps, for faults.
+    pub step: u16,
+    /// RLIMIT_NPROC for all that is below.
+    pub pids: u64,
+    /// uid_map of the sandbox's own namespace, in the ids of the one above.
+    pub uid_map: CString,
+    /// gid_map likewise.
+    pub gid_map: CString,
+}
+
+/// One prepared step.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Its number in the plan.
+    pub step: u16,
+    /// Whether the run may go on without it.
+    pub need: Need,
+    /// What to do.
+    pub op: Op,
+}
+
+/// A place beneath the new root, with the names to make where it is missing.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Relative to the root.
+    pub path: CString,
+    /// Each ancestor and at last the place itself: its path, and its own name.
+    pub parts: Vec<(CString, CString)>,
+}
+
+/// How overlay layers are named to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// By descriptor, Linux 6.13.
+    Descriptor,
+    /// One by one as /proc/self/fd paths, Linux 6.5.
+    Paths,
+    /// All in one option, before.
+    OneOption,
+}
+
+/// Where an overlay's upper and work directories lie.
+#[derive(Clone, Debug)]
+pub(crate) enum UpperDirs {
+    /// In the store, under these two names.
+    Store(CString, CString),
+    /// In this directory of the host, as `upper` and `work`.
+    Host(CString),
+}
+
+/// One overlay.
+#[derive(Clone, Debug)]
+pub(crate) struct OverlayOp {
+    pub lower: Vec<CString>,
+    pub upper: UpperDirs,
+    pub naming: Naming,
+    /// Nothing of it is synced: it is thrown away anyway.
+    pub volatile: bool,
+    /// Whether its upper layer is the one that files were put into.
+    pub is_root: bool,
+}
+
+/// Where a mask lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// The proc file system that was just made.
+    Proc,
+    /// The sysfs that was just attached.
+    Sys,
+    /// The new root.
+    Root,
+}
+
+/// One operation of the child.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Session,
+    TimeOffset(CString),
+    Nice(i32),
+    /// A file of the host's /proc, from there.
+    WriteProc(CString, Vec<u8>),
+    Network,
+    HostName(Vec<u8>),
+    Store(CString),
+    /// A file put into the root's upper layer: directory, its mode, owner and group; name; content.
+    Seed { overlay: OverlayOp, dir: CString, like: (u32, u32, u32), file: CString, content: Vec<u8> },
+    Overlay(OverlayOp),
+    BindRoot(CString),
+    EmptyRoot(u32),
+    Link(CString, Target),
+    /// A directory of the store, mounted: its name there.
+    Scratch { name: CString, target: Target, mode: u32, attr: Attr },
+    /// A file of the store, mounted on an entry.
+    Supply { name: CString, content: Vec<u8>, parent: Target, entry: CString },
+    /// A file written into a directory of the store that is mounted already.
+    Place { path: CString, content: Vec<u8> },
+    Dev(Target),
+    Devpts { gid: Option<CString> },
+    HostShm,
+    Mqueue(Target),
+    Proc(Target),
+    NoUserNamespaces,
+    ReadOnly(CString),
+    Mask { base: Base, path: CString, asked: bool },
+    Sys(Target),
+    EmptySys(Target),
+    Bind { src: CString, target: Target, attr: Attr },
+    OverlayBind(OverlayOp, Target, Attr),
+    Tmpfs { size: CString, mode: CString, target: Target, attr: Attr },
+    Device { src: CString, target: Target },
+    Terminal { uid: u32 },
+    SealRoot,
+    Pivot,
+    Keyring,
+    Bounding(Vec<u32>),
+    Groups(Option<Vec<u32>>),
+    Ids(u32, u32),
+    Capset(CapSet),
+    NoNewPrivs,
+    Hide,
+    Verify(Expected),
+    Rlimit(u32, Limit),
+    Landlock { ruleset: OwnedFd, rules: Vec<(CString, u64)>, file_rights: u64 },
+    Workdir(CString),
+    Gate,
+}
+
+/// What /proc/self/status has to say after `Identity`.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Option<Vec<u32>>,
+    pub held: CapSet,
+    pub bounding: CapSet,
+}
+
+/// How the program is executed.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub step: u16,
+    pub candidates: Vec<CString>,
+    pub argv: Pointers,
+    pub env: Pointers,
+    /// Loaded in this order, right before the exec.
+    pub filters: Vec<Vec<Insn>>,
+    /// Init's own.
+    pub init_filter: Option<Vec<Insn>>,
+    pub umask: u32,
+    pub passed: Vec<i32>,
+    /// How many of the three standard descriptors become the terminal: 0, 2 or 3.
+    pub terminals: i32,
+    /// Whether the program itself is pid 1.
+    pub is_init: bool,
+    /// Whether the parent wants the program's pidfd.
+    pub want_pidfd: bool,
+    /// Where this process's arguments lie, to be overwritten.
+    pub argv_area: Option<ArgvArea>,
+}
+
+/// A failed call, before the step's number is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure(pub Call, pub Errno);
+
+impl Failure {
+    /// The fault of this step.
+    pub(crate) fn at(self, step: u16) -> Fault {
+        Fault { step, call: self.0, errno: self.1 }
+    }
+}
+
+/// Names the call of a result.
+pub(crate) trait In<T> {
+    /// The same result, saying which call it came from.
+    fn called(self, call: Call) -> Result<T, Failure>;
+}
+
+impl<T> In<T> for crate::sys::Result<T> {
+    fn called(self, call: Call) -> Result<T, Failure> {
+        self.map_err(|errno| Failure(call, errno))
+    }
+}

@@ -1,0 +1,135 @@
+//! What surrounds the program: namespaces, environment, working directory, command.
+
+use super::{Identities, Process, Stage, Step, Steps, Terminal, own_network};
+use crate::error::Result;
+use crate::host::Host;
+use crate::spec::{BaseEnv, RootSource, Spec, TimeOffsets};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The words of the namespaces that are new, in the order of namespaces(7).
+pub(super) fn namespaces(spec: &Spec) -> Vec<&'static str> {
+    let share = &spec.share;
+    let all = [
+        ("user", true),
+        ("mount", true),
+        ("pid", true),
+        ("ipc", !share.ipc),
+        ("uts", !share.uts),
+        ("cgroup", !share.cgroup),
+        ("time", !share.time),
+        ("net", own_network(spec)),
+    ];
+    all.into_iter().filter(|(_, new)| *new).map(|(word, _)| word).collect()
+}
+
+/// Steps of `Enter`.
+pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str) {
+    steps.must(Stage::Enter, Step::Session);
+    if spec.time != TimeOffsets::default() {
+        steps.may_degrade(Stage::Enter, Step::TimeOffset(spec.time));
+    }
+    if let Some(score) = spec.limits.oom_score_adj {
+        steps.must(Stage::Enter, Step::OomScoreAdj(score));
+    }
+    if let Some(nice) = spec.limits.nice {
+        steps.must(Stage::Enter, Step::Nice(nice));
+    }
+    if own_network(spec) {
+        steps.must(Stage::Enter, Step::Network);
+    }
+    if !spec.share.uts {
+        steps.must(Stage::Enter, Step::HostName(host_name(spec, name)));
+    }
+    for (key, value) in &spec.sysctls {
+        steps.must(Stage::Enter, Step::Sysctl(key.clone(), value.clone()));
+    }
+}
+
+/// The host name inside: as asked, else the sandbox's own name, which may be one byte too long for one.
+pub(super) fn host_name(spec: &Spec, name: &str) -> String {
+    let given = spec.hostname.clone().unwrap_or_else(|| name.to_owned());
+    given.chars().take(63).collect()
+}
+
+/// The program as it will be executed.
+pub(super) fn process(spec: &Spec, host: &Host, identities: &Identities, terminal: Terminal) -> Result<Process> {
+    let shell = vec![OsString::from("/bin/sh")];
+    let command = if spec.program.command.is_empty() { shell } else { spec.program.command.clone() };
+    let env = env(spec, host, identities);
+    let path = variable(&env, "PATH").map_or(OsStr::new(PATH), |value| value);
+    let candidates = candidates(&command[0], path);
+    let workdir = match (&spec.program.workdir, &spec.root.source) {
+        (Some(workdir), _) => workdir.as_path().to_owned(),
+        (None, RootSource::Host) => host.caller.cwd.clone(),
+        (None, RootSource::Layers(_)) => PathBuf::from("/"),
+    };
+    Ok(Process {
+        argv0: spec.program.argv0.as_ref().map_or_else(|| command[0].clone(), OsString::from),
+        candidates,
+        env: env.into_iter().map(|(name, value)| joined(&name, &value)).collect(),
+        command,
+        workdir,
+        umask: spec.program.umask,
+        init: spec.program.init,
+        terminal,
+        pass_fds: spec.program.pass_fds.clone(),
+    })
+}
+
+fn joined(name: &str, value: &OsStr) -> OsString {
+    let mut both = OsString::from(name);
+    both.push("=");
+    both.push(value);
+    both
+}
+
+fn variable<'a>(env: &'a [(String, OsString)], name: &str) -> Option<&'a OsStr> {
+    env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
+}
+
+/// As execvp(3): a name with a slash is a path, any other is looked for in PATH, in which an empty entry
+/// is left out: the working directory is not a place for commands.
+fn candidates(command: &OsStr, path: &OsStr) -> Vec<OsString> {
+    if command.as_bytes().contains(&b'/') {
+        return vec![command.to_owned()];
+    }
+    let dirs = path.as_bytes().split(|&b| b == b':').filter(|dir| !dir.is_empty());
+    dirs.map(|dir| Path::new(OsStr::from_bytes(dir)).join(command).into_os_string()).collect()
+}
+
+fn env(spec: &Spec, host: &Host, identities: &Identities) -> Vec<(String, OsString)> {
+    let denied = |name: &str| spec.env.deny.iter().any(|pattern| crate::spec::matches(pattern, name));
+    let mut env = match spec.env.base {
+        BaseEnv::Usual => usual(spec, host, identities).into_iter().filter(|(name, _)| !denied(name)).collect(),
+        BaseEnv::Cleared => Vec::new(),
+    };
+    for (name, value) in &spec.env.set {
+        env.retain(|(old, _)| old != name);
+        env.push((name.clone(), value.clone()));
+    }
+    env
+}
+
+fn usual(spec: &Spec, host: &Host, identities: &Identities) -> Vec<(String, OsString)> {
+    let caller = &host.caller;
+    let here = spec.root.source == RootSource::Host;
+    let kept = |name: &str, otherwise: &str| match caller.var(name).filter(|_| here) {
+        Some(value) => value.to_owned(),
+        None => otherwise.into(),
+    };
+    let mut env: Vec<(String, OsString)> = vec![
+        ("PATH".into(), kept("PATH", PATH)),
+        ("HOME".into(), kept("HOME", &identities.home)),
+        ("USER".into(), OsString::from(&identities.user)),
+        ("TERM".into(), caller.var("TERM").unwrap_or(OsStr::new("xterm")).to_owned()),
+        ("container".into(), "sbx".into()),
+    ];
+    let language = |name: &str| name == "LANG" || name.starts_with("LC_");
+    let languages = caller.env.iter().filter_map(|(name, value)| Some((name.to_str()?, value)));
+    env.extend(languages.filter(|(name, _)| language(name)).map(|(name, value)| (name.to_owned(), value.clone())));
+    env
+}

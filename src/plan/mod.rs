@@ -1,0 +1,280 @@
+//! Spec + Host → Plan: the ordered steps of one launch. Pure: what cannot work on this host is refused
+//! here, before anything is started.
+//!
+//! The `Display` of a step is the line of `--dry-run`, of `--verbose`, and the words of an error, so a
+//! step's number and text are known to everyone who holds the Plan.
+
+mod access;
+pub mod bpf;
+mod environment;
+mod identity;
+mod mounts;
+pub mod seccomp;
+pub mod setid;
+mod steps;
+pub mod syscalls;
+
+pub use access::{Grant, LandlockPlan};
+pub use identity::{GroupSet, Identities, MapsBy};
+pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
+
+use crate::error::{Error, Place, Result};
+use crate::host::Host;
+use crate::spec::access::Degrade;
+use crate::spec::{Init, NetMode, Spec, Tty};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::fmt;
+
+/// The stages, in their order. Each says what it does, what it may not do yet, and what it must not do any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Parent. Takes the name and its lock, writes the record of what may be left behind. Starts nothing yet.
+    Claim,
+    /// Parent. One clone3 for the user namespace and what nests in it. Nothing in it is used yet.
+    Clone,
+    /// Parent. Writes the id maps. From here on the child may use its namespaces; the maps never change again.
+    Maps,
+    /// Child. Session, death signal, clocks, host name, network. All capabilities are there; the root is
+    /// still the host's. Writes to its own /proc files must be done by the end of it.
+    Enter,
+    /// Child, beside the rest of `Enter`. Builds the new root by descriptors. Follows no path of ROOTFS outside
+    /// its root. May not run anything from ROOTFS.
+    Root,
+    /// Child. Makes the new root the root and drops the old one. No host path exists any more.
+    Pivot,
+    /// Child. Groups, ids, capabilities, no_new_privs, non-dumpable; read back. Must not mount any more.
+    Identity,
+    /// Child. Limits, Landlock, working directory. Must not gain anything any more.
+    Confine,
+    /// Child. Waits for the word to start.
+    Gate,
+    /// Child. The program loads its filter and is executed; nothing stands between the two.
+    Exec,
+}
+
+impl Stage {
+    /// The stage's word, as printed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Stage::Claim => "claim",
+            Stage::Clone => "clone",
+            Stage::Maps => "maps",
+            Stage::Enter => "enter",
+            Stage::Root => "root",
+            Stage::Pivot => "pivot",
+            Stage::Identity => "identity",
+            Stage::Confine => "confine",
+            Stage::Gate => "gate",
+            Stage::Exec => "exec",
+        }
+    }
+}
+
+/// Whether a run may go on without a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Need {
+    /// It may not.
+    Must,
+    /// It may: the step is skipped, said, and recorded.
+    Try,
+}
+
+/// One step, where it belongs, and whether it is needed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Where it belongs.
+    pub stage: Stage,
+    /// Whether it is needed.
+    pub need: Need,
+    /// What is done.
+    pub step: Step,
+}
+
+/// A whole launch: see the head of the file.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) name: String,
+    pub(crate) steps: Vec<Planned>,
+    pub(crate) identities: Identities,
+    pub(crate) process: Process,
+    pub(crate) landlock: Option<LandlockPlan>,
+    /// Filters of the program in the order they are loaded.
+    pub(crate) filters: Vec<Vec<bpf::Insn>>,
+    /// What the user is told before the start.
+    pub(crate) notes: Vec<String>,
+    /// Memory of the one tmpfs in bytes.
+    pub(crate) store_size: u64,
+}
+
+/// The program and how sbx stands to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Process {
+    pub command: Vec<OsString>,
+    pub argv0: OsString,
+    /// Full paths that are tried in turn, as execvp(3) does.
+    pub candidates: Vec<OsString>,
+    pub env: Vec<OsString>,
+    pub workdir: std::path::PathBuf,
+    pub umask: u32,
+    pub init: Init,
+    pub terminal: Terminal,
+    pub pass_fds: Vec<i32>,
+}
+
+/// Which of the program's standard descriptors are a terminal of the sandbox's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Terminal {
+    /// None: the caller's descriptors as they are.
+    None,
+    /// Input and output; errors stay the caller's.
+    InOut,
+    /// All three.
+    All,
+}
+
+/// Makes the plan. `name` is the sandbox's, given or generated.
+///
+/// # Errors
+/// `Unsupported` for what this host cannot do, `Spec` for what contradicts its facts.
+pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
+    let identities = identity::identities(spec, host)?;
+    let terminal = terminal(spec, host);
+    check_stdio(host)?;
+    let process = environment::process(spec, host, &identities, terminal)?;
+    let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
+    let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();
+    let store_size = mounts::store_size(spec, host);
+    steps.must(Stage::Claim, Step::Claim(name.into()));
+    steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
+    steps.must(Stage::Maps, Step::Maps(identities.clone()));
+    environment::enter(&mut steps, spec, name);
+    mounts::root(&mut steps, spec, host, &identities, &process, name, store_size)?;
+    steps.must(Stage::Pivot, Step::Pivot);
+    access::identity(&mut steps, spec, &identities);
+    let landlock = access::confine(&mut steps, spec, host, &process, &mut notes)?;
+    steps.must(Stage::Gate, Step::Gate);
+    let filters = access::filters(&mut steps, spec)?;
+    steps.must(Stage::Exec, Step::Exec(process.command.clone()));
+    notes.extend(mounts::notes(spec, host));
+    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes, store_size })
+}
+
+/// The steps while they are collected.
+pub(crate) struct Steps {
+    list: Vec<Planned>,
+    degrade: Degrade,
+}
+
+impl Steps {
+    /// A step that the run needs.
+    pub(crate) fn must(&mut self, stage: Stage, step: Step) {
+        self.list.push(Planned { stage, need: Need::Must, step });
+    }
+
+    /// A step that `--best-effort` lets go: only those of DESIGN 4.4 come here.
+    pub(crate) fn may_degrade(&mut self, stage: Stage, step: Step) {
+        let need = if self.degrade == Degrade::BestEffort { Need::Try } else { Need::Must };
+        self.list.push(Planned { stage, need, step });
+    }
+
+    /// A step that is always optional.
+    pub(crate) fn attempt(&mut self, stage: Stage, step: Step) {
+        self.list.push(Planned { stage, need: Need::Try, step });
+    }
+}
+
+fn terminal(spec: &Spec, host: &Host) -> Terminal {
+    use crate::host::Stdio;
+    let is = |n: usize| host.stdio[n] == Stdio::Terminal;
+    match spec.program.tty {
+        Tty::Own if is(2) || host.stdio[2] == Stdio::Closed => Terminal::All,
+        Tty::Own if is(0) || is(1) => Terminal::InOut,
+        Tty::Own => Terminal::All,
+        Tty::Auto if is(0) && is(1) && is(2) => Terminal::All,
+        Tty::Auto if is(0) && is(1) => Terminal::InOut,
+        _ => Terminal::None,
+    }
+}
+
+/// A directory among the program's descriptors would be a way out through /proc/self/fd (DESIGN 4.5).
+fn check_stdio(host: &Host) -> Result<()> {
+    use crate::host::Stdio;
+    let standard = host.stdio.iter().enumerate().map(|(number, stdio)| (number as i32, *stdio));
+    for (number, stdio) in standard.chain(host.passed.iter().copied()) {
+        let (why, hint) = match stdio {
+            Stdio::Place => ("a directory, through which the program could reach the host", "redirect it from a file or /dev/null"),
+            Stdio::Closed => ("not open", "--pass-fd passes a descriptor that the caller holds open"),
+            _ => continue,
+        };
+        return Err(Error::spec("descriptor", number, why).or_try(hint));
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// The sandbox's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The steps in order; the first has number 1.
+    pub fn steps(&self) -> &[Planned] {
+        &self.steps
+    }
+
+    /// What the user should be told before the start.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Where a step stands, for an error. Numbers count from 1.
+    pub fn place(&self, number: usize) -> Place {
+        let planned = self.steps.get(number.wrapping_sub(1));
+        Place {
+            number,
+            of: self.steps.len(),
+            stage: planned.map_or("?", |p| p.stage.word()),
+            step: planned.map_or_else(String::new, |p| p.step.to_string()),
+        }
+    }
+
+    /// The number of the first step that `is` holds for; 0 where there is none.
+    pub(crate) fn number(&self, is: impl Fn(&Step) -> bool) -> usize {
+        self.steps.iter().position(|p| is(&p.step)).map_or(0, |index| index + 1)
+    }
+
+    /// The plan as data: what `--dry-run --json` prints.
+    pub fn to_json(&self) -> serde_json::Value {
+        let step = |(index, p): (usize, &Planned)| {
+            serde_json::json!({
+                "number": index + 1, "stage": p.stage, "need": p.need, "step": p.step.to_string(),
+            })
+        };
+        let steps: Vec<_> = self.steps.iter().enumerate().map(step).collect();
+        serde_json::json!({ "name": self.name, "steps": steps, "notes": self.notes })
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, p) in self.steps.iter().enumerate() {
+            let optional = if p.need == Need::Try { " (if it can be had)" } else { "" };
+            let text = crate::error::visible(&p.step.to_string());
+            writeln!(f, "{:<9}{:>3}  {text}{optional}", p.stage.word(), index + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the network namespace is the sandbox's own.
+pub(crate) fn own_network(spec: &Spec) -> bool {
+    spec.net.mode == NetMode::None
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

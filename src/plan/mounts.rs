@@ -1,0 +1,275 @@
+//! The steps of the stage `Root`: what the file system inside is made of, in the order of mounting.
+
+use super::environment::host_name;
+use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
+use super::{Identities, Process, Stage, Steps, Terminal, own_network};
+use crate::error::{Error, Result};
+use crate::host::{Host, RootFacts};
+use crate::host::EntryKind;
+use crate::spec::access::Nesting;
+use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
+use crate::spec::text::{HostPath, InnerPath};
+use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
+use std::path::Path;
+
+/// What Docker masks (security.md section 2), as moby/moby does since 2026.
+const MASKED_PROC: [&str; 10] = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+];
+const MASKED_SYS: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/firmware"];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
+const TMPFS_XATTRS: (u32, u32) = (6, 6);
+
+/// Bytes of the one tmpfs: as said, else a quarter of the machine's memory.
+pub(super) fn store_size(spec: &Spec, host: &Host) -> u64 {
+    match &spec.root.writes {
+        Writes::Upper(Upper::Tmpfs(Some(bytes))) | Writes::ReadOnly(Upper::Tmpfs(Some(bytes))) => *bytes,
+        _ => (host.memory / 4).max(64 << 20),
+    }
+}
+
+/// Where the root's upper layer lies on this host.
+pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> {
+    let dropped = || UpperAt::Dropped(upper_home(host).join(name));
+    match &spec.root.writes {
+        Writes::Through => None,
+        Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => Some(UpperAt::Store),
+        Writes::Upper(Upper::Directory(at)) | Writes::ReadOnly(Upper::Directory(at)) => Some(UpperAt::Kept(at.clone())),
+        Writes::Upper(_) | Writes::ReadOnly(_) => Some(dropped()),
+    }
+}
+
+/// The directory that holds dropped upper layers on disk.
+pub(crate) fn upper_home(host: &Host) -> HostPath {
+    let base = host.caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
+    let base = base.map_or_else(|| host.caller.home.join(".local/share"), Path::to_owned);
+    HostPath::new(base.join("sbx/upper")).unwrap_or_else(|| InnerPath::known("/var/tmp").as_path().to_owned().into())
+}
+
+impl From<std::path::PathBuf> for HostPath {
+    /// For paths known to be absolute; a relative one is taken from the root.
+    fn from(path: std::path::PathBuf) -> HostPath {
+        HostPath::new(Path::new("/").join(path)).unwrap_or_else(|| unreachable!("joined to /"))
+    }
+}
+
+/// What the user should be told about the root.
+pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
+    let mut notes = Vec::new();
+    let tmpfs = matches!(spec.root.writes, Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)));
+    if tmpfs && host.kernel < TMPFS_XATTRS {
+        let (major, minor) = host.kernel;
+        notes.push(format!("changes go to disk: Linux {major}.{minor} has no user xattrs on tmpfs (6.6 has)"));
+    }
+    if writable_host(spec) && spec.root.setid == crate::spec::access::SetId::Allowed {
+        notes.push("--allow-setid: the program can leave set-id files in writable host directories".into());
+    }
+    notes
+}
+
+/// Whether the program can write files of the host.
+pub(super) fn writable_host(spec: &Spec) -> bool {
+    let kept = matches!(&spec.root.writes, Writes::Through | Writes::Upper(Upper::Directory(_)));
+    kept || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
+}
+
+/// All steps of the stage, in their order.
+pub(super) fn root(
+    steps: &mut Steps, spec: &Spec, host: &Host, who: &Identities, process: &Process, name: &str, store_size: u64,
+) -> Result<()> {
+    let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
+    must(steps, Step::Store(store_size));
+    let upper = upper_at(spec, host, name);
+    base(steps, spec, host, upper, name)?;
+    must(steps, Step::Dev);
+    must(steps, Step::Devpts);
+    if spec.share.ipc {
+        must(steps, Step::HostShm);
+    } else {
+        steps.may_degrade(Stage::Root, Step::Mqueue);
+    }
+    proc(steps, spec, host);
+    for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
+        must(steps, Step::Scratch(InnerPath::known(path), mode));
+    }
+    must(steps, supplied("/run/.containerenv", format!("engine=\"sbx-{}\"\nname=\"{name}\"\n", env!("CARGO_PKG_VERSION")), EtcWay::Bind));
+    if spec.root.source == RootSource::Host {
+        host_scratch(steps, host);
+    }
+    users(steps, spec, host)?;
+    for path in &spec.mask {
+        must(steps, Step::Mask(Masked { path: path.clone(), asked: true }));
+    }
+    if process.terminal != Terminal::None {
+        must(steps, Step::Terminal);
+    }
+    if matches!(spec.root.writes, Writes::ReadOnly(_)) {
+        must(steps, Step::SealRoot);
+    }
+    let _ = who;
+    Ok(())
+}
+
+fn supplied(path: &'static str, content: String, way: EtcWay) -> Step {
+    Step::Supply(Etc { path: InnerPath::known(path), content, way })
+}
+
+/// The root itself and the files that sbx puts into its /etc.
+fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, name: &str) -> Result<()> {
+    if spec.root.overlay == Overlay::Fuse {
+        let why = "fuse-overlayfs is not built into this version of sbx".to_owned();
+        return Err(Error::Unsupported { feature: "--overlay fuse".into(), why, hint: Some("--overlay auto".into()) });
+    }
+    // A layer that is thrown away may hold the supplied files; ROOTFS and a kept layer may not (DESIGN 4.2).
+    let dropped = matches!(upper, Some(UpperAt::Store | UpperAt::Dropped(_)));
+    let way = match host.root.etc {
+        Some((mode, uid, gid)) if dropped => EtcWay::Upper(mode, uid, gid),
+        _ => EtcWay::Bind,
+    };
+    let files = etc_files(spec, host, name).map(|(path, content)| supplied(path, content, way.clone()));
+    let before = matches!(way, EtcWay::Upper(..));
+    if before {
+        files.clone().for_each(|step| steps.must(Stage::Root, step));
+    }
+    match (&spec.root.source, upper) {
+        (RootSource::Layers(lower), Some(upper)) => {
+            let layers = Layers { lower: lower.clone(), upper, mode: host.root.mode };
+            steps.must(Stage::Root, Step::Overlay(layers));
+        }
+        (RootSource::Layers(lower), None) => match lower.as_slice() {
+            [one] => steps.must(Stage::Root, Step::BindRoot(one.clone())),
+            _ => return Err(Error::spec("--rw", "layers", "only a single directory can be written through")),
+        },
+        (RootSource::Host, _) => host_root(steps, &host.root),
+    }
+    if !before {
+        files.for_each(|step| steps.must(Stage::Root, step));
+    }
+    Ok(())
+}
+
+fn etc_files(spec: &Spec, host: &Host, name: &str) -> [(&'static str, String); 3] {
+    let host_name = host_name(spec, name);
+    let mut hosts = format!("127.0.0.1\tlocalhost {host_name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (host, ip) in &spec.net.hosts {
+        hosts.push_str(&format!("{ip}\t{host}\n"));
+    }
+    let servers: String = spec.net.dns.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+    let resolv = if servers.is_empty() { host.resolv_conf.clone() } else { servers };
+    [("/etc/hosts", hosts), ("/etc/hostname", format!("{host_name}\n")), ("/etc/resolv.conf", resolv)]
+}
+
+/// Top-level names that are not shown as they are: made by sbx, or private to the host.
+const HIDDEN: [&str; 9] = ["dev", "home", "lost+found", "media", "mnt", "proc", "root", "run", "sys"];
+
+/// `/` of `@host`: an empty tmpfs with an overlay, a bind or a link for each entry (DESIGN 4.12).
+fn host_root(steps: &mut Steps, root: &RootFacts) {
+    steps.must(Stage::Root, Step::EmptyRoot);
+    for entry in root.entries.iter().filter(|entry| entry.name != "tmp" && !HIDDEN.contains(&entry.name.as_str())) {
+        let path = Path::new("/").join(&entry.name);
+        steps.must(Stage::Root, match &entry.kind {
+            EntryKind::Plain => Step::HostOverlay(path),
+            EntryKind::Mounted => Step::HostBind(path),
+            EntryKind::Link(target) => Step::Link(path, target.clone()),
+        });
+    }
+}
+
+/// The empty directories of `@host`, and an empty home for its caller.
+fn host_scratch(steps: &mut Steps, host: &Host) {
+    for (path, mode) in [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)] {
+        steps.must(Stage::Root, Step::Scratch(InnerPath::known(path), mode));
+    }
+    let home = InnerPath::parse("HOME", &host.caller.home).ok();
+    if let Some(home) = home.filter(|home| home.depth() > 1 && home.as_path() != Path::new("/root")) {
+        steps.must(Stage::Root, Step::Scratch(home, 0o700));
+    }
+}
+
+fn proc(steps: &mut Steps, spec: &Spec, host: &Host) {
+    let lifted = |path: &str| match &spec.unmask {
+        Unmask::All => true,
+        Unmask::Paths(paths) => paths.iter().any(|p| p.as_path() == Path::new(path)),
+    };
+    let nested = spec.nesting == Nesting::Allowed;
+    let mask = |steps: &mut Steps, path: &str| {
+        if !lifted(path) && !nested
+            && let Ok(path) = InnerPath::parse("--mask", path)
+        {
+            steps.must(Stage::Root, Step::Mask(Masked { path, asked: false }));
+        }
+    };
+    steps.must(Stage::Root, Step::Proc);
+    if !nested {
+        steps.must(Stage::Root, Step::NoUserNamespaces);
+        for path in READ_ONLY.into_iter().filter(|path| !lifted(path)) {
+            steps.must(Stage::Root, Step::ReadOnly(InnerPath::known(path)));
+        }
+    }
+    MASKED_PROC.into_iter().for_each(|path| mask(steps, path));
+    if own_network(spec) {
+        steps.may_degrade(Stage::Root, Step::Sys(SysKind::Fresh));
+        MASKED_SYS.into_iter().for_each(|path| mask(steps, path));
+        for cpu in 0..host.throttled_cpus {
+            mask(steps, &format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"));
+        }
+    } else {
+        steps.must(Stage::Root, Step::Sys(SysKind::Empty));
+    }
+}
+
+/// The user's own mounts, and the caller's directory for `@host`.
+fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
+    let mut mounts = spec.mounts.clone();
+    if spec.root.source == RootSource::Host {
+        mounts.extend(working_directory(spec, host));
+        mounts.sort_by_key(|mount| mount.dst.depth());
+    }
+    for mount in mounts {
+        let absent = match &mount.source {
+            Source::Bind { src, presence, .. } => !look(host, src, *presence, &mount)?,
+            Source::Device { src } => !look(host, src, Presence::Required, &mount)?,
+            _ => false,
+        };
+        if !absent {
+            steps.must(Stage::Root, Step::Mount(mount));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a source is there; missing ones are refused before anything is started, unless optional.
+fn look(host: &Host, src: &HostPath, presence: Presence, mount: &Mount) -> Result<bool> {
+    let field = if matches!(mount.source, Source::Device { .. }) { "--device" } else { "--volume" };
+    match (host.missing.iter().find(|(path, _)| path == src), presence) {
+        (None, _) => Ok(true),
+        (Some(_), Presence::Optional) => Ok(false),
+        (Some((_, why)), Presence::Required) => {
+            Err(Error::spec(field, src, why).or_try("create it, or add the option `optional`"))
+        }
+    }
+}
+
+/// An overlay of the caller's directory in its own place, unless a mount of the user's covers it, or it would
+/// show the home that `@host` hides.
+fn working_directory(spec: &Spec, host: &Host) -> Option<Mount> {
+    let cwd = &host.caller.cwd;
+    let covered = spec.mounts.iter().any(|mount| cwd.starts_with(mount.dst.as_path()));
+    let too_wide = host.caller.home.starts_with(cwd) || cwd.components().count() < 3;
+    if covered || too_wide {
+        return None;
+    }
+    let dst = InnerPath::parse("working directory", cwd).ok()?;
+    let guarded = ["/proc", "/sys", "/dev"].iter().any(|path| dst.is_below(path));
+    let source = Source::Bind {
+        src: HostPath::new(cwd)?,
+        access: Access::Overlay,
+        exec: Exec::Exec,
+        devices: Devices::Nodev,
+        presence: Presence::Required,
+    };
+    (!guarded).then_some(Mount { dst, source })
+}

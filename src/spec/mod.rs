@@ -1,0 +1,272 @@
+//! What is asked for: Layer (from one source, all optional) and Spec (all of them resolved and checked).
+//!
+//! Pure data: nothing here looks at files, the environment or the kernel. A Spec can only come from
+//! `Spec::resolve`, so whoever holds one holds a checked one.
+
+pub mod access;
+pub mod ids;
+pub mod layer;
+pub mod mount;
+mod resolve;
+pub(crate) use resolve::matches;
+pub mod text;
+
+pub use layer::{Layer, Origin};
+pub use text::{Caller, HostPath, InnerPath};
+
+use access::{Capabilities, Degrade, Landlock, Nesting, Seccomp, SetId};
+use ids::{Map, User, Who};
+use mount::Mount;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// One sandbox as asked for: complete and checked, independent of the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    pub(crate) name: Option<String>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) user: Option<User>,
+    pub(crate) groups: Vec<Who>,
+    pub(crate) groups_kept: Groups,
+    pub(crate) map: Map,
+    pub(crate) root: Root,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) mask: Vec<InnerPath>,
+    pub(crate) unmask: Unmask,
+    pub(crate) program: Program,
+    pub(crate) env: Env,
+    pub(crate) net: Net,
+    pub(crate) share: Share,
+    pub(crate) time: TimeOffsets,
+    pub(crate) sysctls: Vec<(String, String)>,
+    pub(crate) limits: Limits,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) seccomp: Seccomp,
+    pub(crate) landlock: Landlock,
+    pub(crate) nesting: Nesting,
+    pub(crate) degrade: Degrade,
+    /// What argv lifted of a policy's denials: printed at start.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What becomes of the supplementary groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// As the map allows: kept with a single id, else those of the user inside.
+    ByMap,
+    /// None.
+    Dropped,
+}
+
+/// The root file system and who may write it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// Where its content comes from.
+    pub source: RootSource,
+    /// Where changes go.
+    pub writes: Writes,
+    /// Which overlay implementation.
+    pub overlay: Overlay,
+    /// Whether set-id bits may be set on host files.
+    pub setid: SetId,
+}
+
+/// Where the root's content comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootSource {
+    /// Directories, the topmost first; never empty.
+    Layers(Vec<HostPath>),
+    /// This machine's own root.
+    Host,
+}
+
+/// Where changes of the root go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Into the sandbox's own layer.
+    Upper(Upper),
+    /// Into that layer while it is set up, then nowhere.
+    ReadOnly(Upper),
+    /// Into ROOTFS itself.
+    Through,
+}
+
+/// What holds the layer of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// Memory, at most this many bytes.
+    Tmpfs(Option<u64>),
+    /// A private directory on disk, removed at the end.
+    Disk,
+    /// This directory, kept.
+    Directory(HostPath),
+}
+
+/// `--overlay`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlay {
+    /// The kernel's, else fuse-overlayfs.
+    Auto,
+    /// The kernel's or none.
+    Kernel,
+    /// fuse-overlayfs.
+    Fuse,
+}
+
+/// Default masks that are lifted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmask {
+    /// Those at these paths.
+    Paths(Vec<InnerPath>),
+    /// All of them.
+    All,
+}
+
+/// The program and its surroundings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// COMMAND and its arguments; empty means `/bin/sh`.
+    pub command: Vec<OsString>,
+    /// Its own name, if not the command's.
+    pub argv0: Option<String>,
+    /// Working directory, if not the default.
+    pub workdir: Option<InnerPath>,
+    /// Whether it gets a terminal of its own.
+    pub tty: Tty,
+    /// Whether sbx's init is pid 1.
+    pub init: Init,
+    /// Descriptors passed besides 0 to 2.
+    pub pass_fds: Vec<i32>,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
+/// `-t`, `-T`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tty {
+    /// A terminal of its own when stdin and stdout are terminals.
+    Auto,
+    /// In any case.
+    Own,
+    /// Never: the caller's descriptors as they are.
+    None,
+}
+
+/// Who is pid 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// sbx's own init, which reaps and forwards.
+    Own,
+    /// The program itself.
+    Program,
+}
+
+/// The environment beyond sbx's own few variables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Env {
+    /// Whether sbx's own few are there.
+    pub base: BaseEnv,
+    /// Variables in order; later ones win.
+    pub set: Vec<(String, OsString)>,
+    /// Patterns of names that are left out of sbx's own few as well.
+    pub deny: Vec<String>,
+}
+
+/// `--clear-env`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BaseEnv {
+    /// PATH, HOME, USER, TERM, LANG, LC_*, container.
+    Usual,
+    /// Nothing.
+    Cleared,
+}
+
+/// `--net` and what belongs to names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// Which network.
+    pub mode: NetMode,
+    /// Name servers, where said.
+    pub dns: Vec<IpAddr>,
+    /// Extra lines of the hosts file.
+    pub hosts: Vec<(String, IpAddr)>,
+}
+
+/// Which network the program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetMode {
+    /// Its own loopback.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// Namespaces that stay the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// SysV IPC, message queues, /dev/shm.
+    pub ipc: bool,
+    /// The host name.
+    pub uts: bool,
+    /// The monotonic and boot-time clocks.
+    pub time: bool,
+    /// The cgroup view.
+    pub cgroup: bool,
+}
+
+/// `--time-offset`, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeOffsets {
+    /// Added to CLOCK_MONOTONIC.
+    pub monotonic: i64,
+    /// Added to CLOCK_BOOTTIME.
+    pub boottime: i64,
+}
+
+/// Limits that need no cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Processes and threads, sbx's init not counted.
+    pub pids: u64,
+    /// Resource limits by the lower-case name of getrlimit(2); `None` is unlimited.
+    pub rlimits: Vec<Rlimit>,
+    /// Nice value.
+    pub nice: Option<i32>,
+    /// Added to the badness of the OOM killer.
+    pub oom_score_adj: Option<i32>,
+    /// How long the program may run.
+    pub timeout: Option<Duration>,
+    /// How long it has between TERM and KILL.
+    pub kill_after: Duration,
+}
+
+/// One `--rlimit`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    /// Lower case, without `RLIMIT_`.
+    pub name: String,
+    /// Enforced; `u64::MAX` is unlimited.
+    pub soft: u64,
+    /// How far the program may raise it; `u64::MAX` is unlimited.
+    pub hard: u64,
+}
+
+impl Spec {
+    /// What the user should be told before the start: denials that the command line lifted.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The name asked for.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// How long the program may run, and how long it then has from TERM to KILL.
+    pub fn timeout(&self) -> Option<(Duration, Duration)> {
+        self.limits.timeout.map(|timeout| (timeout, self.limits.kill_after))
+    }
+}

@@ -1,0 +1,308 @@
+//! What is mounted besides the root, in the text forms of `-v`, `--mount`, `--tmpfs` and `--device`.
+
+use super::text::{Caller, HostPath, InnerPath, size};
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::fmt;
+
+/// What the program may do with a bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Read only, submounts included.
+    Ro,
+    /// Read and write.
+    Rw,
+    /// Read; changes go to a layer of the sandbox's own.
+    Overlay,
+}
+
+/// Whether files on a mount can be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exec {
+    /// They can.
+    Exec,
+    /// They cannot.
+    Noexec,
+}
+
+/// Whether device nodes on a mount can be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Devices {
+    /// They cannot: the default everywhere.
+    Nodev,
+    /// They can.
+    Dev,
+}
+
+/// Whether a source that is not there is an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// It is.
+    Required,
+    /// The mount is then left out.
+    Optional,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file or directory of the host, with all mounts below it.
+    Bind {
+        /// Where it lies outside.
+        src: HostPath,
+        /// What may be done with it.
+        access: Access,
+        /// Whether it can be executed.
+        exec: Exec,
+        /// Whether its device nodes work.
+        devices: Devices,
+        /// Whether it must be there.
+        presence: Presence,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Its own limit in bytes; without one the sandbox's one tmpfs holds it.
+        size: Option<u64>,
+        /// Mode of its root.
+        mode: u32,
+        /// Whether it can be executed.
+        exec: Exec,
+    },
+    /// POSIX message queues of the sandbox's IPC namespace.
+    Mqueue,
+    /// One device node of the host.
+    Device {
+        /// Where it lies outside.
+        src: HostPath,
+    },
+}
+
+/// One mount and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is seen inside.
+    pub dst: InnerPath,
+    /// What is seen there.
+    pub source: Source,
+}
+
+impl Mount {
+    /// Parses `SRC:DST[:OPTION,…]` of `-v`.
+    pub fn volume(caller: &Caller, text: &str) -> Result<Mount> {
+        const FIELD: &str = "--volume";
+        let refuse = |why: &str| Error::spec(FIELD, text, why).or_try("write SRC:DST or SRC:DST:ro");
+        let mut parts = text.split(':');
+        let (src, dst) = match (parts.next(), parts.next()) {
+            (Some(src), Some(dst)) if !src.is_empty() && !dst.is_empty() => (src, dst),
+            _ => return Err(refuse("not SRC:DST")),
+        };
+        let options = parts.next().unwrap_or("");
+        if parts.next().is_some() {
+            return Err(refuse("more than two colons; for a path with a colon use --mount src=…,dst=…"));
+        }
+        if !src.starts_with(['/', '.', '~']) {
+            return Err(refuse("SRC starts with /, . or ~ (sbx has no named volumes)"));
+        }
+        let mut bind = Bind::new(FIELD, text);
+        options.split(',').filter(|o| !o.is_empty()).try_for_each(|option| bind.word(option))?;
+        bind.at(caller.host_path(FIELD, src)?, destination(FIELD, dst)?)
+    }
+
+    /// Parses `type=bind,src=…,dst=…,…` of `--mount`.
+    pub fn key_values(caller: &Caller, text: &str) -> Result<Mount> {
+        const FIELD: &str = "--mount";
+        let refuse = |why: String| Error::spec(FIELD, text, why);
+        let (mut kind, mut src, mut dst, mut bytes, mut mode) = (None, None, None, None, None);
+        let mut bind = Bind::new(FIELD, text);
+        for pair in text.split(',') {
+            match pair.split_once('=').unwrap_or((pair, "")) {
+                ("type", value) => kind = Some(value),
+                ("src" | "source", value) => src = Some(value),
+                ("dst" | "destination" | "target", value) => dst = Some(value),
+                ("size" | "tmpfs-size", value) => bytes = Some(size(FIELD, value)?),
+                ("mode" | "tmpfs-mode", value) => mode = Some(octal(FIELD, value)?),
+                ("readonly", "" | "true") => bind.word("ro")?,
+                (word, "") => bind.word(word)?,
+                (key, _) => return Err(refuse(format!("{key} is not one of its keys (type, src, dst, size, mode)"))),
+            }
+        }
+        let dst = destination(FIELD, dst.ok_or_else(|| refuse("dst= is missing".into()))?)?;
+        match (kind.unwrap_or("bind"), src) {
+            ("bind", Some(src)) if bytes.is_none() && mode.is_none() => bind.at(caller.host_path(FIELD, src)?, dst),
+            ("bind", Some(_)) => Err(refuse("size and mode belong to type=tmpfs".into())),
+            ("bind", None) => Err(refuse("src= is missing".into())),
+            ("tmpfs", None) => {
+                Ok(Mount { dst, source: Source::Tmpfs { size: bytes, mode: mode.unwrap_or(0o1777), exec: bind.exec() } })
+            }
+            ("mqueue", None) => Ok(Mount { dst, source: Source::Mqueue }),
+            ("tmpfs" | "mqueue", Some(_)) => Err(refuse("this type has no src".into())),
+            (other, _) => Err(refuse(format!("type={other} is not one of bind, tmpfs, mqueue"))),
+        }
+    }
+
+    /// Parses `DST[:size=…,mode=…,exec,noexec]` of `--tmpfs`.
+    pub fn tmpfs(text: &str) -> Result<Mount> {
+        const FIELD: &str = "--tmpfs";
+        let (dst, options) = text.split_once(':').unwrap_or((text, ""));
+        let (mut bytes, mut mode, mut exec) = (None, 0o1777, Exec::Exec);
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            match option.split_once('=').unwrap_or((option, "")) {
+                ("size", value) => bytes = Some(size(FIELD, value)?),
+                ("mode", value) => mode = octal(FIELD, value)?,
+                ("exec", "") => exec = Exec::Exec,
+                ("noexec", "") => exec = Exec::Noexec,
+                ("rw" | "nosuid" | "nodev", "") => {}
+                _ => return Err(Error::spec(FIELD, text, format!("{option} is not one of size=, mode=, exec, noexec"))),
+            }
+        }
+        Ok(Mount { dst: destination(FIELD, dst)?, source: Source::Tmpfs { size: bytes, mode, exec } })
+    }
+
+    /// Parses `PATH[:DST]` of `--device`.
+    pub fn device(caller: &Caller, text: &str) -> Result<Mount> {
+        const FIELD: &str = "--device";
+        let (src, dst) = text.split_once(':').unwrap_or((text, text));
+        let dst = InnerPath::parse(FIELD, dst)?;
+        if !dst.is_below("/dev") || dst.depth() < 3 {
+            return Err(Error::spec(FIELD, text, "a device goes below /dev"));
+        }
+        Ok(Mount { dst, source: Source::Device { src: caller.host_path(FIELD, src)? } })
+    }
+}
+
+/// The options of a bind while they are read; contradictions are refused (B35).
+struct Bind<'a> {
+    field: &'static str,
+    text: &'a str,
+    access: Option<Access>,
+    exec: Option<Exec>,
+    devices: Devices,
+    presence: Presence,
+}
+
+impl<'a> Bind<'a> {
+    fn new(field: &'static str, text: &'a str) -> Bind<'a> {
+        Bind { field, text, access: None, exec: None, devices: Devices::Nodev, presence: Presence::Required }
+    }
+
+    fn word(&mut self, word: &str) -> Result<()> {
+        let clash = match word {
+            "ro" => self.access.replace(Access::Ro).is_some_and(|old| old != Access::Ro),
+            "rw" => self.access.replace(Access::Rw).is_some_and(|old| old != Access::Rw),
+            "overlay" => self.access.replace(Access::Overlay).is_some_and(|old| old != Access::Overlay),
+            "exec" => self.exec.replace(Exec::Exec) == Some(Exec::Noexec),
+            "noexec" => self.exec.replace(Exec::Noexec) == Some(Exec::Exec),
+            "dev" => {
+                self.devices = Devices::Dev;
+                false
+            }
+            "optional" => {
+                self.presence = Presence::Optional;
+                false
+            }
+            _ => {
+                let why = format!("{word} is not one of ro, rw, overlay, exec, noexec, dev, optional");
+                return Err(Error::spec(self.field, self.text, why));
+            }
+        };
+        if clash { Err(Error::spec(self.field, self.text, format!("{word} contradicts an earlier option"))) } else { Ok(()) }
+    }
+
+    fn exec(&self) -> Exec {
+        self.exec.unwrap_or(Exec::Exec)
+    }
+
+    fn at(self, src: HostPath, dst: InnerPath) -> Result<Mount> {
+        let (access, exec) = (self.access.unwrap_or(Access::Rw), self.exec());
+        Ok(Mount { dst, source: Source::Bind { src, access, exec, devices: self.devices, presence: self.presence } })
+    }
+}
+
+/// A place where something may be mounted: not `/`, and not in the file systems sbx itself guards (B33).
+pub fn destination(field: &str, text: &str) -> Result<InnerPath> {
+    let dst = InnerPath::parse(field, text)?;
+    if dst.depth() == 1 {
+        return Err(Error::spec(field, text, "the root itself is ROOTFS, not a mount").or_try("give that directory as ROOTFS"));
+    }
+    match ["/proc", "/sys"].iter().find(|guarded| dst.is_below(guarded)) {
+        Some(guarded) => Err(Error::spec(field, text, format!("nothing may be mounted on or below {guarded}"))),
+        None => Ok(dst),
+    }
+}
+
+/// Permission bits in octal digits.
+pub fn octal(field: &str, text: &str) -> Result<u32> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(mode),
+        _ => Err(Error::spec(field, text, "a mode is octal, at most 7777, such as 1777")),
+    }
+}
+
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dst = &self.dst;
+        match &self.source {
+            Source::Bind { src, access, exec, devices, .. } => {
+                let word = match access {
+                    Access::Ro => "read-only",
+                    Access::Rw => "writable",
+                    Access::Overlay => "overlay",
+                };
+                write!(f, "bind {src} on {dst}, {word}")?;
+                write!(f, "{}", if *exec == Exec::Noexec { ", noexec" } else { "" })?;
+                write!(f, "{}", if *devices == Devices::Dev { ", devices" } else { "" })
+            }
+            Source::Tmpfs { size: Some(size), .. } => write!(f, "mount a tmpfs of {size} bytes on {dst}"),
+            Source::Tmpfs { .. } => write!(f, "mount a tmpfs on {dst}"),
+            Source::Mqueue => write!(f, "mount the message queues on {dst}"),
+            Source::Device { src } => write!(f, "bind device {src} on {dst}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller() -> Caller {
+        Caller { cwd: "/work".into(), home: "/home/me".into(), env: Vec::new() }
+    }
+
+    fn shown(mount: Result<Mount>) -> String {
+        mount.map_or_else(|e| format!("error: {e}"), |m| m.to_string())
+    }
+
+    #[test]
+    fn volumes() {
+        let volume = |text| shown(Mount::volume(&caller(), text));
+        assert_eq!(volume("./src:/src"), "bind /work/src on /src, writable");
+        assert_eq!(volume("~/.cargo:/c:ro,noexec"), "bind /home/me/.cargo on /c, read-only, noexec");
+        assert_eq!(volume(".:/w:overlay"), "bind /work on /w, overlay");
+        for bad in ["", "/a", "name:/x", "/a:b", "/a:/../b", "/a:/", "/a:/proc/x", "/a:/b:ro,rw", "/a:/b:z", "/a:/b:ro:x"] {
+            assert!(volume(bad).starts_with("error"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn key_values() {
+        let mount = |text| shown(Mount::key_values(&caller(), text));
+        assert_eq!(mount("type=bind,src=/a:b,dst=/c,ro"), "bind /a:b on /c, read-only");
+        assert_eq!(mount("type=tmpfs,dst=/t,size=1M"), "mount a tmpfs of 1048576 bytes on /t");
+        assert_eq!(mount("type=mqueue,dst=/q"), "mount the message queues on /q");
+        for bad in ["", "type=bind,dst=/c", "type=nfs,dst=/c", "type=tmpfs,src=/a,dst=/c", "dst=/c,src=/a,size=1", "x=y"] {
+            assert!(mount(bad).starts_with("error"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tmpfs_and_devices() {
+        assert_eq!(shown(Mount::tmpfs("/t:size=1M,mode=700")), "mount a tmpfs of 1048576 bytes on /t");
+        assert!(Mount::tmpfs("/t:mode=8").is_err() && Mount::tmpfs("t").is_err() && Mount::tmpfs("/t:size=0").is_err());
+        assert_eq!(shown(Mount::device(&caller(), "/dev/fuse")), "bind device /dev/fuse on /dev/fuse");
+        assert!(Mount::device(&caller(), "/dev/fuse:/etc/x").is_err());
+    }
+}

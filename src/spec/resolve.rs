@@ -1,0 +1,461 @@
+//! Layers → Spec: later scalars replace, lists append, a named denial wins, argv alone may lift one.
+
+use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, Seccomp, SetId};
+use super::ids::{Map, User, Who};
+use super::layer::{Count, Layer, MountTable, Origin};
+use super::mount::{Mount, destination, octal};
+use super::text::{Caller, HostPath, InnerPath, duration, hostname, name, number, size, word};
+use super::*;
+use crate::error::{Error, Result};
+
+/// sbx's default for `--pids`.
+const DEFAULT_PIDS: u64 = 4096;
+/// The kernel's PID_MAX_LIMIT on 64 bits.
+const MAX_PIDS: u64 = 4_194_304;
+/// sbx's default for `--kill-after`.
+const KILL_AFTER: Duration = Duration::from_secs(10);
+
+impl Spec {
+    /// Merges the layers, the weakest first, and checks all that can be checked without looking at the host.
+    ///
+    /// # Errors
+    /// `Usage` where ROOTFS is missing, `Spec` naming the option and the value for everything else.
+    pub fn resolve(layers: &[Layer], caller: &Caller) -> Result<Spec> {
+        let mut notes = Vec::new();
+        let share = share(layers)?;
+        let spec = Spec {
+            name: scalar(layers, |l| &l.identity.name).map(|n| name("--name", &n)).transpose()?,
+            hostname: scalar(layers, |l| &l.identity.hostname).map(|n| hostname("--hostname", &n)).transpose()?,
+            labels: labels(layers)?,
+            user: scalar(layers, |l| &l.identity.user).map(|u| User::parse(&u)).transpose()?,
+            groups: all(layers, |l| &l.identity.group_add).map(|g| Who::parse("--group-add", g)).collect::<Result<_>>()?,
+            groups_kept: choose(flag(layers, |l| l.identity.drop_groups), Groups::Dropped, Groups::ByMap),
+            map: last_list(layers, |l| &l.identity.map).map_or(Ok(Map::Auto), Map::parse)?,
+            root: root(layers, caller)?,
+            mounts: mounts(layers, caller)?,
+            mask: inner_paths(layers, "--mask", |l| &l.mounts.mask)?,
+            unmask: unmask(layers)?,
+            program: program(layers)?,
+            env: env(layers, caller, &mut notes)?,
+            net: net(layers)?,
+            share,
+            time: time_offsets(layers)?,
+            sysctls: sysctls(layers)?,
+            limits: limits(layers)?,
+            capabilities: capabilities(layers, &mut notes)?,
+            seccomp: seccomp(layers, &mut notes)?,
+            landlock: scalar(layers, |l| &l.landlock.mode).map_or(Ok(Landlock::Auto), |m| Landlock::parse(&m))?,
+            nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
+            degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
+            notes,
+        };
+        check_together(&spec)?;
+        Ok(spec)
+    }
+}
+
+/// The last layer's value of a scalar.
+fn scalar<T: Clone>(layers: &[Layer], of: impl Fn(&Layer) -> &Option<T>) -> Option<T> {
+    layers.iter().rev().find_map(|layer| of(layer).clone())
+}
+
+fn flag(layers: &[Layer], of: impl Fn(&Layer) -> Option<bool>) -> bool {
+    layers.iter().rev().find_map(of).unwrap_or(false)
+}
+
+fn choose<T>(condition: bool, then: T, otherwise: T) -> T {
+    if condition { then } else { otherwise }
+}
+
+/// All layers' values of a list, in order.
+fn all<'a, T: 'a>(layers: &'a [Layer], of: impl Fn(&'a Layer) -> &'a Vec<T>) -> impl Iterator<Item = &'a T> {
+    layers.iter().flat_map(of)
+}
+
+/// The last layer's list that is not empty: for lists that make sense only as a whole.
+fn last_list(layers: &[Layer], of: impl Fn(&Layer) -> &Vec<String>) -> Option<&[String]> {
+    layers.iter().rev().map(of).find(|list| !list.is_empty()).map(Vec::as_slice)
+}
+
+fn inner_paths(layers: &[Layer], field: &str, of: impl Fn(&Layer) -> &Vec<String>) -> Result<Vec<InnerPath>> {
+    all(layers, of).map(|text| InnerPath::parse(field, text)).collect()
+}
+
+/// Splits `K=V`; the key is not empty.
+fn pair<'a>(field: &str, text: &'a str) -> Result<(&'a str, &'a str)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key, value)),
+        _ => Err(Error::spec(field, text, "not KEY=VALUE")),
+    }
+}
+
+fn labels(layers: &[Layer]) -> Result<BTreeMap<String, String>> {
+    all(layers, |l| &l.identity.label)
+        .map(|text| pair("--label", text).map(|(k, v)| (k.to_owned(), v.to_owned())))
+        .collect()
+}
+
+fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
+    let typed = scalar(layers, |l| &l.rootfs).ok_or_else(|| Error::Usage {
+        what: "ROOTFS is missing".into(),
+        hint: Some("sbx run ./rootfs /bin/sh, or sbx run @host to use this machine's own root".into()),
+    })?;
+    let source = match typed.to_str() {
+        Some("@host") => RootSource::Host,
+        _ => RootSource::Layers(vec![caller.host_path("ROOTFS", &typed)?]),
+    };
+    let upper = scalar(layers, |l| &l.root.upper).map(|text| upper(caller, &text)).transpose()?;
+    let (rw, read_only) = (flag(layers, |l| l.root.rw), flag(layers, |l| l.root.read_only));
+    let writes = match (rw, read_only, upper) {
+        (true, true, _) => return Err(clash("--rw", "--read-only")),
+        (true, _, Some(_)) => return Err(clash("--rw", "--upper")),
+        (true, false, None) if source == RootSource::Host => return Err(Error::spec("--rw", "@host", "this machine's own root is never writable as a whole").or_try("-v DIR:DIR for the directories to write")),
+        (true, false, None) => Writes::Through,
+        (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
+        (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
+    };
+    let overlays = [("auto", Overlay::Auto), ("kernel", Overlay::Kernel), ("fuse", Overlay::Fuse)];
+    let overlay = scalar(layers, |l| &l.root.overlay).map_or(Ok(Overlay::Auto), |o| word("--overlay", &o, &overlays))?;
+    let setid = choose(flag(layers, |l| l.root.allow_setid), SetId::Allowed, SetId::Refused);
+    Ok(Root { source, writes, overlay, setid })
+}
+
+fn clash(one: &str, other: &str) -> Error {
+    Error::Usage { what: format!("{one} and {other} contradict each other"), hint: Some("give one of them".into()) }
+}
+
+fn upper(caller: &Caller, text: &str) -> Result<Upper> {
+    const FIELD: &str = "--upper";
+    match text.split_once(':') {
+        None if text == "tmpfs" => Ok(Upper::Tmpfs(None)),
+        None if text == "disk" => Ok(Upper::Disk),
+        Some(("tmpfs", bytes)) => size(FIELD, bytes).map(|bytes| Upper::Tmpfs(Some(bytes))),
+        _ if text.starts_with(['/', '.', '~']) => caller.host_path(FIELD, text).map(Upper::Directory),
+        _ => Err(Error::spec(FIELD, text, "not tmpfs, tmpfs:SIZE, disk or a directory").or_try("a directory starts with /, . or ~")),
+    }
+}
+
+fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
+    let mut found: Vec<Mount> = Vec::new();
+    for layer in layers {
+        let mut these: Vec<Mount> = Vec::new();
+        for table in &layer.mount {
+            these.push(table_mount(table, caller)?);
+        }
+        let short = &layer.mounts;
+        these.extend(short.volume.iter().map(|t| Mount::volume(caller, t)).collect::<Result<Vec<_>>>()?);
+        these.extend(short.mount.iter().map(|t| Mount::key_values(caller, t)).collect::<Result<Vec<_>>>()?);
+        these.extend(short.tmpfs.iter().map(|t| Mount::tmpfs(t)).collect::<Result<Vec<_>>>()?);
+        these.extend(short.device.iter().map(|t| Mount::device(caller, t)).collect::<Result<Vec<_>>>()?);
+        if let Some(twice) = these.iter().enumerate().find(|(n, m)| these[..*n].iter().any(|o| o.dst == m.dst)) {
+            return Err(Error::spec("--volume", &twice.1.dst, "two mounts on the same place"));
+        }
+        // A later layer's mount replaces an earlier one on the same place, as scalars do.
+        found.retain(|old| these.iter().all(|new| new.dst != old.dst));
+        found.extend(these);
+    }
+    found.sort_by_key(|mount| mount.dst.depth());
+    Ok(found)
+}
+
+fn table_mount(table: &MountTable, caller: &Caller) -> Result<Mount> {
+    const FIELD: &str = "[[mount]]";
+    let kind = table.r#type.as_deref().unwrap_or("bind");
+    let missing = |key: &str| Error::spec(FIELD, kind, format!("{key} is missing"));
+    let exec = choose(table.exec.unwrap_or(true), mount::Exec::Exec, mount::Exec::Noexec);
+    let source = match kind {
+        "bind" => {
+            let accesses = [("ro", mount::Access::Ro), ("rw", mount::Access::Rw), ("overlay", mount::Access::Overlay)];
+            mount::Source::Bind {
+                src: caller.host_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
+                access: table.access.as_deref().map_or(Ok(mount::Access::Ro), |a| word("access", a, &accesses))?,
+                exec,
+                devices: choose(table.dev.unwrap_or(false), mount::Devices::Dev, mount::Devices::Nodev),
+                presence: choose(table.optional.unwrap_or(false), mount::Presence::Optional, mount::Presence::Required),
+            }
+        }
+        "tmpfs" => mount::Source::Tmpfs {
+            size: table.size.as_deref().map(|s| size("size", s)).transpose()?,
+            mode: table.mode.as_deref().map_or(Ok(0o1777), |m| octal("mode", m))?,
+            exec,
+        },
+        "mqueue" => mount::Source::Mqueue,
+        _ => return Err(Error::spec("type", kind, "not one of bind, tmpfs, mqueue")),
+    };
+    let dst = match (&table.dst, &source) {
+        // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
+        (Some(dst), _) if dst.starts_with(['.', '~']) => caller.host_path(FIELD, dst)?.to_string(),
+        (Some(dst), _) => dst.clone(),
+        (None, mount::Source::Bind { src, .. }) => src.to_string(),
+        (None, _) => return Err(missing("dst")),
+    };
+    Ok(Mount { dst: destination(FIELD, &dst)?, source })
+}
+
+fn unmask(layers: &[Layer]) -> Result<Unmask> {
+    if all(layers, |l| &l.mounts.unmask).any(|text| text.eq_ignore_ascii_case("all")) {
+        return Ok(Unmask::All);
+    }
+    inner_paths(layers, "--unmask", |l| &l.mounts.unmask).map(Unmask::Paths)
+}
+
+fn program(layers: &[Layer]) -> Result<Program> {
+    let command = layers.iter().rev().find(|l| !l.command.is_empty()).map(|l| l.command.clone()).unwrap_or_default();
+    if command.first().is_some_and(|first| first.is_empty()) {
+        return Err(Error::spec("COMMAND", "", "an empty command"));
+    }
+    let tty = match scalar(layers, |l| &l.program.tty) {
+        None => Tty::Auto,
+        Some(true) => Tty::Own,
+        Some(false) => Tty::None,
+    };
+    let mut pass_fds: Vec<i32> = all(layers, |l| &l.program.pass_fd).copied().collect();
+    pass_fds.sort_unstable();
+    pass_fds.dedup();
+    if let Some(low) = pass_fds.iter().find(|&&fd| !(3..=65535).contains(&fd)) {
+        return Err(Error::spec("--pass-fd", low, "a descriptor number from 3 to 65535 (0 to 2 are always passed)"));
+    }
+    Ok(Program {
+        command,
+        argv0: scalar(layers, |l| &l.program.argv0),
+        workdir: scalar(layers, |l| &l.program.workdir).map(|w| InnerPath::parse("--workdir", w)).transpose()?,
+        tty,
+        init: choose(flag(layers, |l| l.program.no_init), Init::Program, Init::Own),
+        pass_fds,
+        umask: scalar(layers, |l| &l.program.umask).map_or(Ok(0o022), |mask| match octal("--umask", &mask)? {
+            mask if mask <= 0o777 => Ok(mask),
+            _ => Err(Error::spec("--umask", mask, "a mask is at most 777")),
+        })?,
+    })
+}
+
+/// Whether `*` patterns match a name.
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|tail| {
+            rest.is_empty() || (0..=tail.len()).filter(|&n| tail.is_char_boundary(n)).any(|n| matches(rest, &tail[n..]))
+        }),
+    }
+}
+
+fn variable(field: &str, name: &str) -> Result<()> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(Error::spec(field, name, "not a variable's name"));
+    }
+    Ok(())
+}
+
+fn env(layers: &[Layer], caller: &Caller, notes: &mut Vec<String>) -> Result<Env> {
+    let deny: Vec<String> = all(layers, |l| &l.env.deny).cloned().collect();
+    let denied = |name: &str| deny.iter().any(|pattern| matches(pattern, name));
+    let mut set = Vec::new();
+    for layer in layers {
+        let argv = layer.origin == Origin::Argv;
+        let passed = layer.env.pass.iter().flat_map(|pattern| {
+            caller.env.iter().filter_map(move |(name, value)| {
+                let name = name.to_str().filter(|name| matches(pattern, name))?;
+                Some((name.to_owned(), value.clone()))
+            })
+        });
+        let given = layer.env.set.iter().map(|(name, value)| (name.clone(), OsString::from(value)));
+        for (name, value) in passed.chain(given) {
+            variable("--env", &name)?;
+            if value.as_encoded_bytes().contains(&0) {
+                return Err(Error::spec("--env", name, "a value cannot hold a NUL byte"));
+            }
+            match (denied(&name), argv) {
+                (true, false) => continue,
+                (true, true) => notes.push(format!("--env {name} lifts a policy's denial")),
+                _ => {}
+            }
+            set.push((name, value));
+        }
+    }
+    let base = choose(flag(layers, |l| l.env.clear_env), BaseEnv::Cleared, BaseEnv::Usual);
+    Ok(Env { base, set, deny })
+}
+
+fn net(layers: &[Layer]) -> Result<Net> {
+    let modes = [("none", NetMode::None), ("host", NetMode::Host)];
+    let address = |field: &str, text: &str, ip: &str| {
+        ip.trim_matches(['[', ']']).parse::<IpAddr>().map_err(|_| Error::spec(field, text, "not an IP address"))
+    };
+    let hosts = all(layers, |l| &l.net.add_host).map(|text| {
+        let (host, ip) = text.split_once(':').ok_or_else(|| Error::spec("--add-host", text, "not HOST:IP"))?;
+        Ok((hostname("--add-host", host)?, address("--add-host", text, ip)?))
+    });
+    Ok(Net {
+        mode: scalar(layers, |l| &l.net.mode).map_or(Ok(NetMode::None), |m| word("--net", &m, &modes))?,
+        dns: all(layers, |l| &l.net.dns).map(|ip| address("--dns", ip, ip)).collect::<Result<_>>()?,
+        hosts: hosts.collect::<Result<_>>()?,
+    })
+}
+
+fn share(layers: &[Layer]) -> Result<Share> {
+    let mut share = Share::default();
+    for text in all(layers, |l| &l.namespaces.share).flat_map(|list| list.split(',')) {
+        match text {
+            "ipc" => share.ipc = true,
+            "uts" => share.uts = true,
+            "time" => share.time = true,
+            "cgroup" => share.cgroup = true,
+            _ => return Err(Error::spec("--share", text, "not one of ipc, uts, time, cgroup")),
+        }
+    }
+    Ok(share)
+}
+
+fn time_offsets(layers: &[Layer]) -> Result<TimeOffsets> {
+    const FIELD: &str = "--time-offset";
+    let mut offsets = TimeOffsets::default();
+    let Some(text) = scalar(layers, |l| &l.namespaces.time_offset) else { return Ok(offsets) };
+    for part in text.split(',') {
+        let (clock, seconds) = pair(FIELD, part)?;
+        let refuse = || Error::spec(FIELD, &text, "seconds with a sign, at most 9 digits, such as +3600");
+        let digits = seconds.strip_prefix(['+', '-']).unwrap_or(seconds);
+        let value = number(FIELD, digits).ok().filter(|n| *n < 1_000_000_000).ok_or_else(refuse)? as i64;
+        let value = choose(seconds.starts_with('-'), -value, value);
+        match clock {
+            "monotonic" => offsets.monotonic = value,
+            "boottime" => offsets.boottime = value,
+            _ => return Err(Error::spec(FIELD, clock, "not one of monotonic, boottime")),
+        }
+    }
+    Ok(offsets)
+}
+
+/// Settings that the kernel keeps for each network or IPC namespace; all others are the host's.
+fn sysctls(layers: &[Layer]) -> Result<Vec<(String, String)>> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (key, value) in layers.iter().flat_map(|l| &l.namespaces.sysctl) {
+        let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax"];
+        let ipc = ipc.contains(&key.as_str()) || ["kernel.shmmni", "kernel.shm_rmid_forced"].contains(&key.as_str());
+        let fine = key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !key.contains("..");
+        if !fine || !(ipc || key.starts_with("net.") || key.starts_with("fs.mqueue.")) {
+            return Err(Error::spec("--sysctl", key, "not a setting of the sandbox's own namespaces (net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem)"));
+        }
+        found.retain(|(old, _)| old != key);
+        found.push((key.clone(), value.clone()));
+    }
+    Ok(found)
+}
+
+fn limits(layers: &[Layer]) -> Result<Limits> {
+    let pids = scalar(layers, |l| &l.limits.pids).map(|count| match number("--pids", &count.text())? {
+        0 => Err(Error::spec("--pids", 0, "the program itself is one process")),
+        n if n > MAX_PIDS => Err(Error::spec("--pids", n, "the kernel has at most 4194304 processes")),
+        n => Ok(n),
+    });
+    let period = |field: &str, count: Option<Count>| count.map(|count| duration(field, &count.text())).transpose();
+    let nice = scalar(layers, |l| &l.limits.nice);
+    if let Some(value) = nice.filter(|n| !(-20..=19).contains(n)) {
+        return Err(Error::spec("--nice", value, "from -20 to 19"));
+    }
+    let oom_score_adj = scalar(layers, |l| &l.limits.oom_score_adj);
+    if let Some(value) = oom_score_adj.filter(|n| !(-1000..=1000).contains(n)) {
+        return Err(Error::spec("--oom-score-adj", value, "from -1000 to 1000"));
+    }
+    Ok(Limits {
+        pids: pids.transpose()?.unwrap_or(DEFAULT_PIDS),
+        rlimits: all(layers, |l| &l.limits.rlimit).map(|text| rlimit(text)).collect::<Result<_>>()?,
+        nice,
+        oom_score_adj,
+        timeout: period("--timeout", scalar(layers, |l| &l.limits.timeout))?,
+        kill_after: period("--kill-after", scalar(layers, |l| &l.limits.kill_after))?.unwrap_or(KILL_AFTER),
+    })
+}
+
+const RLIMITS: [&str; 16] = [
+    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+    "rttime", "sigpending", "stack",
+];
+
+fn rlimit(text: &str) -> Result<Rlimit> {
+    const FIELD: &str = "--rlimit";
+    let (name, values) = pair(FIELD, text)?;
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_prefix("rlimit_").unwrap_or(&name);
+    if !RLIMITS.contains(&name) {
+        let error = Error::spec(FIELD, name, "no such limit (getrlimit(2))");
+        return Err(text::nearest(name, RLIMITS).map_or(error.clone(), |near| error.or_try(near)));
+    }
+    let value = |text: &str| match text {
+        "unlimited" | "infinity" => Ok(u64::MAX),
+        "0" => Ok(0),
+        _ => size(FIELD, text),
+    };
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let (soft, hard) = (value(soft)?, value(hard)?);
+    if soft > hard {
+        return Err(Error::spec(FIELD, text, "the soft limit is above the hard one"));
+    }
+    Ok(Rlimit { name: name.to_owned(), soft, hard })
+}
+
+fn capabilities(layers: &[Layer], notes: &mut Vec<String>) -> Result<Capabilities> {
+    let mut held = Capabilities::default_set();
+    let mut denied = Capabilities::default();
+    for layer in layers {
+        let argv = layer.origin == Origin::Argv;
+        if layer.caps.drop.iter().any(|name| name.eq_ignore_ascii_case("all")) {
+            held = Capabilities::default();
+        }
+        for name in &layer.caps.add {
+            let added = Capabilities::named("--cap-add", name)?;
+            if argv && denied.0 & added.0 != 0 {
+                denied = denied.without(added);
+                notes.push(format!("--cap-add {name} lifts a policy's denial"));
+            }
+            held = held.with(added);
+        }
+        for name in layer.caps.drop.iter().filter(|name| !name.eq_ignore_ascii_case("all")) {
+            denied = denied.with(Capabilities::named("--cap-drop", name)?);
+        }
+    }
+    Ok(held.without(denied))
+}
+
+fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
+    let filters = [("default", Filter::Default), ("off", Filter::Off)];
+    let filter = scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
+    let mut found = Seccomp { filter, ..Seccomp::default() };
+    for layer in layers {
+        if layer.origin == Origin::Argv {
+            for name in layer.seccomp.allow.iter().filter(|name| found.deny.contains(name)) {
+                notes.push(format!("allowing {name} lifts a policy's denial"));
+            }
+            found.deny.retain(|name| !layer.seccomp.allow.contains(name));
+        }
+        found.allow.extend(layer.seccomp.allow.iter().cloned());
+        found.deny.extend(layer.seccomp.deny.iter().cloned());
+        found.log.extend(layer.seccomp.log.iter().cloned());
+    }
+    Ok(found)
+}
+
+/// What each option allows alone but not together.
+fn check_together(spec: &Spec) -> Result<()> {
+    if spec.share.uts && spec.hostname.is_some() {
+        return Err(clash("--share uts", "--hostname"));
+    }
+    if spec.share.time && spec.time != TimeOffsets::default() {
+        return Err(clash("--share time", "--time-offset"));
+    }
+    let netted = spec.sysctls.iter().find(|(key, _)| key.starts_with("net."));
+    if let (NetMode::Host, Some((key, _))) = (spec.net.mode, netted) {
+        return Err(Error::spec("--sysctl", key, "with --net host this is a setting of the host"));
+    }
+    let queued = spec.sysctls.iter().find(|(key, _)| !key.starts_with("net."));
+    if let (true, Some((key, _))) = (spec.share.ipc, queued) {
+        return Err(Error::spec("--sysctl", key, "with --share ipc this is a setting of the host"));
+    }
+    if spec.groups_kept == Groups::Dropped && !spec.groups.is_empty() {
+        return Err(clash("--drop-groups", "--group-add"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

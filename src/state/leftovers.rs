@@ -1,0 +1,84 @@
+//! Removes what a sandbox left outside its own namespaces: mount points made in host directories, and its
+//! private upper layer. Never follows a link, never leaves the directory it was told, takes only what is empty.
+
+use super::RECORD;
+use super::record::{Made, Record, VERSION};
+use crate::host::files::{c_path, read_regular};
+use crate::sys::fs::{self, HERE, Kind, Open};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Clears what the record in this directory names. A record that cannot be read names nothing.
+pub(super) fn clear(dir: BorrowedFd<'_>) {
+    let Ok(file) = fs::openat(dir, RECORD, Open::Read) else { return };
+    let Ok(text) = read_regular(file.as_fd(), 1 << 24) else { return };
+    let Ok(record) = serde_json::from_str::<Record>(&text) else { return };
+    if record.version > VERSION {
+        return;
+    }
+    // The deepest first, so that a directory is empty when its turn comes.
+    record.made.iter().rev().for_each(|made| {
+        let _ = unmake(made);
+    });
+    if let Some(upper) = &record.upper {
+        let _ = remove_tree(upper);
+    }
+}
+
+/// Removes one mount point, if it is still the empty thing that was made.
+fn unmake(made: &Made) -> crate::sys::Result<()> {
+    let tree = fs::openat(HERE, &c_path(&made.tree), Open::Directory)?;
+    let parent = made.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = fs::open_in_root(tree.as_fd(), &c_path(parent), Open::Directory)?;
+    let name = c_path(Path::new(made.path.file_name().unwrap_or_default()));
+    let stat = fs::lstat(parent.as_fd(), &name)?;
+    match stat.kind {
+        Kind::Directory => fs::unlinkat(parent.as_fd(), &name, Kind::Directory),
+        Kind::File if stat.size == 0 => fs::unlinkat(parent.as_fd(), &name, Kind::File),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory of sbx's own and all in it, by descriptors: links are removed, not followed, and other
+/// file systems not entered (S25). Directories without permissions, such as overlay's own work directory, get
+/// them first.
+///
+/// # Errors
+/// The first errno that stopped it.
+pub(crate) fn remove_tree(path: &Path) -> crate::sys::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let parent = fs::openat(HERE, &c_path(parent), Open::Directory)?;
+    let name = c_path(Path::new(name));
+    let stat = fs::lstat(parent.as_fd(), &name)?;
+    remove_below(parent.as_fd(), &name, stat.dev)
+}
+
+fn remove_below(parent: BorrowedFd<'_>, name: &CStr, dev: u64) -> crate::sys::Result<()> {
+    let stat = fs::lstat(parent, name)?;
+    if stat.kind != Kind::Directory {
+        return fs::unlinkat(parent, name, Kind::File);
+    }
+    if stat.dev != dev {
+        return Err(crate::sys::EBUSY);
+    }
+    if stat.mode & 0o700 != 0o700 {
+        fs::chmodat(parent, name, 0o700)?;
+    }
+    // The directory is opened anew at each level by its own name below a held parent; deep trees cost
+    // descriptors, so they are walked with at most one open at a time per level.
+    let dir = fs::open_beneath(parent, name, Open::List)?;
+    for entry in entries(dir.as_fd())? {
+        remove_below(dir.as_fd(), &entry, dev)?;
+    }
+    fs::unlinkat(parent, name, Kind::Directory)
+}
+
+fn entries(dir: BorrowedFd<'_>) -> crate::sys::Result<Vec<std::ffi::CString>> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let list = std::fs::read_dir(path).map_err(|e| crate::sys::Errno(e.raw_os_error().unwrap_or(0)))?;
+    let names = list.flatten().map(|entry| std::ffi::CString::new(entry.file_name().as_bytes()).unwrap_or_default());
+    Ok(names.collect())
+}

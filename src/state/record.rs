@@ -1,0 +1,67 @@
+//! The record of one sandbox: what later commands, and the clearing of a killed one, know of it.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Version of this form; a record of a newer one is left alone.
+pub const VERSION: u32 = 1;
+
+/// See the head of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`VERSION`] of the sbx that wrote it.
+    pub version: u32,
+    /// The sandbox's name.
+    pub name: String,
+    /// `starting`, `running`.
+    pub state: String,
+    /// pid of the sbx process that looks after it.
+    pub supervisor_pid: i32,
+    /// pid of its init, as the supervisor sees it.
+    pub pid: Option<i32>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// The command.
+    pub command: Vec<String>,
+    /// Supplementary groups that the program keeps.
+    pub groups: Vec<u32>,
+    /// Steps that were skipped.
+    pub skipped: Vec<Skipped>,
+    /// Landlock's ABI in force; 0 for none.
+    pub landlock: u32,
+    /// Mount points that may have to be removed from host directories.
+    pub made: Vec<Made>,
+    /// A private upper layer on disk, to be removed.
+    pub upper: Option<PathBuf>,
+}
+
+/// A step that could not be done and was allowed to be left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The step's words.
+    pub step: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A mount point that did not exist in a host directory that the sandbox mounts writable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The host directory.
+    pub tree: PathBuf,
+    /// The place below it; symlinks on the way are resolved as if `tree` were the root.
+    pub path: PathBuf,
+    /// What is to be removed.
+    pub kind: MadeKind,
+}
+
+/// See [`Made`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MadeKind {
+    /// An empty directory.
+    Directory,
+    /// An empty file, or an empty directory: which is known only inside.
+    Either,
+}

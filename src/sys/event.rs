@@ -1,0 +1,160 @@
+//! Signals as descriptors, and waiting for several descriptors at once.
+
+#![allow(unsafe_code)]
+
+use super::{Result, borrow, done, fd, ok, retry};
+use libc::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr::null_mut;
+
+pub use libc::{
+    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSTOP, SIGSYS, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+    SIGWINCH,
+};
+
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    // SAFETY: sigemptyset fills in the whole set; the signal numbers are constants of this file.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        signals.iter().for_each(|&signal| {
+            libc::sigaddset(&mut set, signal);
+        });
+        set
+    }
+}
+
+/// Blocks these signals for the process, so that they wait for a [`signalfd`].
+pub fn block(signals: &[i32]) -> Result<()> {
+    // SAFETY: the set is valid; the old one is not asked for.
+    done(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set_of(signals), null_mut()) })
+}
+
+/// Unblocks every signal: a program starts with an empty mask, whatever sbx's caller had.
+pub fn unblock_all() -> Result<()> {
+    // SAFETY: as in `block`.
+    done(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &set_of(&[]), null_mut()) })
+}
+
+/// `signalfd(2)`, non-blocking, for signals that [`block`] blocked.
+pub fn signalfd(signals: &[i32]) -> Result<OwnedFd> {
+    // SAFETY: the set is valid.
+    fd(unsafe { libc::signalfd(-1, &set_of(signals), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
+}
+
+/// A signal taken from a [`signalfd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caught {
+    /// Its number.
+    pub signal: i32,
+    /// Whether the kernel sent it, as a terminal's driver does, and not a process.
+    pub by_kernel: bool,
+}
+
+/// The next pending signal, if there is one.
+pub fn next_signal(from: BorrowedFd<'_>) -> Result<Option<Caught>> {
+    // SAFETY: all zero is a valid record, which read fills in.
+    let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+    let size = size_of_val(&info);
+    // SAFETY: the buffer holds exactly one record.
+    match retry(|| ok(unsafe { libc::read(from.as_raw_fd(), (&raw mut info).cast(), size) } as i64)) {
+        Ok(_) => Ok(Some(Caught { signal: info.ssi_signo as i32, by_kernel: info.ssi_code == libc::SI_KERNEL })),
+        Err(super::EAGAIN) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets every signal to its default action. Ignored ones survive an exec, SIGCHLD among them (the bug of
+/// bubblewrap issue 705), and Rust's runtime itself ignores SIGPIPE.
+pub fn default_actions() -> Result<()> {
+    const LAST: i32 = 64;
+    for signal in 1..=LAST {
+        // KILL and STOP cannot be set, and the C library keeps two real-time signals to itself: EINVAL.
+        // SAFETY: SIG_DFL is a valid action.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    Ok(())
+}
+
+/// Sets one signal to its default action.
+pub fn default_action(signal: i32) {
+    // SAFETY: SIG_DFL is a valid action.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Sends a signal to the calling process by number; the mask decides whether it acts now.
+pub fn raise(signal: i32) -> Result<()> {
+    super::process::kill(super::process::getpid(), signal)
+}
+
+/// Lets one blocked signal through until it has acted: how sbx stops itself after its tree.
+pub fn deliver(signal: i32) -> Result<()> {
+    default_action(signal);
+    raise(signal)?;
+    // SAFETY: the set is valid.
+    done(unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &set_of(&[signal]), null_mut()) })?;
+    block(&[signal])
+}
+
+/// What to wait for on a descriptor, and after [`poll`] what came.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Watch(libc::pollfd);
+
+impl Watch {
+    /// Something to read.
+    pub fn read(fd: BorrowedFd<'_>) -> Watch {
+        Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+    }
+
+    /// Room to write.
+    pub fn write(fd: BorrowedFd<'_>) -> Watch {
+        Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 })
+    }
+
+    /// Nothing: the place is kept, the descriptor not looked at.
+    pub fn off() -> Watch {
+        Watch(libc::pollfd { fd: -1, events: 0, revents: 0 })
+    }
+
+    /// Something to read if `wanted`, else nothing.
+    pub fn read_if(wanted: Option<BorrowedFd<'_>>) -> Watch {
+        wanted.map_or(Watch::off(), Watch::read)
+    }
+
+    /// Whether anything came: what was asked for, an error, or the other end's hang-up.
+    pub fn ready(&self) -> bool {
+        self.0.revents != 0
+    }
+
+    /// Whether the other end is gone and nothing is left to read.
+    pub fn hung_up(&self) -> bool {
+        self.0.revents & (libc::POLLHUP | libc::POLLERR) != 0 && self.0.revents & libc::POLLIN == 0
+    }
+}
+
+/// `ppoll(2)`: waits until something came or the time, in milliseconds, is over. Returns how many.
+pub fn poll(watches: &mut [Watch], timeout: Option<u64>) -> Result<usize> {
+    let time = timeout.map(|ms| libc::timespec {
+        tv_sec: (ms / 1000).min(i64::MAX as u64) as libc::time_t,
+        tv_nsec: (ms % 1000 * 1_000_000) as _,
+    });
+    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `Watch` is a transparent pollfd; the pointer and the length describe the slice.
+    let n = unsafe { libc::ppoll(watches.as_mut_ptr().cast(), watches.len() as libc::nfds_t, time, std::ptr::null()) };
+    ok(n.into()).map(|n| n as usize)
+}
+
+/// `CLOCK_MONOTONIC` in milliseconds: deadlines do not move with the wall clock (L24).
+pub fn monotonic_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the buffer is ours; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// Whether a descriptor number is open.
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: takes integers.
+    number >= 0 && unsafe { libc::fcntl(borrow(number).as_raw_fd(), libc::F_GETFD) } as c_int != -1
+}

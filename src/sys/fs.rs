@@ -1,0 +1,349 @@
+//! Files by descriptor: lookups that cannot leave a root (openat2), creation, and small reads and writes.
+
+#![allow(unsafe_code)]
+
+use super::{Result, done, fd, ok, retry};
+use libc::{c_int, c_uint, c_void};
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// How to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// `O_PATH`: a place, for `*at` calls and mounts.
+    Path,
+    /// `O_PATH | O_DIRECTORY`
+    Directory,
+    /// `O_PATH | O_NOFOLLOW`: the entry itself, also when it is a symlink.
+    Entry,
+    /// `O_RDONLY | O_DIRECTORY`: a directory whose entries can be read.
+    List,
+    /// `O_RDONLY | O_NONBLOCK | O_NOCTTY`: never waits for a FIFO's other end.
+    Read,
+    /// `O_WRONLY | O_NOCTTY`
+    Write,
+    /// `O_RDWR | O_NOCTTY`
+    ReadWrite,
+    /// A new file for writing, which must not exist: `O_CREAT | O_EXCL | O_NOFOLLOW`.
+    New,
+    /// A lock file: opened or made, never followed.
+    Lock,
+}
+
+impl Open {
+    fn bits(self) -> c_int {
+        libc::O_CLOEXEC
+            | match self {
+                Open::Path => libc::O_PATH,
+                Open::Directory => libc::O_PATH | libc::O_DIRECTORY,
+                Open::Entry => libc::O_PATH | libc::O_NOFOLLOW,
+                Open::List => libc::O_RDONLY | libc::O_DIRECTORY,
+                Open::Read => libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY,
+                Open::Write => libc::O_WRONLY | libc::O_NOCTTY,
+                Open::ReadWrite => libc::O_RDWR | libc::O_NOCTTY,
+                Open::New => libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW,
+                Open::Lock => libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW,
+            }
+    }
+}
+
+/// The working directory, as a directory descriptor.
+pub const HERE: BorrowedFd<'static> = {
+    // SAFETY: AT_FDCWD is not -1 and names no descriptor that could be closed.
+    unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) }
+};
+
+/// `openat(2)` with mode 0600 for what it makes. For paths of the host, which are the caller's own business.
+pub fn openat(dir: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd> {
+    openat_mode(dir, path, how, 0o600)
+}
+
+/// `openat(2)`; `mode` counts only where it makes a file.
+pub fn openat_mode(dir: BorrowedFd<'_>, path: &CStr, how: Open, mode: u32) -> Result<OwnedFd> {
+    // SAFETY: the path is a C string, the descriptor open.
+    retry(|| fd(unsafe { libc::openat(dir.as_raw_fd(), path.as_ptr(), how.bits(), mode) }))
+}
+
+/// `openat2(2)` as if `root` were the root directory: neither `..` nor an absolute symlink leads out,
+/// and magic links are refused. Linux 5.6.
+///
+/// # Errors
+/// `EAGAIN` where a rename raced with `..`: tried again here, a bounded number of times.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd> {
+    const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+    const RESOLVE_IN_ROOT: u64 = 0x10;
+    resolve(root, path, how, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+}
+
+/// `openat2(2)` of one component or more, following no symlink at all and never leaving `dir`.
+pub fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd> {
+    const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+    const RESOLVE_BENEATH: u64 = 0x08;
+    resolve(dir, path, how, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+}
+
+fn resolve(dir: BorrowedFd<'_>, path: &CStr, how: Open, resolve: u64) -> Result<OwnedFd> {
+    let mode = if how.bits() & libc::O_CREAT != 0 { 0o600 } else { 0 };
+    let open_how: [u64; 3] = [how.bits() as u64, mode, resolve];
+    let size = size_of_val(&open_how);
+    let mut tries = 0;
+    loop {
+        // SAFETY: `open_how` is a whole struct open_how, the path a C string; both are only read.
+        let opened = fd(unsafe {
+            libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), open_how.as_ptr(), size)
+        });
+        match opened {
+            Err(super::EAGAIN | super::EINTR) if tries < 128 => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symlink.
+    Symlink,
+    /// A character device with this major and minor number.
+    Character(u32, u32),
+    /// A block device.
+    Block,
+    /// A FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// What stat(2) says, as far as sbx asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, set-id and sticky included.
+    pub mode: u32,
+    /// Owner, as this process sees it.
+    pub uid: u32,
+    /// Group, as this process sees it.
+    pub gid: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Device number of the file system.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// How many names it has.
+    pub links: u64,
+}
+
+/// `fstat(2)`
+pub fn fstat(of: BorrowedFd<'_>) -> Result<Stat> {
+    stat_at(of, c"", libc::AT_EMPTY_PATH)
+}
+
+/// `fstatat(2)` of the entry itself: a symlink is not followed.
+pub fn lstat(dir: BorrowedFd<'_>, path: &CStr) -> Result<Stat> {
+    stat_at(dir, path, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+/// `stat(2)` of what the path leads to.
+pub fn stat(path: &CStr) -> Result<Stat> {
+    stat_at(HERE, path, 0)
+}
+
+fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the buffer ours.
+    done(unsafe { libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &mut s, flags) })?;
+    let kind = match s.st_mode & libc::S_IFMT {
+        libc::S_IFDIR => Kind::Directory,
+        libc::S_IFREG => Kind::File,
+        libc::S_IFLNK => Kind::Symlink,
+        libc::S_IFCHR => Kind::Character(libc::major(s.st_rdev), libc::minor(s.st_rdev)),
+        libc::S_IFBLK => Kind::Block,
+        libc::S_IFIFO => Kind::Fifo,
+        _ => Kind::Socket,
+    };
+    Ok(Stat {
+        kind,
+        mode: s.st_mode & 0o7777,
+        uid: s.st_uid,
+        gid: s.st_gid,
+        size: s.st_size as u64,
+        dev: s.st_dev,
+        ino: s.st_ino,
+        links: s.st_nlink as u64,
+    })
+}
+
+/// The number of the mount that a descriptor lies on, by `statx(2)` with `STATX_MNT_ID`. Linux 5.8.
+pub fn mount_id(of: BorrowedFd<'_>) -> Result<u64> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the buffer ours.
+    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
+    Ok(s.stx_mnt_id)
+}
+
+/// `mkdirat(2)`
+pub fn mkdirat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) })
+}
+
+/// `mknodat(2)` of an empty regular file: a mount point for files. `EEXIST` also for a dangling symlink.
+pub fn mkfileat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), libc::S_IFREG | mode, 0) })
+}
+
+/// `symlinkat(2)`
+pub fn symlinkat(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    // SAFETY: two C strings.
+    done(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) })
+}
+
+/// `readlinkat(2)` into a caller's buffer; an empty path reads the link that `dir` itself is.
+pub fn readlinkat<'a>(dir: BorrowedFd<'_>, path: &CStr, into: &'a mut [u8]) -> Result<&'a [u8]> {
+    // SAFETY: the pointer and the length describe the buffer.
+    let n = ok(unsafe {
+        libc::readlinkat(dir.as_raw_fd(), path.as_ptr(), into.as_mut_ptr().cast(), into.len())
+    } as i64)?;
+    Ok(&into[..n as usize])
+}
+
+/// `unlinkat(2)` of a file, or with `Kind::Directory` of an empty directory.
+pub fn unlinkat(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<()> {
+    let flags = if kind == Kind::Directory { libc::AT_REMOVEDIR } else { 0 };
+    // SAFETY: a C string.
+    done(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) })
+}
+
+/// `fchownat(2)` of an open object, `O_PATH` ones included.
+pub fn fchown(of: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::fchownat(of.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) })
+}
+
+/// `fchownat(2)` of an open object to a user, its group as it is.
+pub fn chown_user(of: BorrowedFd<'_>, uid: u32) -> Result<()> {
+    fchown(of, uid, u32::MAX)
+}
+
+/// `fchmodat(2)` of a name in a directory that the caller made itself, so that no link can stand there.
+pub fn chmodat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) })
+}
+
+/// `fchdir(2)`
+pub fn fchdir(to: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes a descriptor.
+    done(unsafe { libc::fchdir(to.as_raw_fd()) })
+}
+
+/// `chdir(2)`
+pub fn chdir(to: &CStr) -> Result<()> {
+    // SAFETY: a C string.
+    done(unsafe { libc::chdir(to.as_ptr()) })
+}
+
+/// `getcwd(2)`, the raw call: its answer starts with `(unreachable)` outside the root. Returns the length.
+pub fn getcwd(into: &mut [u8]) -> Result<usize> {
+    // SAFETY: the pointer and the length describe the buffer.
+    ok(unsafe { libc::syscall(libc::SYS_getcwd, into.as_mut_ptr(), into.len()) }).map(|n| n as usize - 1)
+}
+
+/// `write(2)`, once.
+pub fn write(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+    // SAFETY: the pointer and the length describe the slice.
+    retry(|| ok(unsafe { libc::write(to.as_raw_fd(), bytes.as_ptr().cast::<c_void>(), bytes.len()) } as i64))
+        .map(|n| n as usize)
+}
+
+/// Writes all of it. A file of /proc takes a value only in one write, which is what it gets.
+pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        bytes = &bytes[write(to, bytes)?..];
+    }
+    Ok(())
+}
+
+/// `read(2)`, once.
+pub fn read(from: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
+    // SAFETY: the pointer and the length describe the buffer.
+    retry(|| ok(unsafe { libc::read(from.as_raw_fd(), into.as_mut_ptr().cast::<c_void>(), into.len()) } as i64))
+        .map(|n| n as usize)
+}
+
+/// Opens a file of the host, writes `bytes` in one go and closes it.
+pub fn write_file(path: &CStr, bytes: &[u8]) -> Result<()> {
+    write_all(std::os::fd::AsFd::as_fd(&openat(HERE, path, Open::Write)?), bytes)
+}
+
+/// `flock(2)`, exclusive and without waiting: `false` where somebody else holds it.
+pub fn try_lock(of: BorrowedFd<'_>) -> Result<bool> {
+    const EWOULDBLOCK: super::Errno = super::Errno(libc::EWOULDBLOCK);
+    // SAFETY: takes integers.
+    match retry(|| done(unsafe { libc::flock(of.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })) {
+        Ok(()) => Ok(true),
+        Err(EWOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// `renameat(2)` within one directory.
+pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
+    let d = dir.as_raw_fd();
+    // SAFETY: two C strings.
+    done(unsafe { libc::renameat(d, from.as_ptr(), d, to.as_ptr()) })
+}
+
+/// `faccessat(2)`: whether the effective user may execute it.
+pub fn may_execute(dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), libc::X_OK, libc::AT_EACCESS) })
+}
+
+/// The access mode a descriptor was opened with, and whether it is an `O_PATH` one: `fcntl(F_GETFL)`.
+pub fn flags(of: BorrowedFd<'_>) -> Result<OpenFlags> {
+    // SAFETY: takes integers.
+    let bits = ok(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_GETFL) }.into())? as c_int;
+    Ok(OpenFlags { path_only: bits & libc::O_PATH != 0, writable: bits & libc::O_ACCMODE != libc::O_RDONLY })
+}
+
+/// See [`flags`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Opened with `O_PATH`.
+    pub path_only: bool,
+    /// Opened for writing.
+    pub writable: bool,
+}
+
+/// `getrandom(2)`: fills the buffer.
+pub fn getrandom(into: &mut [u8]) -> Result<()> {
+    // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.
+    let n = retry(|| ok(unsafe { libc::getrandom(into.as_mut_ptr().cast(), into.len(), 0 as c_uint) } as i64))?;
+    if n as usize == into.len() { Ok(()) } else { Err(super::EAGAIN) }
+}
+
+/// `pipe2(2)`, close-on-exec: the reading and the writing end.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let mut ends: [c_int; 2] = [-1; 2];
+    // SAFETY: the array holds two descriptors.
+    done(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    Ok((fd(ends[0])?, fd(ends[1])?))
+}
+
+/// `splice(2)` or, where that refuses the descriptors, read and write: moves what there is, up to 64 KiB.
+/// Returns the number of bytes; 0 is the end.
+pub fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    let n = read(from, buffer)?;
+    write_all(to, &buffer[..n])?;
+    Ok(n)
+}

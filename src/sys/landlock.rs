@@ -1,0 +1,38 @@
+//! The two Landlock calls that the child makes; the ruleset itself is made before the clone, by the
+//! `landlock` crate, whose own versions of these two may touch the heap.
+
+#![allow(unsafe_code)]
+
+use super::{Result, done, ok};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `struct landlock_path_beneath_attr`, which the kernel declares packed.
+#[repr(C, packed)]
+struct PathBeneath {
+    allowed: u64,
+    parent: i32,
+}
+
+/// `landlock_add_rule(2)`: allows `rights` on `place` and all below it. Linux 5.13.
+pub fn allow(ruleset: BorrowedFd<'_>, place: BorrowedFd<'_>, rights: u64) -> Result<()> {
+    const RULE_PATH_BENEATH: u32 = 1;
+    let rule = PathBeneath { allowed: rights, parent: place.as_raw_fd() };
+    // SAFETY: the rule is whole and only read.
+    done(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_PATH_BENEATH, &raw const rule, 0) })
+}
+
+/// `landlock_restrict_self(2)`: binds the calling thread and all it starts. Linux 5.13.
+pub fn restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes a descriptor and an integer.
+    done(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
+}
+
+/// The highest ABI version of this kernel, by `landlock_create_ruleset(2)`; 0 where Landlock is not in
+/// the kernel, not in `lsm=`, or kept away by a filter above us.
+pub fn abi() -> u32 {
+    const CREATE_RULESET_VERSION: u32 = 1;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: asks for the version: no ruleset is passed.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, CREATE_RULESET_VERSION) };
+    ok(version).unwrap_or(0) as u32
+}

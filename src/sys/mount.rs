@@ -1,0 +1,201 @@
+//! Mounts by descriptor: open_tree, fsopen and their family (Linux 5.2), mount_setattr (5.12), pivot_root.
+
+#![allow(unsafe_code)]
+
+use super::{Result, done, fd};
+use libc::{c_int, c_uint};
+use std::ffi::CStr;
+use std::ops::BitOr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::null;
+
+/// Attributes of a mount, as the `MOUNT_ATTR_*` bits of mount_setattr(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attr(pub u64);
+
+impl Attr {
+    /// None of them.
+    pub const NONE: Attr = Attr(0);
+    /// Read-only.
+    pub const RDONLY: Attr = Attr(0x1);
+    /// Set-id bits and file capabilities do nothing.
+    pub const NOSUID: Attr = Attr(0x2);
+    /// Device nodes cannot be opened.
+    pub const NODEV: Attr = Attr(0x4);
+    /// Nothing can be executed.
+    pub const NOEXEC: Attr = Attr(0x8);
+
+    /// Whether all of `other` is in this set.
+    pub fn has(self, other: Attr) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Attr {
+    type Output = Attr;
+    fn bitor(self, other: Attr) -> Attr {
+        Attr(self.0 | other.0)
+    }
+}
+
+/// Whether a call means one mount or the whole tree of mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The mount itself.
+    Single,
+    /// All mounts below it too.
+    Recursive,
+}
+
+const AT_RECURSIVE: c_uint = 0x8000;
+const AT_EMPTY_PATH: c_uint = 0x1000;
+const OPEN_TREE_CLONE: c_uint = 1;
+const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC as c_uint;
+
+impl Depth {
+    fn bits(self) -> c_uint {
+        match self {
+            Depth::Single => 0,
+            Depth::Recursive => AT_RECURSIVE,
+        }
+    }
+}
+
+/// `open_tree(2)` with `OPEN_TREE_CLONE`: a detached copy of the mount at `path` below `dir`; an empty
+/// path means `dir` itself.
+pub fn open_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth) -> Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | depth.bits();
+    // SAFETY: the descriptor is open and the path a C string for the length of the call.
+    fd(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
+}
+
+/// `move_mount(2)`: attaches the detached `tree` at the object `at` itself.
+pub fn move_mount(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
+    move_mount_to(tree, at, c"")
+}
+
+/// `move_mount(2)` onto the last component of `path` below `dir`, which is not followed if it is a symlink.
+pub fn move_mount_to(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+    const F_EMPTY_PATH: c_uint = 0x4;
+    const T_EMPTY_PATH: c_uint = 0x40;
+    let (from, to) = (tree.as_raw_fd(), dir.as_raw_fd());
+    let flags = F_EMPTY_PATH | T_EMPTY_PATH;
+    // SAFETY: both descriptors are open, both strings C strings that are only read.
+    done(unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, path.as_ptr(), flags) })
+}
+
+/// `struct mount_attr` of mount_setattr(2), version 0.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+const PRIVATE: u64 = 1 << 18;
+
+fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, flags: c_uint) -> Result<()> {
+    let size = size_of::<MountAttr>();
+    // SAFETY: the structure is whole and only read; the descriptor is open.
+    done(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), AT_EMPTY_PATH | flags, attr, size)
+    })
+}
+
+/// `mount_setattr(2)`: adds attributes, and makes the mounts private so that no event crosses out.
+/// Flags that the kernel has locked stay as they are, for nothing is cleared. Linux 5.12.
+pub fn mount_setattr(tree: BorrowedFd<'_>, set: Attr, depth: Depth) -> Result<()> {
+    setattr(tree, &MountAttr { set: set.0, clear: 0, propagation: PRIVATE, userns: 0 }, depth.bits())
+}
+
+/// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: shows the mount's owners through the map of the user
+/// namespace `userns`. Needs CAP_SYS_ADMIN over the file system. Linux 5.12.
+pub fn mount_idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, depth: Depth) -> Result<()> {
+    const IDMAP: u64 = 0x0010_0000;
+    let attr = MountAttr { set: IDMAP, clear: 0, propagation: 0, userns: userns.as_raw_fd() as u64 };
+    setattr(tree, &attr, depth.bits())
+}
+
+/// `fsopen(2)`: a context for a new file system of this type.
+pub fn fsopen(kind: &CStr) -> Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: c_uint = 1;
+    // SAFETY: the type is a C string.
+    fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })
+}
+
+fn fsconfig(context: BorrowedFd<'_>, command: c_uint, key: *const i8, value: *const i8, aux: c_int) -> Result<()> {
+    let call = libc::SYS_fsconfig;
+    // SAFETY: the callers pass null or C strings that live for the call.
+    done(unsafe { libc::syscall(call, context.as_raw_fd(), command, key, value, aux) })
+}
+
+/// `fsconfig(2)`, `FSCONFIG_SET_FLAG`.
+pub fn fsconfig_flag(context: BorrowedFd<'_>, key: &CStr) -> Result<()> {
+    fsconfig(context, 0, key.as_ptr().cast(), null(), 0)
+}
+
+/// `fsconfig(2)`, `FSCONFIG_SET_STRING`; the value has at most 255 bytes.
+pub fn fsconfig_string(context: BorrowedFd<'_>, key: &CStr, value: &CStr) -> Result<()> {
+    fsconfig(context, 1, key.as_ptr().cast(), value.as_ptr().cast(), 0)
+}
+
+/// `fsconfig(2)`, `FSCONFIG_SET_FD`; overlayfs takes layers so since Linux 6.13.
+pub fn fsconfig_fd(context: BorrowedFd<'_>, key: &CStr, value: BorrowedFd<'_>) -> Result<()> {
+    fsconfig(context, 5, key.as_ptr().cast(), null(), value.as_raw_fd())
+}
+
+/// `fsconfig(2)`, `FSCONFIG_CMD_CREATE`: makes the superblock.
+pub fn fsconfig_create(context: BorrowedFd<'_>) -> Result<()> {
+    fsconfig(context, 6, null(), null(), 0)
+}
+
+/// `fsmount(2)`: a detached mount of the context's superblock.
+pub fn fsmount(context: BorrowedFd<'_>, attr: Attr) -> Result<OwnedFd> {
+    const FSMOUNT_CLOEXEC: c_uint = 1;
+    // SAFETY: takes a descriptor and integers.
+    fd(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attr.0 as c_uint) })
+}
+
+/// `pivot_root(".", ".")`: the working directory becomes the root and the old root is stacked on it.
+pub fn pivot_root_here() -> Result<()> {
+    // SAFETY: two C strings.
+    done(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })
+}
+
+/// `umount2(2)` of the working directory's mount with `MNT_DETACH`.
+pub fn detach_here() -> Result<()> {
+    // SAFETY: a C string.
+    done(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })
+}
+
+/// What mount(2) says of an overlay or tmpfs that is full or what a path's file system holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// `f_type`: the magic number of the file system.
+    pub kind: u64,
+    /// Blocks free to an ordinary user, times their size: bytes.
+    pub free: u64,
+    /// All blocks, in bytes.
+    pub total: u64,
+    /// Inodes still free.
+    pub free_inodes: u64,
+    /// Inodes in all; 0 where the file system does not count them.
+    pub inodes: u64,
+}
+
+/// `fstatfs(2)`
+pub fn fstatfs(of: BorrowedFd<'_>) -> Result<Space> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is ours.
+    done(unsafe { libc::fstatfs(of.as_raw_fd(), &mut s) })?;
+    let block = s.f_bsize as u64;
+    Ok(Space {
+        kind: s.f_type as u64,
+        free: (s.f_bavail as u64).saturating_mul(block),
+        total: (s.f_blocks as u64).saturating_mul(block),
+        free_inodes: s.f_ffree as u64,
+        inodes: s.f_files as u64,
+    })
+}

@@ -1,0 +1,88 @@
+//! The socket pairs between parent and child: messages of a fixed size that may carry descriptors.
+
+#![allow(unsafe_code)]
+
+use super::{Result, done, fd, ok, retry};
+use libc::{c_int, c_void};
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// `socketpair(2)`: AF_UNIX, SOCK_SEQPACKET, close-on-exec.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let mut ends: [c_int; 2] = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the array holds two descriptors.
+    done(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+    Ok((fd(ends[0])?, fd(ends[1])?))
+}
+
+/// Room for one control message that carries a descriptor, aligned as `cmsghdr` asks.
+#[repr(C, align(8))]
+struct Control([u8; 24]);
+
+fn header(iov: &mut libc::iovec, control: Option<&mut Control>) -> libc::msghdr {
+    // SAFETY: all zero is a valid msghdr: no name, no data, no control.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    message.msg_iov = iov;
+    message.msg_iovlen = 1;
+    if let Some(control) = control {
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = size_of::<Control>() as _;
+    }
+    message
+}
+
+/// `sendmsg(2)` of one message, with at most one descriptor. No SIGPIPE.
+pub fn send(to: BorrowedFd<'_>, bytes: &[u8], carried: Option<BorrowedFd<'_>>) -> Result<()> {
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr() as *mut c_void, iov_len: bytes.len() };
+    let mut control = Control([0; 24]);
+    let message = match carried {
+        None => header(&mut iov, None),
+        Some(carried) => {
+            let message = header(&mut iov, Some(&mut control));
+            // SAFETY: the control buffer is aligned and has room for one header and one descriptor.
+            unsafe {
+                let first = libc::CMSG_FIRSTHDR(&message);
+                (*first).cmsg_level = libc::SOL_SOCKET;
+                (*first).cmsg_type = libc::SCM_RIGHTS;
+                (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+                libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(carried.as_raw_fd());
+            }
+            message
+        }
+    };
+    // SAFETY: the message points at live buffers, which are only read.
+    retry(|| done(unsafe { libc::sendmsg(to.as_raw_fd(), &message, libc::MSG_NOSIGNAL) } as i64))
+}
+
+/// Whether a [`receive`] waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Until a message or the end comes.
+    Yes,
+    /// `EAGAIN` where none is there.
+    No,
+}
+
+/// `recvmsg(2)` of one message: its length (0 at the other end's close) and the descriptor it carried.
+pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usize, Option<OwnedFd>)> {
+    let mut iov = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let mut control = Control([0; 24]);
+    let mut message = header(&mut iov, Some(&mut control));
+    let flags = libc::MSG_CMSG_CLOEXEC | if wait == Wait::No { libc::MSG_DONTWAIT } else { 0 };
+    // SAFETY: the message points at live buffers of the lengths given.
+    let n = retry(|| ok(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, flags) } as i64))?;
+    // SAFETY: recvmsg set the control length; a header of SCM_RIGHTS holds a descriptor that is now ours.
+    let carried = unsafe {
+        let first = libc::CMSG_FIRSTHDR(&message);
+        let rights = !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS;
+        rights.then(|| libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned())
+    };
+    Ok((n as usize, carried.map(fd).transpose()?))
+}
+
+/// Whether the other end of a socket is gone, without taking a message.
+pub fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut watch = [super::event::Watch::read(socket)];
+    matches!(super::event::poll(&mut watch, Some(0)), Ok(1)) && watch[0].hung_up()
+}

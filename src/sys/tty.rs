@@ -1,0 +1,101 @@
+//! Terminals: the sandbox's own pty, raw mode of the caller's, window sizes.
+
+#![allow(unsafe_code)]
+
+use super::{Result, done, fd, ok};
+use libc::c_int;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// Whether a descriptor is a terminal.
+pub fn is_terminal(of: BorrowedFd<'_>) -> bool {
+    // SAFETY: takes a descriptor.
+    unsafe { libc::isatty(of.as_raw_fd()) == 1 }
+}
+
+/// Unlocks a fresh pty master, so that its slave can be opened: `TIOCSPTLCK` with 0.
+pub fn unlock(master: BorrowedFd<'_>) -> Result<()> {
+    let zero: c_int = 0;
+    // SAFETY: the ioctl reads one int.
+    done(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &zero) })
+}
+
+/// The slave of a pty master, from the master's own devpts instance and by no path: `TIOCGPTPEER`, Linux 4.13.
+pub fn peer(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const TIOCGPTPEER: libc::c_ulong = 0x5441;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the ioctl takes an integer.
+    fd(unsafe { libc::ioctl(master.as_raw_fd(), TIOCGPTPEER as _, flags) })
+}
+
+/// The number N of the slave /dev/pts/N: `TIOCGPTN`.
+pub fn number(master: BorrowedFd<'_>) -> Result<u32> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: the ioctl writes one unsigned int.
+    ok(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN as _, &mut number) }.into()).map(|_| number)
+}
+
+/// Makes a terminal the controlling one of the caller's session, which has none yet: `TIOCSCTTY`.
+pub fn set_controlling(slave: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the ioctl takes an integer.
+    done(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY as _, 0) })
+}
+
+/// The modes of a terminal, to put back later.
+#[derive(Clone, Copy)]
+pub struct Modes(libc::termios);
+
+impl std::fmt::Debug for Modes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Modes")
+    }
+}
+
+/// `tcgetattr(3)`
+pub fn modes(of: BorrowedFd<'_>) -> Result<Modes> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut modes = unsafe { zeroed() };
+    // SAFETY: the buffer is ours.
+    done(unsafe { libc::tcgetattr(of.as_raw_fd(), &mut modes) })?;
+    Ok(Modes(modes))
+}
+
+/// `tcsetattr(3)`, once all output is out.
+pub fn set_modes(of: BorrowedFd<'_>, modes: &Modes) -> Result<()> {
+    // SAFETY: the structure is whole and only read.
+    super::retry(|| done(unsafe { libc::tcsetattr(of.as_raw_fd(), libc::TCSADRAIN, &modes.0) }))
+}
+
+/// The same modes made raw, as `cfmakeraw(3)` does: every byte passes, none means anything.
+pub fn raw(modes: &Modes) -> Modes {
+    let mut raw = *modes;
+    // SAFETY: the structure is whole.
+    unsafe { libc::cfmakeraw(&mut raw.0) };
+    raw
+}
+
+/// Rows, columns and pixels of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size([u16; 4]);
+
+/// `TIOCGWINSZ`
+pub fn size(of: BorrowedFd<'_>) -> Result<Size> {
+    let mut size = Size([0; 4]);
+    // SAFETY: struct winsize is four unsigned shorts.
+    done(unsafe { libc::ioctl(of.as_raw_fd(), libc::TIOCGWINSZ as _, size.0.as_mut_ptr()) })?;
+    Ok(size)
+}
+
+/// `TIOCSWINSZ`: the kernel sends SIGWINCH to the terminal's foreground group where it changes.
+pub fn set_size(of: BorrowedFd<'_>, size: Size) -> Result<()> {
+    // SAFETY: as in `size`; only read.
+    done(unsafe { libc::ioctl(of.as_raw_fd(), libc::TIOCSWINSZ as _, size.0.as_ptr()) })
+}
+
+/// Makes reads and writes on this open file return EAGAIN instead of waiting.
+pub fn set_nonblocking(of: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes integers.
+    let flags = ok(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_GETFL) }.into())? as c_int;
+    // SAFETY: takes integers.
+    done(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
+}
