@@ -1,1 +1,3 @@
 //! sbx.
+
+pub mod plan;

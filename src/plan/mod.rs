@@ -1,0 +1,4 @@
+//! The plan: what a sandbox will do, worked out before anything is started.
+
+pub mod bpf;
+pub mod syscalls;
