@@ -44,14 +44,8 @@ fn must(step: c_int, returned: libc::c_long) -> libc::c_long {
 fn write(step: c_int, path: &CStr, bytes: &[u8]) {
     // SAFETY: the path ends in NUL and both it and the bytes outlive the calls; the descriptor is this function's own.
     unsafe {
-        let fd = must(
-            step,
-            libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC).into(),
-        );
-        must(
-            step,
-            libc::write(fd as c_int, bytes.as_ptr().cast(), bytes.len()) as libc::c_long,
-        );
+        let fd = must(step, libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC).into());
+        must(step, libc::write(fd as c_int, bytes.as_ptr().cast(), bytes.len()) as libc::c_long);
         libc::close(fd as c_int);
     }
 }
@@ -67,18 +61,9 @@ fn write_map(step: c_int, path: &CStr, id: u32) {
     write(step, path, &line);
 }
 
-fn mount(
-    step: c_int,
-    source: *const c_char,
-    target: &CStr,
-    kind: *const c_char,
-    flags: libc::c_ulong,
-) {
+fn mount(step: c_int, source: *const c_char, target: &CStr, kind: *const c_char, flags: libc::c_ulong) {
     // SAFETY: all strings end in NUL and are only read; null is allowed for source, type and data.
-    must(
-        step,
-        unsafe { libc::mount(source, target.as_ptr(), kind, flags, null()) }.into(),
-    );
+    must(step, unsafe { libc::mount(source, target.as_ptr(), kind, flags, null()) }.into());
 }
 
 fn child(root: *const c_char, command: *const *const c_char, uid: u32, gid: u32) -> ! {
@@ -87,34 +72,16 @@ fn child(root: *const c_char, command: *const *const c_char, uid: u32, gid: u32)
     write_map(12, c"/proc/self/gid_map", gid);
     // SAFETY: `root` and `command` are arguments of main: strings that end in NUL, in an array that ends in null.
     unsafe {
-        mount(
-            13,
-            root,
-            CStr::from_ptr(root),
-            null(),
-            libc::MS_BIND | libc::MS_REC,
-        );
+        mount(13, root, CStr::from_ptr(root), null(), libc::MS_BIND | libc::MS_REC);
         must(14, libc::chdir(root).into());
         let flags = libc::MS_NOSUID | libc::MS_NODEV;
-        mount(
-            15,
-            c"proc".as_ptr(),
-            c"proc",
-            c"proc".as_ptr(),
-            flags | libc::MS_NOEXEC,
-        );
+        mount(15, c"proc".as_ptr(), c"proc", c"proc".as_ptr(), flags | libc::MS_NOEXEC);
         mount(16, c"tmpfs".as_ptr(), c"tmp", c"tmpfs".as_ptr(), flags);
         mount(17, c"tmpfs".as_ptr(), c"run", c"tmpfs".as_ptr(), flags);
-        must(
-            18,
-            libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()),
-        );
+        must(18, libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()));
         must(19, libc::umount2(c".".as_ptr(), libc::MNT_DETACH).into());
         let environment: [*const c_char; 1] = [null()];
-        must(
-            20,
-            libc::execve(*command, command, environment.as_ptr()).into(),
-        );
+        must(20, libc::execve(*command, command, environment.as_ptr()).into());
         libc::_exit(21)
     }
 }
@@ -133,24 +100,13 @@ pub unsafe extern "C" fn main(count: c_int, arguments: *const *const c_char) -> 
     // arguments outlive the call.
     unsafe {
         let (uid, gid) = (libc::getuid(), libc::getgid());
-        let clone = CloneArgs {
-            flags: NAMESPACES as u64,
-            exit_signal: libc::SIGCHLD as u64,
-            ..CloneArgs::default()
-        };
-        let pid = must(
-            3,
-            libc::syscall(libc::SYS_clone3, &clone, size_of::<CloneArgs>()),
-        );
+        let clone = CloneArgs { flags: NAMESPACES as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+        let pid = must(3, libc::syscall(libc::SYS_clone3, &clone, size_of::<CloneArgs>()));
         if pid == 0 {
             child(*arguments.add(1), arguments.add(2), uid, gid);
         }
         let mut status = 0;
         must(4, libc::waitpid(pid as c_int, &mut status, 0).into());
-        if libc::WIFEXITED(status) {
-            libc::WEXITSTATUS(status)
-        } else {
-            5
-        }
+        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 5 }
     }
 }

@@ -25,20 +25,10 @@ const SLEEP: &[&str] = &["/bin/sleep", "2"];
 const BINDS: usize = 200;
 
 /// The commands of the table, in its order.
-const ROWS: [&str; 6] = [
-    "sbx run",
-    "sbx run --map full",
-    "bwrap",
-    "unshare",
-    "crun run",
-    "floor",
-];
+const ROWS: [&str; 6] = ["sbx run", "sbx run --map full", "bwrap", "unshare", "crun run", "floor"];
 
 fn main() -> Result<()> {
-    let mode: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
+    let mode: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let Some(place) = env::var_os("SBX_BENCH_DIR") {
         return measure(&Place(place.into()), &mode);
     }
@@ -49,13 +39,8 @@ fn main() -> Result<()> {
         return again_with_cgroup2(&mode);
     }
     let place = Place::new()?;
-    let done = prepare(&place).and_then(|()| {
-        if is_root() {
-            again_as_user(&place, &mode)
-        } else {
-            measure(&place, &mode)
-        }
-    });
+    let done =
+        prepare(&place).and_then(|()| if is_root() { again_as_user(&place, &mode) } else { measure(&place, &mode) });
     fs::remove_dir_all(&place.0)?;
     done
 }
@@ -162,10 +147,7 @@ fn prepare(place: &Place) -> Result<()> {
     for program in [TRUE, ECHO, SLEEP] {
         let folder = place.0.join(bundle(program));
         fs::create_dir(&folder)?;
-        fs::write(
-            folder.join("config.json"),
-            oci_config(&place.of("rootfs"), program, uid, gid).to_string(),
-        )?;
+        fs::write(folder.join("config.json"), oci_config(&place.of("rootfs"), program, uid, gid).to_string())?;
     }
     if is_root() {
         run(Command::new("chown").args(["-R", &format!("{uid}:{gid}"), &place.of("")]))?;
@@ -177,17 +159,7 @@ fn prepare(place: &Place) -> Result<()> {
 fn build(tree: &Path) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = [
-        "build",
-        "--locked",
-        "--release",
-        "--bin",
-        "sbx",
-        "--example",
-        "floor",
-        "--target",
-        &target,
-    ];
+    let arguments = ["build", "--locked", "--release", "--bin", "sbx", "--example", "floor", "--target", &target];
     run(Command::new(cargo).args(arguments).current_dir(tree))?;
     // This program is TARGET/release/deps/start-HASH.
     let own = env::current_exe()?;
@@ -197,10 +169,7 @@ fn build(tree: &Path) -> Result<PathBuf> {
 
 fn oci_config(rootfs: &str, program: &[&str], uid: u32, gid: u32) -> serde_json::Value {
     let namespaces = ["user", "pid", "mount", "ipc", "uts", "cgroup", "network"];
-    let namespaces: Vec<_> = namespaces
-        .iter()
-        .map(|kind| serde_json::json!({ "type": kind }))
-        .collect();
+    let namespaces: Vec<_> = namespaces.iter().map(|kind| serde_json::json!({ "type": kind })).collect();
     let mount = |kind: &str, at: &str| serde_json::json!({ "type": kind, "source": kind, "destination": at });
     serde_json::json!({
         "ociVersion": "1.0.2",
@@ -229,19 +198,14 @@ fn id_of(which: &str) -> Result<u32> {
     if is_root() {
         command.arg(USER);
     }
-    Ok(String::from_utf8(command.output()?.stdout)?
-        .trim()
-        .parse()?)
+    Ok(String::from_utf8(command.output()?.stdout)?.trim().parse()?)
 }
 
 /// `command` as the ordinary user, in an environment of its own.
 fn as_user(place: &Place, command: &[String]) -> Command {
     let drop = strings(&["setpriv", "--reuid", USER, "--regid", USER, "--init-groups"]);
-    let words: Vec<String> = if is_root() {
-        drop.into_iter().chain(command.iter().cloned()).collect()
-    } else {
-        command.to_vec()
-    };
+    let words: Vec<String> =
+        if is_root() { drop.into_iter().chain(command.iter().cloned()).collect() } else { command.to_vec() };
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
     clean(place, &mut command);
@@ -249,13 +213,8 @@ fn as_user(place: &Place, command: &[String]) -> Command {
 }
 
 fn clean(place: &Place, command: &mut Command) {
-    command
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("LANG", "C.UTF-8");
-    command
-        .env("HOME", place.of("run"))
-        .env("XDG_RUNTIME_DIR", place.of("run"));
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8");
+    command.env("HOME", place.of("run")).env("XDG_RUNTIME_DIR", place.of("run"));
     command.current_dir(&place.0).stdin(Stdio::null());
 }
 
@@ -263,20 +222,13 @@ fn clean(place: &Place, command: &mut Command) {
 fn again_with_cgroup2(mode: &[String]) -> Result<()> {
     let script = r#"mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$0" "$@""#;
     let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", script])
-        .arg(env::current_exe()?)
-        .args(mode);
+    command.args(["--mount", "sh", "-c", script]).arg(env::current_exe()?).args(mode);
     run(command.env("SBX_BENCH_UNIFIED", "1"))
 }
 
 fn again_as_user(place: &Place, mode: &[String]) -> Result<()> {
     if mode.is_empty() {
-        let facts: Vec<String> = ROWS
-            .iter()
-            .map(|row| facts(place, row))
-            .map(|facts| facts.join("\t"))
-            .collect();
+        let facts: Vec<String> = ROWS.iter().map(|row| facts(place, row)).map(|facts| facts.join("\t")).collect();
         fs::write(place.of("facts"), facts.join("\n"))?;
     }
     let mut command = vec![place.of("start")];
@@ -290,14 +242,8 @@ fn again_as_user(place: &Place, mode: &[String]) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?}: {status}").into())
-    }
+    let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }
 
 // --- What is measured ---
@@ -311,10 +257,7 @@ struct Sample {
 /// One run, from before the spawn until after the wait, in milliseconds; nothing if it failed.
 fn sample(place: &Place, words: &[String]) -> Option<Sample> {
     let mut command = Command::new(&words[0]);
-    command
-        .args(&words[1..])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::null());
     clean(place, &mut command);
     let start = Instant::now();
     #[allow(clippy::zombie_processes, reason = "wait4 below reaps it")]
@@ -323,31 +266,21 @@ fn sample(place: &Place, words: &[String]) -> Option<Sample> {
     // SAFETY: rusage is plain numbers, for which zeros are valid; both pointers are to locals that outlive the call.
     let (pid, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        (
-            libc::wait4(child.id().cast_signed(), &mut status, 0, &mut usage),
-            usage,
-        )
+        (libc::wait4(child.id().cast_signed(), &mut status, 0, &mut usage), usage)
     };
     let wall = start.elapsed().as_secs_f64() * 1e3;
     let milliseconds = |time: libc::timeval| time.tv_sec as f64 * 1e3 + time.tv_usec as f64 / 1e3;
-    (pid > 0 && status == 0).then(|| Sample {
-        wall,
-        cpu: milliseconds(usage.ru_utime) + milliseconds(usage.ru_stime),
-    })
+    (pid > 0 && status == 0).then(|| Sample { wall, cpu: milliseconds(usage.ru_utime) + milliseconds(usage.ru_stime) })
 }
 
 /// Why `row` cannot be measured here. It must really run a program: a command that does nothing is fast.
 fn hindrance(place: &Place, row: &str) -> Option<String> {
     let command = place.row(row, ECHO);
-    let installed = env::split_paths("/usr/local/bin:/usr/bin:/bin")
-        .any(|folder| folder.join(&command[0]).exists());
+    let installed = env::split_paths("/usr/local/bin:/usr/bin:/bin").any(|folder| folder.join(&command[0]).exists());
     if !installed {
         return Some("not installed".into());
     }
-    let limited: Vec<String> = strings(&["timeout", "20"])
-        .into_iter()
-        .chain(command)
-        .collect();
+    let limited: Vec<String> = strings(&["timeout", "20"]).into_iter().chain(command).collect();
     let output = match as_user(place, &limited).output() {
         Ok(output) => output,
         Err(error) => return Some(error.to_string()),
@@ -355,26 +288,17 @@ fn hindrance(place: &Place, row: &str) -> Option<String> {
     if output.status.success() && output.stdout == b"ran\n" {
         return None;
     }
-    let words = String::from_utf8_lossy(&output.stderr)
-        .lines()
-        .next()
-        .unwrap_or("ran nothing")
-        .to_owned();
+    let words = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("ran nothing").to_owned();
     Some(format!("fails: {words}"))
 }
 
 /// System calls, private memory and size of `row`, as text.
 fn facts(place: &Place, row: &str) -> [String; 3] {
-    let text =
-        |value: Option<u64>| value.map_or_else(|| "n/a".to_owned(), |value| value.to_string());
+    let text = |value: Option<u64>| value.map_or_else(|| "n/a".to_owned(), |value| value.to_string());
     if hindrance(place, row).is_some() {
         return [text(None), text(None), text(None)];
     }
-    [
-        text(system_calls(place, row)),
-        text(private_kib(place, row)),
-        text(binary_kib(&place.row(row, TRUE)[0])),
-    ]
+    [text(system_calls(place, row)), text(private_kib(place, row)), text(binary_kib(&place.row(row, TRUE)[0]))]
 }
 
 /// All system calls of all processes of one run, by strace. Only root's strace lets set-id helpers be set-id.
@@ -385,78 +309,47 @@ fn system_calls(place: &Place, row: &str) -> Option<u64> {
     if is_root() {
         command.args(["-u", USER]);
     }
-    command
-        .args(place.row(row, TRUE))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.args(place.row(row, TRUE)).stdout(Stdio::null()).stderr(Stdio::null());
     clean(place, &mut command);
     if !command.status().ok()?.success() {
         return None;
     }
     let table = fs::read_to_string(table).ok()?;
-    let total = table
-        .lines()
-        .find(|line| line.trim_end().ends_with(" total"))?;
+    let total = table.lines().find(|line| line.trim_end().ends_with(" total"))?;
     total.split_whitespace().next()?.parse().ok()
 }
 
 /// The private memory of the tool's processes while the program sleeps.
 fn private_kib(place: &Place, row: &str) -> Option<u64> {
     let mut command = as_user(place, &place.row(row, SLEEP));
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
     sleep(Duration::from_secs(1));
     let processes = family(child.id());
-    let sum = processes
-        .into_iter()
-        .filter(|pid| comm(*pid) != "sleep")
-        .map(private_of)
-        .sum();
+    let sum = processes.into_iter().filter(|pid| comm(*pid) != "sleep").map(private_of).sum();
     child.wait().ok()?;
     sum
 }
 
 fn family(pid: u32) -> Vec<u32> {
-    let children =
-        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok());
-    std::iter::once(pid)
-        .chain(children.flat_map(family))
-        .collect()
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    std::iter::once(pid).chain(children.flat_map(family)).collect()
 }
 
 fn comm(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm"))
-        .unwrap_or_default()
-        .trim_end()
-        .to_owned()
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 fn private_of(pid: u32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let private = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"));
-    private
-        .map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .sum()
+    let private =
+        rollup.lines().filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"));
+    private.map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 fn binary_kib(program: &str) -> Option<u64> {
-    let folders =
-        env::split_paths("/usr/local/bin:/usr/bin:/bin").map(|folder| folder.join(program));
-    Some(
-        folders
-            .filter_map(|path| fs::metadata(path).ok())
-            .next()?
-            .len()
-            .div_ceil(1024),
-    )
+    let folders = env::split_paths("/usr/local/bin:/usr/bin:/bin").map(|folder| folder.join(program));
+    Some(folders.filter_map(|path| fs::metadata(path).ok()).next()?.len().div_ceil(1024))
 }
 
 // --- The rounds ---
@@ -488,10 +381,7 @@ fn shuffle(order: &mut [usize], state: &mut u64) {
 }
 
 fn runs() -> usize {
-    env::var("SBX_BENCH_RUNS")
-        .ok()
-        .and_then(|runs| runs.parse().ok())
-        .unwrap_or(60)
+    env::var("SBX_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(60)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -507,11 +397,7 @@ fn wall(samples: &[Sample]) -> f64 {
 // --- The tables ---
 
 fn measure(place: &Place, mode: &[String]) -> Result<()> {
-    println!(
-        "{}, {} cpus\n",
-        machine(),
-        std::thread::available_parallelism()?
-    );
+    println!("{}, {} cpus\n", machine(), std::thread::available_parallelism()?);
     match mode.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => compare(place),
         ["--binds"] => binds(place),
@@ -533,65 +419,36 @@ fn known_facts(place: &Place) -> Vec<[String; 3]> {
         return ROWS.iter().map(|row| facts(place, row)).collect();
     };
     let field = |line: &str, n| line.split('\t').nth(n).unwrap_or("n/a").to_owned();
-    table
-        .lines()
-        .map(|line| [field(line, 0), field(line, 1), field(line, 2)])
-        .collect()
+    table.lines().map(|line| [field(line, 0), field(line, 1), field(line, 2)]).collect()
 }
 
 fn compare(place: &Place) {
     let facts = known_facts(place);
     let hindrances: Vec<_> = ROWS.iter().map(|row| hindrance(place, row)).collect();
-    let able: Vec<usize> = (0..ROWS.len())
-        .filter(|row| hindrances[*row].is_none())
-        .collect();
+    let able: Vec<usize> = (0..ROWS.len()).filter(|row| hindrances[*row].is_none()).collect();
     let commands: Vec<_> = able.iter().map(|row| place.row(ROWS[*row], TRUE)).collect();
     let samples = rounds(place, &commands);
-    let of = |row: usize| {
-        able.iter()
-            .position(|able| *able == row)
-            .map(|n| &samples[n])
-    };
+    let of = |row: usize| able.iter().position(|able| *able == row).map(|n| &samples[n]);
     let ratio = |own: f64, other: &str| {
         let other = ROWS.iter().position(|row| *row == other).and_then(of);
-        other.map_or_else(
-            || "n/a".to_owned(),
-            |other| format!("{:.2}", own / wall(other)),
-        )
+        other.map_or_else(|| "n/a".to_owned(), |other| format!("{:.2}", own / wall(other)))
     };
-    println!(
-        "{} rounds, medians, milliseconds; memory and size in KiB\n",
-        runs()
-    );
-    println!(
-        "| command | wall | min | user+sys | × bwrap | × floor | system calls | private memory | binary |"
-    );
+    println!("{} rounds, medians, milliseconds; memory and size in KiB\n", runs());
+    println!("| command | wall | min | user+sys | × bwrap | × floor | system calls | private memory | binary |");
     println!("|---|---|---|---|---|---|---|---|---|");
     for (n, name) in ROWS.iter().enumerate() {
         let Some(samples) = of(n) else {
-            println!(
-                "| {name} | {} | | | | | | | |",
-                hindrances[n].as_deref().unwrap_or_default()
-            );
+            println!("| {name} | {} | | | | | | | |", hindrances[n].as_deref().unwrap_or_default());
             continue;
         };
         let own = wall(samples);
-        let least = samples
-            .iter()
-            .map(|sample| sample.wall)
-            .fold(f64::INFINITY, f64::min);
+        let least = samples.iter().map(|sample| sample.wall).fold(f64::INFINITY, f64::min);
         let cpu = median(samples.iter().map(|sample| sample.cpu));
         let [calls, memory, size] = &facts[n];
         let (bwrap, floor) = (ratio(own, "bwrap"), ratio(own, "floor"));
-        println!(
-            "| {name} | {own:.2} | {least:.2} | {cpu:.2} | {bwrap} | {floor} | {calls} | {memory} | {size} |"
-        );
+        println!("| {name} | {own:.2} | {least:.2} | {cpu:.2} | {bwrap} | {floor} | {calls} | {memory} | {size} |");
         if samples.len() < runs() {
-            eprintln!(
-                "{name}: {} of {} runs failed and are not counted",
-                runs() - samples.len(),
-                runs()
-            );
+            eprintln!("{name}: {} of {} runs failed and are not counted", runs() - samples.len(), runs());
         }
     }
 }
@@ -602,19 +459,13 @@ fn binds(place: &Place) {
         return println!("sbx run: {why}");
     }
     let bare = place.row("sbx run", TRUE);
-    let volumes = (0..BINDS).flat_map(|n| {
-        [
-            "-v".to_owned(),
-            format!("{}:/mnt/{n}:ro", place.of(&format!("binds/{n}"))),
-        ]
-    });
+    let volumes =
+        (0..BINDS).flat_map(|n| ["-v".to_owned(), format!("{}:/mnt/{n}:ro", place.of(&format!("binds/{n}")))]);
     let mut full = bare.clone();
     full.splice(2..2, volumes);
     let samples = rounds(place, &[bare, full]);
     let (none, all) = (wall(&samples[0]), wall(&samples[1]));
-    println!(
-        "| binds | wall, ms |\n|---|---|\n| none | {none:.2} |\n| {BINDS} read-only | {all:.2} |"
-    );
+    println!("| binds | wall, ms |\n|---|---|\n| none | {none:.2} |\n| {BINDS} read-only | {all:.2} |");
     println!("| difference | {:.2} |", all - none);
 }
 
@@ -628,16 +479,7 @@ fn one_after_the_other(place: &Place, count: usize) {
     let _ = (0..20).filter_map(|_| sample(place, &command)).count();
     let samples: Vec<Sample> = (0..count).filter_map(|_| sample(place, &command)).collect();
     let part = (samples.len() / 10).max(1).min(samples.len());
-    let (first, last) = (
-        wall(&samples[..part]),
-        wall(&samples[samples.len() - part..]),
-    );
-    println!(
-        "| starts | wall, ms |\n|---|---|\n| first {part} | {first:.2} |\n| last {part} | {last:.2} |"
-    );
-    println!(
-        "| ratio | {:.2} |\n\n{} of {count} failed",
-        last / first,
-        count - samples.len()
-    );
+    let (first, last) = (wall(&samples[..part]), wall(&samples[samples.len() - part..]));
+    println!("| starts | wall, ms |\n|---|---|\n| first {part} | {first:.2} |\n| last {part} | {last:.2} |");
+    println!("| ratio | {:.2} |\n\n{} of {count} failed", last / first, count - samples.len());
 }

@@ -1,1 +1,3 @@
+//! The `sbx` command.
+
 fn main() {}

@@ -6,7 +6,7 @@
 pub mod files;
 mod rootfs;
 
-pub use rootfs::RootFacts;
+pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
 
 use crate::error::{Error, Result};
 use crate::spec::ids;
@@ -110,7 +110,9 @@ impl Host {
         let power = power(uid);
         let user = login_name(uid, &caller, ranged);
         let ranges = |path: &str| match ranged {
-            true => files::read_text(Path::new(path), 1 << 20).map(|t| ids::subordinate(&t, &user, uid)).unwrap_or_default(),
+            true => {
+                files::read_text(Path::new(path), 1 << 20).map(|t| ids::subordinate(&t, &user, uid)).unwrap_or_default()
+            }
             false => Vec::new(),
         };
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };

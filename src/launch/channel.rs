@@ -5,6 +5,7 @@
 //!     | ---- clone3 -------------------------> |
 //!     |  writes the id maps                    |  waits
 //!     | ---- Go -----------------------------> |  Enter, Root, Pivot, Identity, Confine
+//!     | <--- Done{step} ---------------------- |  (where somebody follows)
 //!     | <--- Skipped{step, call, errno} ------ |  (for steps that may be)
 //!     | <--- Terminal + pty master ----------- |
 //!     | <--- Failed{step, call, errno} ------- |  and ends with 125
@@ -42,6 +43,8 @@ pub enum Message {
     Forked(i32),
     /// Child: a step that may be skipped was.
     Skipped(Fault),
+    /// Child: this step is done; only where somebody follows.
+    Done(u16),
     /// Child: a step failed; the child is gone.
     Failed(Fault),
     /// Child: carries the master of the sandbox's own terminal.
@@ -126,6 +129,7 @@ impl Message {
             Message::AtGate => (8, (0, 0, 0)),
             Message::NotExecuted(errno) => (9, (errno.0, 0, 0)),
             Message::Started(pid) => (10, (pid, 0, 0)),
+            Message::Done(step) => (12, (i32::from(step), 0, 0)),
             Message::Ended(Ended::Code(code), full) => (11, (0, code, full as i32)),
             Message::Ended(Ended::Signal(signal), full) => (11, (1, signal, full as i32)),
         };
@@ -153,6 +157,7 @@ impl Message {
             (8, true) => Message::AtGate,
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
+            (12, true) => Message::Done(u16::try_from(a).ok()?),
             (11, true) if a == 0 => Message::Ended(Ended::Code(b), full),
             (11, true) => Message::Ended(Ended::Signal(b), full),
             _ => return None,
@@ -185,9 +190,19 @@ mod tests {
     fn messages_come_out_as_they_went_in() {
         let fault = Fault { step: 300, call: Call::Terminal, errno: Errno(13) };
         for message in [
-            Message::Go, Message::Start, Message::Signal(15), Message::Forked(7), Message::Skipped(fault),
-            Message::Failed(fault), Message::Terminal, Message::AtGate, Message::NotExecuted(Errno(2)), Message::Started(3),
-            Message::Ended(Ended::Code(42), Fullness::Room), Message::Ended(Ended::Signal(9), Fullness::Full),
+            Message::Go,
+            Message::Start,
+            Message::Signal(15),
+            Message::Forked(7),
+            Message::Skipped(fault),
+            Message::Failed(fault),
+            Message::Terminal,
+            Message::AtGate,
+            Message::NotExecuted(Errno(2)),
+            Message::Started(3),
+            Message::Done(9),
+            Message::Ended(Ended::Code(42), Fullness::Room),
+            Message::Ended(Ended::Signal(9), Fullness::Full),
         ] {
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }

@@ -5,7 +5,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use super::channel::{Call, Message, hear, tell};
-use super::confine::{self, Confined};
+use super::confine::Confined;
 use super::init;
 use super::mounts::{self, Tree};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
@@ -42,7 +42,8 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
 
 /// Init's own way through the stages.
 fn begin(script: &Script, channel: BorrowedFd<'_>) -> ! {
-    let mut child = Child { script, channel, tree: Tree::default(), terminal: None, terminal_back: -1, host_proc: None };
+    let mut child =
+        Child { script, channel, tree: Tree::default(), terminal: None, terminal_back: -1, host_proc: None };
     child.await_maps();
     child.all(&script.enter);
     child.root_beside_own();
@@ -131,7 +132,12 @@ impl Child<'_> {
 
     /// Runs one operation; a failure is told, and ends the child unless the step may be skipped.
     fn one(&mut self, prepared: &Prepared, act: impl FnOnce(&mut Self, &Op) -> Result<(), Failure>) {
-        let Err(failure) = act(self, &prepared.op) else { return };
+        let Err(failure) = act(self, &prepared.op) else {
+            if self.script.followed {
+                let _ = tell(self.channel, Message::Done(prepared.step), None);
+            }
+            return;
+        };
         let fault = failure.at(prepared.step);
         if prepared.need == Need::Try {
             let _ = tell(self.channel, Message::Skipped(fault), None);

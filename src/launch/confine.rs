@@ -116,14 +116,15 @@ fn status_is(status: &[u8], expected: &Expected) -> bool {
     };
     let words = |name: &[u8]| field(name).map(|text| text.split(|b| b.is_ascii_whitespace()).filter(|w| !w.is_empty()));
     let all = |name: &[u8], id: u32| {
-        words(name).is_some_and(|mut w| w.by_ref().take(4).filter(|w| number(w, 10) == Some(u64::from(id))).count() == 4)
+        words(name)
+            .is_some_and(|mut w| w.by_ref().take(4).filter(|w| number(w, 10) == Some(u64::from(id))).count() == 4)
     };
-    let mask = |name: &[u8], set: CapSet| words(name).and_then(|mut w| w.next()).and_then(|w| number(w, 16)) == Some(set.0);
+    let mask =
+        |name: &[u8], set: CapSet| words(name).and_then(|mut w| w.next()).and_then(|w| number(w, 16)) == Some(set.0);
     let groups = match &expected.groups {
         None => true,
-        Some(groups) => words(b"Groups").is_some_and(|found| {
-            groups.iter().map(|&gid| Some(u64::from(gid))).eq(found.map(|word| number(word, 10)))
-        }),
+        Some(groups) => words(b"Groups")
+            .is_some_and(|found| groups.iter().map(|&gid| Some(u64::from(gid))).eq(found.map(|word| number(word, 10)))),
     };
     groups
         && all(b"Uid", expected.uid)

@@ -117,6 +117,9 @@ fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
             process::dup2(slave, number).called(Call::Dup)?;
         }
     }
+    if let Some(stdin) = &program.stdin {
+        process::dup2(stdin.as_fd(), 0).called(Call::Dup)?;
+    }
     process::umask(program.umask);
     event::default_actions().called(Call::Sigmask)?;
     event::unblock_all().called(Call::Sigmask)?;

@@ -12,12 +12,14 @@ mod prepare;
 mod relay;
 mod script;
 
+pub use crate::sys::process::Ended;
 pub use monitor::{Event, Exit, Limits};
+pub use prepare::Told;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{Need, Plan, Stage, Step, UpperAt};
+use crate::plan::{Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Skipped, StateDir};
 use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -46,14 +48,22 @@ pub struct Request<'a> {
     pub limits: Limits,
     /// Labels for the record.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Whether the observer wants the program's pid as the caller sees it.
-    pub want_pid: bool,
+    /// What the observer wants to be told.
+    pub told: Told,
 }
 
 /// The signals that sbx passes on or acts upon; all are blocked and taken from a descriptor.
 const SIGNALS: [i32; 10] = [
-    event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT, event::SIGUSR1, event::SIGUSR2, event::SIGWINCH,
-    event::SIGTSTP, event::SIGCONT, event::SIGCHLD,
+    event::SIGTERM,
+    event::SIGINT,
+    event::SIGHUP,
+    event::SIGQUIT,
+    event::SIGUSR1,
+    event::SIGUSR2,
+    event::SIGWINCH,
+    event::SIGTSTP,
+    event::SIGCONT,
+    event::SIGCHLD,
 ];
 
 /// Runs a plan to its end: claims the name, sets the sandbox up, starts the program, serves it.
@@ -63,7 +73,8 @@ const SIGNALS: [i32; 10] = [
 /// # Errors
 /// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
 pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
-    let script = prepare::prepare(plan, host, request.want_pid)?;
+    let mut script = prepare::prepare(plan, host, &request.told)?;
+    let feed = feed(plan, host, &mut script)?;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     let upper = Upper::make(plan)?;
@@ -72,7 +83,7 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
         claim.write(&record)?;
     }
     event::default_action(event::SIGCHLD);
-    let failed = |doing: &str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
+    let failed = |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
     let cloned = Cloned::new(plan, host, &script, claim)?;
@@ -80,7 +91,20 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     record.pid = Some(mapped.pid);
     mapped.claim.write(&record)?;
     mapped.go()?;
-    mapped.serve(plan, host, request, record, signals, upper, observer)
+    mapped.serve(plan, host, request, record, (signals, feed), upper, observer)
+}
+
+/// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
+/// so it goes through a pipe; the end to be fed is returned.
+fn feed(plan: &Plan, host: &Host, script: &mut Script) -> Result<Option<OwnedFd>> {
+    let direct = host.stdio[0] != crate::host::Stdio::File || plan.landlock.is_some() || script.program.terminals > 0;
+    if direct {
+        return Ok(None);
+    }
+    let fail = |errno| Error::Sys { doing: "make a pipe".into(), on: "for stdin".into(), errno };
+    let (read, write) = sys::fs::pipe().map_err(fail)?;
+    script.program.stdin = Some(read);
+    Ok(Some(write))
 }
 
 /// The child exists and waits; its namespaces have no maps yet.
@@ -180,13 +204,29 @@ impl Mapped {
 
     #[allow(clippy::too_many_arguments)]
     fn serve(
-        self, plan: &Plan, host: &Host, request: &Request<'_>, record: Record, signals: OwnedFd, upper: Upper,
+        self,
+        plan: &Plan,
+        host: &Host,
+        request: &Request<'_>,
+        record: Record,
+        (signals, feed): (OwnedFd, Option<OwnedFd>),
+        upper: Upper,
         observer: &mut dyn Observer,
     ) -> Result<Exit> {
         let guard = Guard { pidfd: Some(self.pidfd) };
         let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
-        let served = monitor::Monitor::new(plan, host, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
-            .run(observer);
+        let served = monitor::Monitor::new(
+            plan,
+            host,
+            request,
+            record,
+            &self.claim,
+            self.channel.as_fd(),
+            pidfd,
+            signals.as_fd(),
+        )
+        .feeding(feed)
+        .run(observer);
         drop(guard);
         self.claim.clear();
         drop(upper);
@@ -196,7 +236,11 @@ impl Mapped {
 
 /// The child was gone before it could say anything.
 fn gone(plan: &Plan, errno: sys::Errno) -> Error {
-    Error::Step { place: plan.place(plan.number(|step| matches!(step, Step::Clone(_)))), call: "wait for the child", errno }
+    Error::Step {
+        place: plan.place(plan.number(|step| matches!(step, Step::Clone(_)))),
+        call: "wait for the child",
+        errno,
+    }
 }
 
 /// A failed step as an error: the words come from the plan, the fault from the child.
@@ -207,10 +251,13 @@ fn step_error(plan: &Plan, host: &Host, fault: Fault) -> Error {
         let why = fault.errno.to_string();
         return Error::spec("--workdir", path.display(), why).or_try("a directory that exists inside");
     }
-    if let (Some(Step::Overlay(layers)), sys::EINVAL) = (plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step), fault.errno) {
+    if let (Some(Step::Overlay(layers)), sys::EINVAL) =
+        (plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step), fault.errno)
+    {
         let below: Vec<_> = layers.lower.iter().flat_map(|l| crate::host::mounts_below(l.as_path())).collect();
         if let Some(first) = below.first() {
-            let why = format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
+            let why =
+                format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
             return Error::spec("ROOTFS", &layers.lower[0], why).or_try("unmount them, or --rw");
         }
     }
@@ -290,18 +337,10 @@ impl Upper {
         let lock = openat(HERE, &c_path(&path.join("lock")), Open::Lock).map_err(|e| refuse(e.to_string()))?;
         match try_lock(lock.as_fd()) {
             Ok(true) => Ok(lock),
-            Ok(false) => Err(refuse("another sandbox uses it".into()).or_try("another directory, or wait for it to end")),
+            Ok(false) => {
+                Err(refuse("another sandbox uses it".into()).or_try("another directory, or wait for it to end"))
+            }
             Err(errno) => Err(refuse(errno.to_string())),
         }
     }
-}
-
-/// Whether a step is one that only the parent does.
-pub(crate) fn parents(stage: Stage) -> bool {
-    matches!(stage, Stage::Claim | Stage::Clone | Stage::Maps)
-}
-
-/// Whether the run may go on without it.
-pub(crate) fn optional(need: Need) -> bool {
-    need == Need::Try
 }

@@ -302,7 +302,9 @@ impl Tree {
     fn parent_of<'t>(&self, at: &'t Target) -> Result<(OwnedFd, &'t CStr), Failure> {
         let root = held(&self.root)?;
         match at.parts.as_slice() {
-            [.., (path, _), (_, name)] => Ok((fs::open_in_root(root, path, Open::Directory).called(Call::Openat2)?, name)),
+            [.., (path, _), (_, name)] => {
+                Ok((fs::open_in_root(root, path, Open::Directory).called(Call::Openat2)?, name))
+            }
             [(_, name)] => Ok((fs::open_in_root(root, c".", Open::Directory).called(Call::Openat2)?, name)),
             [] => Err(Failure(Call::Openat2, sys::EINVAL)),
         }

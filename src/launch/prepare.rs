@@ -5,7 +5,10 @@ use super::script::{Above, Base, Expected, Naming, Op, OverlayOp, Prepared, Prog
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal, UpperAt, bpf};
+use crate::plan::{
+    Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal,
+    UpperAt, bpf,
+};
 use crate::spec::Init;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
@@ -19,11 +22,20 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Makes the script of a plan. `want_pidfd`: whether somebody outside wants to know the program's pid.
+/// What the observer wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The program's pid as the caller sees it.
+    pub pid: bool,
+    /// Each step when it is done.
+    pub steps: bool,
+}
+
+/// Makes the script of a plan.
 ///
 /// # Errors
 /// `Bug` where a text that was checked before cannot be a C string; `Unsupported` where Landlock refuses its rules.
-pub(crate) fn prepare(plan: &Plan, host: &Host, want_pidfd: bool) -> Result<Script> {
+pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
         above: None,
@@ -33,7 +45,8 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, want_pidfd: bool) -> Result<Scri
         confine: Vec::new(),
         sysfs: false,
         host_proc: false,
-        program: program(plan, want_pidfd)?,
+        followed: told.steps,
+        program: program(plan, told.pid)?,
     };
     let mut context = Context { host, plan, count: 0, lower: Vec::new(), scratch: Vec::new() };
     context.find_lower();
@@ -117,25 +130,55 @@ impl Context<'_> {
         }
         match step {
             Step::Session => one(Op::Session),
-            Step::TimeOffset(t) => one(Op::TimeOffset(c_text(format!("monotonic {} 0\nboottime {} 0\n", t.monotonic, t.boottime))?)),
+            Step::TimeOffset(t) => {
+                one(Op::TimeOffset(c_text(format!("monotonic {} 0\nboottime {} 0\n", t.monotonic, t.boottime))?))
+            }
             Step::Network => one(Op::Network),
             Step::HostName(name) => one(Op::HostName(name.clone().into_bytes())),
             Step::Sysctl(key, value) => {
                 let path = format!("sys/{}", key.replace('.', "/"));
                 one(Op::WriteProc(c_text(path)?, value.clone().into_bytes()))
             }
-            Step::OomScoreAdj(score) => one(Op::WriteProc(c_text("self/oom_score_adj")?, score.to_string().into_bytes())),
+            Step::OomScoreAdj(score) => {
+                one(Op::WriteProc(c_text("self/oom_score_adj")?, score.to_string().into_bytes()))
+            }
             Step::Nice(nice) => one(Op::Nice(*nice)),
             Step::Claim(_) | Step::Clone(_) | Step::Maps(_) | Step::Filter(..) | Step::Exec(_) => Ok(Vec::new()),
-            Step::Keyring | Step::Bounding(_) | Step::Groups(_) | Step::Ids(..) | Step::Capabilities(_) | Step::NoNewPrivs
-            | Step::Hide | Step::Verify | Step::Pids(_) | Step::Rlimit(_) | Step::Landlock(_) | Step::Workdir(_) | Step::Gate => {
-                self.confine(step).map(|op| vec![op])
-            }
+            Step::Keyring
+            | Step::Bounding(_)
+            | Step::Groups(_)
+            | Step::Ids(..)
+            | Step::Capabilities(_)
+            | Step::NoNewPrivs
+            | Step::Hide
+            | Step::Verify
+            | Step::Pids(_)
+            | Step::Rlimit(_)
+            | Step::Landlock(_)
+            | Step::Workdir(_)
+            | Step::Gate => self.confine(step).map(|op| vec![op]),
             Step::Mount(mount) => one(self.mount(mount)?),
-            Step::Store(_) | Step::Overlay(_) | Step::BindRoot(_) | Step::EmptyRoot | Step::HostOverlay(_) | Step::HostBind(_)
-            | Step::Link(..) | Step::Scratch(..) | Step::Supply(_) | Step::SealRoot | Step::Pivot => one(self.root(step)?),
-            Step::Dev | Step::Devpts | Step::HostShm | Step::Mqueue | Step::Proc | Step::NoUserNamespaces | Step::ReadOnly(_)
-            | Step::Mask(_) | Step::Sys(_) | Step::Terminal => one(self.kernel_fs(step)?),
+            Step::Store(_)
+            | Step::Overlay(_)
+            | Step::BindRoot(_)
+            | Step::EmptyRoot
+            | Step::HostOverlay(_)
+            | Step::HostBind(_)
+            | Step::Link(..)
+            | Step::Scratch(..)
+            | Step::Supply(_)
+            | Step::SealRoot
+            | Step::Pivot => one(self.root(step)?),
+            Step::Dev
+            | Step::Devpts
+            | Step::HostShm
+            | Step::Mqueue
+            | Step::Proc
+            | Step::NoUserNamespaces
+            | Step::ReadOnly(_)
+            | Step::Mask(_)
+            | Step::Sys(_)
+            | Step::Terminal => one(self.kernel_fs(step)?),
         }
     }
 
@@ -187,7 +230,13 @@ impl Context<'_> {
         if let (EtcWay::Upper(mode, uid, gid), Some(layers)) = (&etc.way, self.lower.first().cloned()) {
             let dir = parent.file_name().unwrap_or_default().as_bytes();
             let overlay = self.root_overlay(&layers)?;
-            return Ok(Op::Seed { overlay, dir: c_text(dir)?, like: (*mode, *uid, *gid), file: c_text(name)?, content });
+            return Ok(Op::Seed {
+                overlay,
+                dir: c_text(dir)?,
+                like: (*mode, *uid, *gid),
+                file: c_text(name)?,
+                content,
+            });
         }
         if let Some((_, held)) = self.scratch.iter().find(|(path, _)| path.as_path() == parent) {
             let path = [held.as_bytes(), b"/", name].concat();
@@ -357,7 +406,8 @@ fn abi(number: u32) -> ABI {
 /// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
 fn landlock(plan: &LandlockPlan) -> Result<Op> {
     let abi = abi(plan.abi);
-    let refuse = |why: String| Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
+    let refuse =
+        |why: String| Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
     let all = AccessFs::from_all(abi);
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     ruleset = ruleset.handle_access(all).map_err(|e| refuse(e.to_string()))?;
@@ -366,7 +416,8 @@ fn landlock(plan: &LandlockPlan) -> Result<Op> {
     }
     let created = ruleset.create().map_err(|e| refuse(e.to_string()))?;
     let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| refuse("the kernel gave no ruleset".into()))?;
-    let rules = plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
+    let rules =
+        plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
     Ok(Op::Landlock { ruleset, rules, file_rights: AccessFs::from_file(abi).bits() })
 }
 
@@ -416,6 +467,7 @@ fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
             Terminal::All => 3,
         },
         is_init: process.init == Init::Program,
+        stdin: None,
         want_pidfd,
         argv_area: argv_area(),
     })

@@ -29,6 +29,8 @@ pub(crate) struct Script {
     pub sysfs: bool,
     /// Whether the host's /proc must be at hand in `own`.
     pub host_proc: bool,
+    /// Whether each step is told when it is done.
+    pub followed: bool,
     /// The program.
     pub program: Program,
 }
@@ -121,32 +123,71 @@ pub(crate) enum Op {
     HostName(Vec<u8>),
     Store(CString),
     /// A file put into the root's upper layer: directory, its mode, owner and group; name; content.
-    Seed { overlay: OverlayOp, dir: CString, like: (u32, u32, u32), file: CString, content: Vec<u8> },
+    Seed {
+        overlay: OverlayOp,
+        dir: CString,
+        like: (u32, u32, u32),
+        file: CString,
+        content: Vec<u8>,
+    },
     Overlay(OverlayOp),
     BindRoot(CString),
-    EmptyRoot(u32),
+    EmptyRoot,
     Link(CString, Target),
     /// A directory of the store, mounted: its name there.
-    Scratch { name: CString, target: Target, mode: u32, attr: Attr },
+    Scratch {
+        name: CString,
+        target: Target,
+        mode: u32,
+        attr: Attr,
+    },
     /// A file of the store, mounted on an entry.
-    Supply { name: CString, content: Vec<u8>, parent: Target, entry: CString },
+    Supply {
+        name: CString,
+        content: Vec<u8>,
+        parent: Target,
+        entry: CString,
+    },
     /// A file written into a directory of the store that is mounted already.
-    Place { path: CString, content: Vec<u8> },
+    Place {
+        path: CString,
+        content: Vec<u8>,
+    },
     Dev(Target),
-    Devpts { gid: Option<CString> },
+    Devpts {
+        gid: Option<CString>,
+    },
     HostShm,
     Mqueue(Target),
     Proc(Target),
     NoUserNamespaces,
     ReadOnly(CString),
-    Mask { base: Base, path: CString, asked: bool },
+    Mask {
+        base: Base,
+        path: CString,
+        asked: bool,
+    },
     Sys(Target),
     EmptySys(Target),
-    Bind { src: CString, target: Target, attr: Attr },
+    Bind {
+        src: CString,
+        target: Target,
+        attr: Attr,
+    },
     OverlayBind(OverlayOp, Target, Attr),
-    Tmpfs { size: CString, mode: CString, target: Target, attr: Attr },
-    Device { src: CString, target: Target },
-    Terminal { uid: u32 },
+    Tmpfs {
+        size: CString,
+        mode: CString,
+        target: Target,
+        attr: Attr,
+    },
+    Device {
+        src: CString,
+        target: Target,
+    },
+    Terminal {
+        uid: u32,
+    },
     SealRoot,
     Pivot,
     Keyring,
@@ -158,7 +199,11 @@ pub(crate) enum Op {
     Hide,
     Verify(Expected),
     Rlimit(u32, Limit),
-    Landlock { ruleset: OwnedFd, rules: Vec<(CString, u64)>, file_rights: u64 },
+    Landlock {
+        ruleset: OwnedFd,
+        rules: Vec<(CString, u64)>,
+        file_rights: u64,
+    },
     Workdir(CString),
     Gate,
 }
@@ -190,6 +235,8 @@ pub(crate) struct Program {
     pub terminals: i32,
     /// Whether the program itself is pid 1.
     pub is_init: bool,
+    /// What becomes descriptor 0 in place of the caller's.
+    pub stdin: Option<OwnedFd>,
     /// Whether the parent wants the program's pidfd.
     pub want_pidfd: bool,
     /// Where this process's arguments lie, to be overwritten.

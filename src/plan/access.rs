@@ -1,11 +1,11 @@
 //! The steps of `Identity` and `Confine`, the Landlock rules and the system call filters.
 
 use super::bpf::Insn;
-use super::seccomp::{Policy, program};
-use super::{GroupSet, Identities, Process, Stage, Step, Steps, mounts, setid};
+use super::seccomp::{NATIVE, Policy, default_program, program};
+use super::{Identities, Process, Stage, Step, Steps, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::spec::access::{Filter, Landlock, Nesting, SetId};
+use crate::spec::access::{Capabilities, Filter, Landlock, Nesting, SetId};
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
 use crate::spec::{Init, Rlimit, RootSource, Spec, Writes};
@@ -59,9 +59,7 @@ fn held(spec: &Spec, who: &Identities) -> crate::spec::access::Capabilities {
 }
 
 /// Steps of `Confine`.
-pub(super) fn confine(
-    steps: &mut Steps, spec: &Spec, host: &Host, process: &Process, notes: &mut Vec<String>,
-) -> Result<Option<LandlockPlan>> {
+pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process) -> Result<Option<LandlockPlan>> {
     // Init is one of the processes that the kernel counts.
     let init = u64::from(spec.program.init == Init::Own);
     steps.must(Stage::Confine, Step::Pids(spec.limits.pids + init));
@@ -72,7 +70,7 @@ pub(super) fn confine(
     for limit in &spec.limits.rlimits {
         steps.must(Stage::Confine, Step::Rlimit(limit.clone()));
     }
-    let landlock = landlock(spec, host, notes)?;
+    let landlock = landlock(spec, host)?;
     if let Some(plan) = &landlock {
         steps.must(Stage::Confine, Step::Landlock(plan.clone()));
     }
@@ -80,7 +78,7 @@ pub(super) fn confine(
     Ok(landlock)
 }
 
-fn landlock(spec: &Spec, host: &Host, notes: &mut Vec<String>) -> Result<Option<LandlockPlan>> {
+fn landlock(spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
     // Landlock forbids every mount to those it confines, so an inner sandbox could not be built under it.
     let missing = match (spec.landlock, spec.nesting) {
         (Landlock::Off, _) => return Ok(None),
@@ -95,14 +93,15 @@ fn landlock(spec: &Spec, host: &Host, notes: &mut Vec<String>) -> Result<Option<
     };
     let (major, minor) = host.kernel;
     if !missing.is_empty() && spec.landlock == Landlock::Require {
-        let why = format!("this kernel ({major}.{minor}, Landlock ABI {}) has {missing}; sbx uses ABI 6", host.landlock);
-        let hint = "--landlock auto takes what there is; a kernel has it when `landlock` stands in /sys/kernel/security/lsm";
+        let why =
+            format!("this kernel ({major}.{minor}, Landlock ABI {}) has {missing}; sbx uses ABI 6", host.landlock);
+        let hint =
+            "--landlock auto takes what there is; a kernel has it when `landlock` stands in /sys/kernel/security/lsm";
         return Err(Error::Unsupported { feature: "--landlock require".into(), why, hint: Some(hint.into()) });
     }
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
-    let _ = notes;
     Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(spec) }))
 }
 
@@ -121,7 +120,9 @@ fn places(spec: &Spec) -> Vec<(InnerPath, Grant)> {
     if !written {
         places.extend(["/tmp", "/run"].map(|path| (InnerPath::known(path), Grant::Change)));
         if spec.root.source == RootSource::Host {
-            places.extend(["/home", "/root", "/mnt", "/media", "/var/tmp"].map(|path| (InnerPath::known(path), Grant::Change)));
+            places.extend(
+                ["/home", "/root", "/mnt", "/media", "/var/tmp"].map(|path| (InnerPath::known(path), Grant::Change)),
+            );
         }
     }
     for mount in &spec.mounts {
@@ -139,9 +140,6 @@ fn places(spec: &Spec) -> Vec<(InnerPath, Grant)> {
 
 /// The program's filters, in the order of loading: the policy's last, since it may forbid loading more.
 pub(super) fn filters(steps: &mut Steps, spec: &Spec) -> Result<Vec<Vec<Insn>>> {
-    if spec.seccomp.filter == Filter::Off {
-        return Ok(Vec::new());
-    }
     let guarded = mounts::writable_host(spec) && spec.root.setid == SetId::Refused;
     let mut filters = Vec::new();
     let mut load = |name, filter: Vec<Insn>| {
@@ -149,20 +147,39 @@ pub(super) fn filters(steps: &mut Steps, spec: &Spec) -> Result<Vec<Vec<Insn>>> 
         filters.push(filter);
     };
     if guarded {
-        load("set-id", setid::program().map_err(|error| Error::Bug(error.to_string()))?);
+        load("set-id", setid::program(NATIVE));
     }
-    let policy = policy(spec, guarded);
-    let filter = program(&policy).map_err(|error| Error::spec("seccomp", "policy", error))?;
-    load("policy", filter);
+    match spec.seccomp.filter {
+        Filter::Off if guarded => load("hidden modes", setid::hidden_modes_program(NATIVE)),
+        Filter::Off => {}
+        Filter::Default => {
+            let policy = policy(spec, guarded);
+            let filter = match policy == Policy::default() {
+                true => default_program().to_vec(),
+                false => program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?,
+            };
+            load("policy", filter);
+        }
+    }
     Ok(filters)
 }
 
+/// The system call policy of a spec. Capabilities beyond the default open what Moby's profile ties to them.
 fn policy(spec: &Spec, guarded: bool) -> Policy {
-    let _ = (spec, guarded);
-    todo!()
-}
-
-/// Whether the groups are the caller's.
-pub(super) fn _kept(groups: &GroupSet) -> bool {
-    matches!(groups, GroupSet::Kept(_))
+    let added = spec.capabilities.without(Capabilities::default_set());
+    Policy {
+        allow: spec.seccomp.allow.clone(),
+        deny: spec.seccomp.deny.clone(),
+        log: spec.seccomp.log.clone(),
+        cap_add: added.names().map(str::to_owned).collect(),
+        nesting: match spec.nesting {
+            Nesting::Refused => rules::Nesting::Refuse,
+            Nesting::Allowed => rules::Nesting::Allow,
+        },
+        init: match spec.program.init {
+            Init::Own => rules::Init::Own,
+            Init::Program => rules::Init::Absent,
+        },
+        set_id: if guarded { rules::SetId::Deny } else { rules::SetId::Allow },
+    }
 }

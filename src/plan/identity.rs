@@ -71,10 +71,22 @@ pub(super) fn identities(spec: &Spec, host: &Host) -> Result<Identities> {
     mapped(&maps, uid, gid)?;
     let groups = group_set(spec, host, &maps, uid)?;
     let account = accounts(&host.root.passwd).find(|account| account.uid == uid);
-    let name = account.as_ref().map_or_else(|| if uid == 0 { "root".into() } else { uid.to_string() }, |a| a.name.clone());
+    let name =
+        account.as_ref().map_or_else(|| if uid == 0 { "root".into() } else { uid.to_string() }, |a| a.name.clone());
     let home = account.map(|a| a.home).filter(|home| home.starts_with('/')).unwrap_or_else(|| "/".into());
     let pids_above = (maps.by != MapsBy::Caller).then_some(spec.limits.pids + 1);
-    Ok(Identities { uids: maps.uids, gids: maps.gids, by: maps.by, pids_above, uid, gid, groups, user: name, home, notes })
+    Ok(Identities {
+        uids: maps.uids,
+        gids: maps.gids,
+        by: maps.by,
+        pids_above,
+        uid,
+        gid,
+        groups,
+        user: name,
+        home,
+        notes,
+    })
 }
 
 fn find_user(user: &User, host: &Host) -> Result<(u32, u32)> {
@@ -83,7 +95,8 @@ fn find_user(user: &User, host: &Host) -> Result<(u32, u32)> {
         Who::Id(uid) => by_uid(*uid).unwrap_or((*uid, 0)),
         Who::Name(name) => {
             let found = accounts(&host.root.passwd).find(|account| account.name == *name).map(|a| (a.uid, a.gid));
-            found.ok_or_else(|| Error::spec("--user", name, "no such user in ROOTFS's /etc/passwd").or_try("a number"))?
+            found
+                .ok_or_else(|| Error::spec("--user", name, "no such user in ROOTFS's /etc/passwd").or_try("a number"))?
         }
     };
     Ok((uid, user.group.as_ref().map_or(Ok(gid), |group| find_group("--user", group, host))?))
@@ -119,7 +132,9 @@ fn choose_maps(spec: &Spec, host: &Host, asked: Option<(u32, u32)>, notes: &mut 
         (Map::Root, _) => Ok(single(0, 0, host)),
         (Map::Auto, None) if spec.root.source == RootSource::Host && !grouped => Ok(single(host.uid, host.gid, host)),
         (Map::Auto, None | Some((0, 0))) if !grouped => Ok(single(0, 0, host)),
-        (Map::Auto, Some((uid, gid))) if !grouped && (uid, gid) == (host.uid, host.gid) && spec.root.source == RootSource::Host => {
+        (Map::Auto, Some((uid, gid)))
+            if !grouped && (uid, gid) == (host.uid, host.gid) && spec.root.source == RootSource::Host =>
+        {
             Ok(single(uid, gid, host))
         }
         (Map::Auto, _) => full(host).or_else(|refusal| match asked {
@@ -160,7 +175,11 @@ fn helpers(host: &Host) -> Result<()> {
         if ranges.is_empty() {
             let why = format!("{file} has no range for {}", host.user);
             let line = format!("{}:100000:65536", host.user);
-            return missing("a map of ranges", why, format!("as root: echo {line} >>{file} (a range that no other line has)"));
+            return missing(
+                "a map of ranges",
+                why,
+                format!("as root: echo {line} >>{file} (a range that no other line has)"),
+            );
         }
     }
     for (found, program) in [(&host.newuidmap, "newuidmap"), (&host.newgidmap, "newgidmap")] {
@@ -182,7 +201,9 @@ fn explicit(extents: &[Extent], host: &Host) -> Result<Maps> {
     }
     helpers(host)?;
     let within = |ranges: &[(u32, u32)], e: &Extent| {
-        ranges.iter().any(|&(first, count)| e.outer >= first && e.outer - first <= count && e.count <= count - (e.outer - first))
+        ranges
+            .iter()
+            .any(|&(first, count)| e.outer >= first && e.outer - first <= count && e.count <= count - (e.outer - first))
     };
     for (ranges, file) in [(&host.subuids, "/etc/subuid"), (&host.subgids, "/etc/subgid")] {
         if let Some(foreign) = extents.iter().find(|e| !own(e) && !within(ranges, e)) {
@@ -222,7 +243,8 @@ fn default_user(spec: &Spec, host: &Host, found: &Maps) -> (u32, u32) {
 fn mapped(found: &Maps, uid: u32, gid: u32) -> Result<()> {
     for (extents, id, word) in [(&found.uids, uid, "user"), (&found.gids, gid, "group")] {
         if !maps(extents, id) {
-            return Err(Error::spec("--user", id, format!("this {word} is outside the map")).or_try("--map full, or a --map that holds it"));
+            return Err(Error::spec("--user", id, format!("this {word} is outside the map"))
+                .or_try("--map full, or a --map that holds it"));
         }
     }
     Ok(())

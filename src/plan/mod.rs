@@ -9,6 +9,7 @@ pub mod bpf;
 mod environment;
 mod identity;
 mod mounts;
+pub mod rules;
 pub mod seccomp;
 pub mod setid;
 mod steps;
@@ -152,10 +153,10 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
     environment::enter(&mut steps, spec, name);
-    mounts::root(&mut steps, spec, host, &identities, &process, name, store_size)?;
+    mounts::root(&mut steps, spec, host, &process, name, store_size)?;
     steps.must(Stage::Pivot, Step::Pivot);
     access::identity(&mut steps, spec, &identities);
-    let landlock = access::confine(&mut steps, spec, host, &process, &mut notes)?;
+    let landlock = access::confine(&mut steps, spec, host, &process)?;
     steps.must(Stage::Gate, Step::Gate);
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
@@ -206,7 +207,9 @@ fn check_stdio(host: &Host) -> Result<()> {
     let standard = host.stdio.iter().enumerate().map(|(number, stdio)| (number as i32, *stdio));
     for (number, stdio) in standard.chain(host.passed.iter().copied()) {
         let (why, hint) = match stdio {
-            Stdio::Place => ("a directory, through which the program could reach the host", "redirect it from a file or /dev/null"),
+            Stdio::Place => {
+                ("a directory, through which the program could reach the host", "redirect it from a file or /dev/null")
+            }
             Stdio::Closed => ("not open", "--pass-fd passes a descriptor that the caller holds open"),
             _ => continue,
         };
@@ -274,7 +277,3 @@ impl fmt::Display for Plan {
 pub(crate) fn own_network(spec: &Spec) -> bool {
     spec.net.mode == NetMode::None
 }
-
-#[cfg(test)]
-#[path = "plan_tests.rs"]
-mod tests;

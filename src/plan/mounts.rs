@@ -2,10 +2,10 @@
 
 use super::environment::host_name;
 use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
-use super::{Identities, Process, Stage, Steps, Terminal, own_network};
+use super::{Process, Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
-use crate::host::{Host, RootFacts};
 use crate::host::EntryKind;
+use crate::host::{Host, RootFacts};
 use crate::spec::access::Nesting;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
@@ -14,8 +14,16 @@ use std::path::Path;
 
 /// What Docker masks (security.md section 2), as moby/moby does since 2026.
 const MASKED_PROC: [&str; 10] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
 ];
 const MASKED_SYS: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/firmware"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -36,7 +44,9 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
     let dropped = || UpperAt::Dropped(upper_home(host).join(name));
     match &spec.root.writes {
         Writes::Through => None,
-        Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => Some(UpperAt::Store),
+        Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => {
+            Some(UpperAt::Store)
+        }
         Writes::Upper(Upper::Directory(at)) | Writes::ReadOnly(Upper::Directory(at)) => Some(UpperAt::Kept(at.clone())),
         Writes::Upper(_) | Writes::ReadOnly(_) => Some(dropped()),
     }
@@ -78,7 +88,12 @@ pub(super) fn writable_host(spec: &Spec) -> bool {
 
 /// All steps of the stage, in their order.
 pub(super) fn root(
-    steps: &mut Steps, spec: &Spec, host: &Host, who: &Identities, process: &Process, name: &str, store_size: u64,
+    steps: &mut Steps,
+    spec: &Spec,
+    host: &Host,
+    process: &Process,
+    name: &str,
+    store_size: u64,
 ) -> Result<()> {
     let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
     must(steps, Step::Store(store_size));
@@ -95,7 +110,14 @@ pub(super) fn root(
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
         must(steps, Step::Scratch(InnerPath::known(path), mode));
     }
-    must(steps, supplied("/run/.containerenv", format!("engine=\"sbx-{}\"\nname=\"{name}\"\n", env!("CARGO_PKG_VERSION")), EtcWay::Bind));
+    must(
+        steps,
+        supplied(
+            "/run/.containerenv",
+            format!("engine=\"sbx-{}\"\nname=\"{name}\"\n", env!("CARGO_PKG_VERSION")),
+            EtcWay::Bind,
+        ),
+    );
     if spec.root.source == RootSource::Host {
         host_scratch(steps, host);
     }
@@ -109,7 +131,6 @@ pub(super) fn root(
     if matches!(spec.root.writes, Writes::ReadOnly(_)) {
         must(steps, Step::SealRoot);
     }
-    let _ = who;
     Ok(())
 }
 
@@ -129,7 +150,7 @@ fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, nam
         Some((mode, uid, gid)) if dropped => EtcWay::Upper(mode, uid, gid),
         _ => EtcWay::Bind,
     };
-    let files = etc_files(spec, host, name).map(|(path, content)| supplied(path, content, way.clone()));
+    let files = etc_files(spec, host, name).into_iter().map(|(path, content)| supplied(path, content, way.clone()));
     let before = matches!(way, EtcWay::Upper(..));
     if before {
         files.clone().for_each(|step| steps.must(Stage::Root, step));
@@ -170,11 +191,14 @@ fn host_root(steps: &mut Steps, root: &RootFacts) {
     steps.must(Stage::Root, Step::EmptyRoot);
     for entry in root.entries.iter().filter(|entry| entry.name != "tmp" && !HIDDEN.contains(&entry.name.as_str())) {
         let path = Path::new("/").join(&entry.name);
-        steps.must(Stage::Root, match &entry.kind {
-            EntryKind::Plain => Step::HostOverlay(path),
-            EntryKind::Mounted => Step::HostBind(path),
-            EntryKind::Link(target) => Step::Link(path, target.clone()),
-        });
+        steps.must(
+            Stage::Root,
+            match &entry.kind {
+                EntryKind::Plain => Step::HostOverlay(path),
+                EntryKind::Mounted => Step::HostBind(path),
+                EntryKind::Link(target) => Step::Link(path, target.clone()),
+            },
+        );
     }
 }
 
@@ -196,7 +220,8 @@ fn proc(steps: &mut Steps, spec: &Spec, host: &Host) {
     };
     let nested = spec.nesting == Nesting::Allowed;
     let mask = |steps: &mut Steps, path: &str| {
-        if !lifted(path) && !nested
+        if !lifted(path)
+            && !nested
             && let Ok(path) = InnerPath::parse("--mask", path)
         {
             steps.must(Stage::Root, Step::Mask(Masked { path, asked: false }));

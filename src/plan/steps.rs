@@ -1,7 +1,7 @@
 //! Every kind of step, and its words.
 
-use super::identity::{GroupSet, Identities, MapsBy};
 use super::LandlockPlan;
+use super::identity::{GroupSet, Identities, MapsBy};
 use crate::spec::access::Capabilities;
 use crate::spec::mount::Mount;
 use crate::spec::text::{HostPath, InnerPath};
@@ -207,7 +207,9 @@ impl fmt::Display for Step {
             Step::Clone(new) => write!(f, "make new namespaces: {}", list(new, " ")),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
-            Step::TimeOffset(t) => write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", t.monotonic, t.boottime),
+            Step::TimeOffset(t) => {
+                write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", t.monotonic, t.boottime)
+            }
             Step::Network => write!(f, "make a network namespace with its loopback up"),
             Step::HostName(name) => write!(f, "set the host name {name}"),
             Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),

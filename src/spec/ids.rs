@@ -80,7 +80,8 @@ const WORDS: [(&str, usize); 4] = [("auto", 0), ("root", 1), ("keep", 2), ("full
 const MAPS: [Map; 4] = [Map::Auto, Map::Root, Map::Keep, Map::Full];
 
 fn extent(field: &str, text: &str) -> Result<Extent> {
-    let form = || Error::spec(field, text, "not auto, root, keep, full or INNER:OUTER:COUNT").or_try("--map 0:100000:65536");
+    let form =
+        || Error::spec(field, text, "not auto, root, keep, full or INNER:OUTER:COUNT").or_try("--map 0:100000:65536");
     let [inner, outer, count] = text.split(':').collect::<Vec<_>>().try_into().map_err(|_| form())?;
     let count = number(field, count)?;
     let (inner, outer) = (id(field, inner)?, id(field, outer)?);
@@ -139,7 +140,9 @@ impl Who {
         let fine = |b: u8| b.is_ascii_alphanumeric() || b"_.-$".contains(&b);
         match text.as_bytes() {
             [] => Err(Error::spec(field, text, "an empty user or group")),
-            bytes if bytes.len() <= 256 && bytes.iter().all(|&b| fine(b)) && bytes[0] != b'-' => Ok(Who::Name(text.to_owned())),
+            bytes if bytes.len() <= 256 && bytes.iter().all(|&b| fine(b)) && bytes[0] != b'-' => {
+                Ok(Who::Name(text.to_owned()))
+            }
             _ => Err(Error::spec(field, text, "neither a number nor a name of letters, digits, _ . and -")),
         }
     }
@@ -225,13 +228,25 @@ mod tests {
     #[test]
     fn maps_are_checked() {
         assert_eq!(parse(&["keep"]), Ok(Map::Keep));
-        assert_eq!(parse(&["0:1000:1", "1:100000:10"]).map(|m| matches!(m, Map::Explicit(e) if e.len() == 2)), Ok(true));
+        assert_eq!(
+            parse(&["0:1000:1", "1:100000:10"]).map(|m| matches!(m, Map::Explicit(e) if e.len() == 2)),
+            Ok(true)
+        );
         let many: Vec<String> = (1..=341).map(|n| format!("{n}:{}:1", n + 1000)).collect();
         assert!(Map::parse(&many[..340]).is_ok());
         assert!(Map::parse(&many).is_err());
         for bad in [
-            &["0:0:1"][..], &["0:1:0"], &["0:1:2", "1:9:1"], &["0:5:2", "7:6:1"], &["4294967290:1:10"], &["0:4294967290:10"],
-            &["0:1"], &["x"], &["0:1:2:3"], &["-1:1:1"], &["keep", "root"],
+            &["0:0:1"][..],
+            &["0:1:0"],
+            &["0:1:2", "1:9:1"],
+            &["0:5:2", "7:6:1"],
+            &["4294967290:1:10"],
+            &["0:4294967290:10"],
+            &["0:1"],
+            &["x"],
+            &["0:1:2:3"],
+            &["-1:1:1"],
+            &["keep", "root"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
@@ -242,7 +257,9 @@ mod tests {
         assert_eq!(User::parse("0").map(|u| u.user), Ok(Who::Id(0)));
         assert_eq!(User::parse("1:1").map(|u| u.group), Ok(Some(Who::Id(1))));
         assert_eq!(User::parse("nobody").map(|u| u.user), Ok(Who::Name("nobody".into())));
-        for bad in ["", ":", "1:", ":1", "01", "-1", "+1", " 1", "4294967295", "4294967296", "1:2:3", "a b", &"9".repeat(40)] {
+        for bad in
+            ["", ":", "1:", ":1", "01", "-1", "+1", " 1", "4294967295", "4294967296", "1:2:3", "a b", &"9".repeat(40)]
+        {
             assert!(User::parse(bad).is_err(), "{bad}");
         }
     }

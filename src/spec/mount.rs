@@ -135,9 +135,10 @@ impl Mount {
             ("bind", Some(src)) if bytes.is_none() && mode.is_none() => bind.at(caller.host_path(FIELD, src)?, dst),
             ("bind", Some(_)) => Err(refuse("size and mode belong to type=tmpfs".into())),
             ("bind", None) => Err(refuse("src= is missing".into())),
-            ("tmpfs", None) => {
-                Ok(Mount { dst, source: Source::Tmpfs { size: bytes, mode: mode.unwrap_or(0o1777), exec: bind.exec() } })
-            }
+            ("tmpfs", None) => Ok(Mount {
+                dst,
+                source: Source::Tmpfs { size: bytes, mode: mode.unwrap_or(0o1777), exec: bind.exec() },
+            }),
             ("mqueue", None) => Ok(Mount { dst, source: Source::Mqueue }),
             ("tmpfs" | "mqueue", Some(_)) => Err(refuse("this type has no src".into())),
             (other, _) => Err(refuse(format!("type={other} is not one of bind, tmpfs, mqueue"))),
@@ -156,7 +157,9 @@ impl Mount {
                 ("exec", "") => exec = Exec::Exec,
                 ("noexec", "") => exec = Exec::Noexec,
                 ("rw" | "nosuid" | "nodev", "") => {}
-                _ => return Err(Error::spec(FIELD, text, format!("{option} is not one of size=, mode=, exec, noexec"))),
+                _ => {
+                    return Err(Error::spec(FIELD, text, format!("{option} is not one of size=, mode=, exec, noexec")));
+                }
             }
         }
         Ok(Mount { dst: destination(FIELD, dst)?, source: Source::Tmpfs { size: bytes, mode, exec } })
@@ -209,7 +212,11 @@ impl<'a> Bind<'a> {
                 return Err(Error::spec(self.field, self.text, why));
             }
         };
-        if clash { Err(Error::spec(self.field, self.text, format!("{word} contradicts an earlier option"))) } else { Ok(()) }
+        if clash {
+            Err(Error::spec(self.field, self.text, format!("{word} contradicts an earlier option")))
+        } else {
+            Ok(())
+        }
     }
 
     fn exec(&self) -> Exec {
@@ -226,7 +233,9 @@ impl<'a> Bind<'a> {
 pub fn destination(field: &str, text: &str) -> Result<InnerPath> {
     let dst = InnerPath::parse(field, text)?;
     if dst.depth() == 1 {
-        return Err(Error::spec(field, text, "the root itself is ROOTFS, not a mount").or_try("give that directory as ROOTFS"));
+        return Err(
+            Error::spec(field, text, "the root itself is ROOTFS, not a mount").or_try("give that directory as ROOTFS")
+        );
     }
     match ["/proc", "/sys"].iter().find(|guarded| dst.is_below(guarded)) {
         Some(guarded) => Err(Error::spec(field, text, format!("nothing may be mounted on or below {guarded}"))),
@@ -282,7 +291,9 @@ mod tests {
         assert_eq!(volume("./src:/src"), "bind /work/src on /src, writable");
         assert_eq!(volume("~/.cargo:/c:ro,noexec"), "bind /home/me/.cargo on /c, read-only, noexec");
         assert_eq!(volume(".:/w:overlay"), "bind /work on /w, overlay");
-        for bad in ["", "/a", "name:/x", "/a:b", "/a:/../b", "/a:/", "/a:/proc/x", "/a:/b:ro,rw", "/a:/b:z", "/a:/b:ro:x"] {
+        for bad in
+            ["", "/a", "name:/x", "/a:b", "/a:/../b", "/a:/", "/a:/proc/x", "/a:/b:ro,rw", "/a:/b:z", "/a:/b:ro:x"]
+        {
             assert!(volume(bad).starts_with("error"), "{bad}");
         }
     }
@@ -293,7 +304,9 @@ mod tests {
         assert_eq!(mount("type=bind,src=/a:b,dst=/c,ro"), "bind /a:b on /c, read-only");
         assert_eq!(mount("type=tmpfs,dst=/t,size=1M"), "mount a tmpfs of 1048576 bytes on /t");
         assert_eq!(mount("type=mqueue,dst=/q"), "mount the message queues on /q");
-        for bad in ["", "type=bind,dst=/c", "type=nfs,dst=/c", "type=tmpfs,src=/a,dst=/c", "dst=/c,src=/a,size=1", "x=y"] {
+        for bad in
+            ["", "type=bind,dst=/c", "type=nfs,dst=/c", "type=tmpfs,src=/a,dst=/c", "dst=/c,src=/a,size=1", "x=y"]
+        {
             assert!(mount(bad).starts_with("error"), "{bad}");
         }
     }

@@ -4,7 +4,7 @@ use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, Seccomp, S
 use super::ids::{Map, User, Who};
 use super::layer::{Count, Layer, MountTable, Origin};
 use super::mount::{Mount, destination, octal};
-use super::text::{Caller, HostPath, InnerPath, duration, hostname, name, number, size, word};
+use super::text::{Caller, InnerPath, duration, hostname, name, number, size, word};
 use super::*;
 use crate::error::{Error, Result};
 
@@ -28,7 +28,9 @@ impl Spec {
             hostname: scalar(layers, |l| &l.identity.hostname).map(|n| hostname("--hostname", &n)).transpose()?,
             labels: labels(layers)?,
             user: scalar(layers, |l| &l.identity.user).map(|u| User::parse(&u)).transpose()?,
-            groups: all(layers, |l| &l.identity.group_add).map(|g| Who::parse("--group-add", g)).collect::<Result<_>>()?,
+            groups: all(layers, |l| &l.identity.group_add)
+                .map(|g| Who::parse("--group-add", g))
+                .collect::<Result<_>>()?,
             groups_kept: choose(flag(layers, |l| l.identity.drop_groups), Groups::Dropped, Groups::ByMap),
             map: last_list(layers, |l| &l.identity.map).map_or(Ok(Map::Auto), Map::parse)?,
             root: root(layers, caller)?,
@@ -109,13 +111,17 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
     let writes = match (rw, read_only, upper) {
         (true, true, _) => return Err(clash("--rw", "--read-only")),
         (true, _, Some(_)) => return Err(clash("--rw", "--upper")),
-        (true, false, None) if source == RootSource::Host => return Err(Error::spec("--rw", "@host", "this machine's own root is never writable as a whole").or_try("-v DIR:DIR for the directories to write")),
+        (true, false, None) if source == RootSource::Host => {
+            return Err(Error::spec("--rw", "@host", "this machine's own root is never writable as a whole")
+                .or_try("-v DIR:DIR for the directories to write"));
+        }
         (true, false, None) => Writes::Through,
         (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
         (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
     };
     let overlays = [("auto", Overlay::Auto), ("kernel", Overlay::Kernel), ("fuse", Overlay::Fuse)];
-    let overlay = scalar(layers, |l| &l.root.overlay).map_or(Ok(Overlay::Auto), |o| word("--overlay", &o, &overlays))?;
+    let overlay =
+        scalar(layers, |l| &l.root.overlay).map_or(Ok(Overlay::Auto), |o| word("--overlay", &o, &overlays))?;
     let setid = choose(flag(layers, |l| l.root.allow_setid), SetId::Allowed, SetId::Refused);
     Ok(Root { source, writes, overlay, setid })
 }
@@ -131,7 +137,8 @@ fn upper(caller: &Caller, text: &str) -> Result<Upper> {
         None if text == "disk" => Ok(Upper::Disk),
         Some(("tmpfs", bytes)) => size(FIELD, bytes).map(|bytes| Upper::Tmpfs(Some(bytes))),
         _ if text.starts_with(['/', '.', '~']) => caller.host_path(FIELD, text).map(Upper::Directory),
-        _ => Err(Error::spec(FIELD, text, "not tmpfs, tmpfs:SIZE, disk or a directory").or_try("a directory starts with /, . or ~")),
+        _ => Err(Error::spec(FIELD, text, "not tmpfs, tmpfs:SIZE, disk or a directory")
+            .or_try("a directory starts with /, . or ~")),
     }
 }
 
@@ -333,7 +340,11 @@ fn sysctls(layers: &[Layer]) -> Result<Vec<(String, String)>> {
         let ipc = ipc.contains(&key.as_str()) || ["kernel.shmmni", "kernel.shm_rmid_forced"].contains(&key.as_str());
         let fine = key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !key.contains("..");
         if !fine || !(ipc || key.starts_with("net.") || key.starts_with("fs.mqueue.")) {
-            return Err(Error::spec("--sysctl", key, "not a setting of the sandbox's own namespaces (net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem)"));
+            return Err(Error::spec(
+                "--sysctl",
+                key,
+                "not a setting of the sandbox's own namespaces (net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem)",
+            ));
         }
         found.retain(|(old, _)| old != key);
         found.push((key.clone(), value.clone()));
@@ -367,8 +378,22 @@ fn limits(layers: &[Layer]) -> Result<Limits> {
 }
 
 const RLIMITS: [&str; 16] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 fn rlimit(text: &str) -> Result<Rlimit> {
@@ -418,7 +443,8 @@ fn capabilities(layers: &[Layer], notes: &mut Vec<String>) -> Result<Capabilitie
 
 fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
     let filters = [("default", Filter::Default), ("off", Filter::Off)];
-    let filter = scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
+    let filter =
+        scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
     let mut found = Seccomp { filter, ..Seccomp::default() };
     for layer in layers {
         if layer.origin == Origin::Argv {

@@ -145,7 +145,12 @@ fn contradictions_are_refused() {
 #[test]
 fn a_mount_table_follows_the_callers_directory() {
     let layer = policy(|l| {
-        l.mount = vec![MountTable { src: Some(".".into()), dst: Some(".".into()), access: Some("rw".into()), ..MountTable::default() }];
+        l.mount = vec![MountTable {
+            src: Some(".".into()),
+            dst: Some(".".into()),
+            access: Some("rw".into()),
+            ..MountTable::default()
+        }];
     });
     assert_eq!(resolved(&[layer, argv()]).mounts[0].to_string(), "bind /work on /work, writable");
 }

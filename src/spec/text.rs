@@ -287,7 +287,9 @@ mod tests {
         assert_eq!(size("512M"), Ok(512 << 20));
         assert_eq!(size("512m"), Ok(512 << 20));
         assert_eq!(size("1.5G"), Ok(3 << 29));
-        for bad in ["", "0", "-1", "512X", "1e9G", "０５", ".5G", "1.G", "1.5", "18446744073709551616", "9999999T", " 1"] {
+        for bad in
+            ["", "0", "-1", "512X", "1e9G", "０５", ".5G", "1.G", "1.5", "18446744073709551616", "9999999T", " 1"]
+        {
             assert!(size(bad).is_err(), "{bad}");
         }
     }
@@ -299,7 +301,8 @@ mod tests {
         assert_eq!(duration("1m30s"), Ok(90_000));
         assert_eq!(duration("2h"), Ok(7_200_000));
         assert_eq!(duration("250ms"), Ok(250));
-        for bad in ["", "0", "0s", "-1", "1s1m", "1m1m", "5x", "1.5h", "99999999999999999999h", "9999999999999h", "11y"] {
+        for bad in ["", "0", "0s", "-1", "1s1m", "1m1m", "5x", "1.5h", "99999999999999999999h", "9999999999999h", "11y"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

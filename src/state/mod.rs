@@ -13,7 +13,7 @@ pub use record::{Made, MadeKind, Record, Skipped};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::{EEXIST, ENOENT, ENOSPC, EDQUOT, Errno, cred};
+use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, Errno, cred};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -6,9 +6,9 @@ const ADJECTIVES: [&str; 32] = [
     "quiet", "rapid", "sharp", "steady", "swift", "tidy",
 ];
 const NOUNS: [&str; 32] = [
-    "acorn", "badger", "beacon", "birch", "brook", "cedar", "clover", "comet", "coral", "dune", "ember", "falcon", "fern",
-    "finch", "garnet", "grove", "harbor", "heron", "island", "lark", "maple", "meadow", "otter", "pebble", "pine", "plum",
-    "quartz", "raven", "reef", "sparrow", "thistle", "willow",
+    "acorn", "badger", "beacon", "birch", "brook", "cedar", "clover", "comet", "coral", "dune", "ember", "falcon",
+    "fern", "finch", "garnet", "grove", "harbor", "heron", "island", "lark", "maple", "meadow", "otter", "pebble",
+    "pine", "plum", "quartz", "raven", "reef", "sparrow", "thistle", "willow",
 ];
 
 /// A fresh name. Two at once are the same once in 67 million times; claiming one that is taken fails cleanly.

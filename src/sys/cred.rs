@@ -64,8 +64,7 @@ const VERSION_3: u32 = 0x2008_0522;
 pub fn capset(effective: CapSet, permitted: CapSet, inheritable: CapSet) -> Result<()> {
     let header: [u32; 2] = [VERSION_3, 0];
     let (low, high) = (|set: CapSet| set.0 as u32, |set: CapSet| (set.0 >> 32) as u32);
-    let data =
-        [low(effective), low(permitted), low(inheritable), high(effective), high(permitted), high(inheritable)];
+    let data = [low(effective), low(permitted), low(inheritable), high(effective), high(permitted), high(inheritable)];
     // SAFETY: the header and the two data records are laid out as capset(2) says and only read.
     done(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
 }

@@ -89,9 +89,8 @@ fn resolve(dir: BorrowedFd<'_>, path: &CStr, how: Open, resolve: u64) -> Result<
     let mut tries = 0;
     loop {
         // SAFETY: `open_how` is a whole struct open_how, the path a C string; both are only read.
-        let opened = fd(unsafe {
-            libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), open_how.as_ptr(), size)
-        });
+        let opened =
+            fd(unsafe { libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), open_how.as_ptr(), size) });
         match opened {
             Err(super::EAGAIN | super::EINTR) if tries < 128 => tries += 1,
             other => return other,
@@ -210,9 +209,8 @@ pub fn symlinkat(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> 
 /// `readlinkat(2)` into a caller's buffer; an empty path reads the link that `dir` itself is.
 pub fn readlinkat<'a>(dir: BorrowedFd<'_>, path: &CStr, into: &'a mut [u8]) -> Result<&'a [u8]> {
     // SAFETY: the pointer and the length describe the buffer.
-    let n = ok(unsafe {
-        libc::readlinkat(dir.as_raw_fd(), path.as_ptr(), into.as_mut_ptr().cast(), into.len())
-    } as i64)?;
+    let n =
+        ok(unsafe { libc::readlinkat(dir.as_raw_fd(), path.as_ptr(), into.as_mut_ptr().cast(), into.len()) } as i64)?;
     Ok(&into[..n as usize])
 }
 

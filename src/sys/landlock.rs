@@ -18,7 +18,9 @@ pub fn allow(ruleset: BorrowedFd<'_>, place: BorrowedFd<'_>, rights: u64) -> Res
     const RULE_PATH_BENEATH: u32 = 1;
     let rule = PathBeneath { allowed: rights, parent: place.as_raw_fd() };
     // SAFETY: the rule is whole and only read.
-    done(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_PATH_BENEATH, &raw const rule, 0) })
+    done(unsafe {
+        libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_PATH_BENEATH, &raw const rule, 0)
+    })
 }
 
 /// `landlock_restrict_self(2)`: binds the calling thread and all it starts. Linux 5.13.

@@ -93,12 +93,15 @@ pub fn clone3(new: Namespaces, child_of: ChildOf) -> Result<Forked> {
     // SAFETY: `args` is a whole struct clone_args (88 bytes, 5.7) and `pidfd` outlives the call; without
     // CLONE_VM the child runs on its own copy of this stack.
     let returned = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
-    forked(match ok(returned) {
-        Err(super::ENOSYS) if !new.has(Namespaces::TIME) => {
-            clone_old(new.0 | CLONE_PIDFD | extra | signal, &mut pidfd)?
-        }
-        other => other?,
-    }, pidfd)
+    forked(
+        match ok(returned) {
+            Err(super::ENOSYS) if !new.has(Namespaces::TIME) => {
+                clone_old(new.0 | CLONE_PIDFD | extra | signal, &mut pidfd)?
+            }
+            other => other?,
+        },
+        pidfd,
+    )
 }
 
 /// clone(2) with fork's meaning; the pidfd comes where the parent's tid pointer would be.
@@ -128,9 +131,8 @@ pub fn clone_shared_fs() -> Result<i32> {
 pub fn clone_vfork<T>(stack: &mut [u8], entry: extern "C" fn(*mut T) -> c_int, arg: &mut T) -> Result<i32> {
     let top = stack.as_mut_ptr_range().end as usize & !15;
     // SAFETY: `entry` takes the one pointer passed; C's void pointer and a thin `*mut T` are the same.
-    let entry = unsafe {
-        std::mem::transmute::<extern "C" fn(*mut T) -> c_int, extern "C" fn(*mut c_void) -> c_int>(entry)
-    };
+    let entry =
+        unsafe { std::mem::transmute::<extern "C" fn(*mut T) -> c_int, extern "C" fn(*mut c_void) -> c_int>(entry) };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is ours, aligned, and outlives the child's use of it, as does `arg`: with
     // CLONE_VFORK this call returns only after the child's exec or end.
@@ -424,4 +426,23 @@ pub fn argument<'a, T>(arg: *mut T) -> &'a mut T {
 /// Takes the close-on-exec flag from a descriptor that the program is to get.
 pub fn keep_open(fd: BorrowedFd<'_>) -> Result<()> {
     clear_cloexec(fd)
+}
+
+/// `close_range(2)` with `CLOSE_RANGE_CLOEXEC`: everything from `first` up is closed at the next exec. Linux 5.11.
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    const CLOEXEC: libc::c_uint = 4;
+    // SAFETY: takes integers; nothing is closed now.
+    done(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOEXEC) })
+}
+
+/// The pid that a pidfd stands for, in the caller's pid namespace, from
+/// /proc/self/fdinfo. Parent only.
+///
+/// # Errors
+/// `ESRCH` where the process is gone or not visible here.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(path).map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    line.and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0).ok_or(super::ESRCH)
 }

@@ -99,3 +99,23 @@ pub fn set_nonblocking(of: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: takes integers.
     done(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
 }
+
+/// The modes to put back when sbx ends in a way that runs no destructor.
+static REMEMBERED: std::sync::Mutex<Option<Modes>> = std::sync::Mutex::new(None);
+
+/// Keeps the modes of stdin's terminal for [`restore_remembered`].
+pub fn remember(modes: &Modes) {
+    if let Ok(mut kept) = REMEMBERED.lock() {
+        *kept = Some(*modes);
+    }
+}
+
+/// Puts stdin's terminal back as it was when its modes were kept; nothing where none were. For drops and for the
+/// panic hook.
+pub fn restore_remembered() {
+    if let Ok(mut kept) = REMEMBERED.try_lock()
+        && let Some(modes) = kept.take()
+    {
+        let _ = set_modes(super::borrow(0), &modes);
+    }
+}

@@ -1,0 +1,165 @@
+//! Writing the id maps, and knowing beforehand which mount points will be made in host directories.
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::files::c_path;
+use crate::plan::{Etc, EtcWay, MapsBy, Plan, Step};
+use crate::spec::ids::Extent;
+use crate::spec::mount::{Access, Mount, Source};
+use crate::spec::text::{HostPath, InnerPath};
+use crate::state::{Made, MadeKind};
+use crate::sys::fs::{self, HERE, Open};
+use crate::sys::{ENOENT, process};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long newuidmap may take before it is killed (L14); it needs a few milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Writes both maps of the child.
+///
+/// # Errors
+/// `Step` where the kernel refuses, `Helper` where a helper fails.
+pub(super) fn write(plan: &Plan, host: &Host, pid: i32) -> Result<()> {
+    let who = &plan.identities;
+    match who.by {
+        MapsBy::Helpers => by_helpers(host, pid, &who.uids, &who.gids),
+        MapsBy::Caller => {
+            put(plan, pid, "setgroups", "deny")?;
+            put(plan, pid, "uid_map", &lines(&who.uids))?;
+            put(plan, pid, "gid_map", &lines(&who.gids))
+        }
+        MapsBy::Root => {
+            put(plan, pid, "uid_map", &lines(&who.uids))?;
+            put(plan, pid, "gid_map", &lines(&who.gids))
+        }
+    }
+}
+
+fn lines(extents: &[Extent]) -> String {
+    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
+}
+
+fn put(plan: &Plan, pid: i32, file: &str, text: &str) -> Result<()> {
+    let path = format!("/proc/{pid}/{file}");
+    let written = fs::openat(HERE, &c_path(Path::new(&path)), Open::Write)
+        .and_then(|file| fs::write_all(file.as_fd(), text.as_bytes()));
+    let place = || plan.place(plan.number(|step| matches!(step, Step::Maps(_))));
+    let call = match file {
+        "uid_map" => "write uid_map",
+        "gid_map" => "write gid_map",
+        _ => "write setgroups",
+    };
+    written.map_err(|errno| Error::Step { place: place(), call, errno })
+}
+
+/// Runs newuidmap and newgidmap at once: each takes milliseconds, and neither needs the other.
+fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result<()> {
+    let start = |program: &Option<std::path::PathBuf>, name: &str, extents: &[Extent]| {
+        let path = program.clone().unwrap_or_else(|| name.into());
+        let numbers = extents.iter().flat_map(|e| [e.inner, e.outer, e.count]).map(|n| n.to_string());
+        let mut command = Command::new(path);
+        command.arg(pid.to_string()).args(numbers).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().map_err(|e| helper(name, e.to_string(), String::new()))
+    };
+    // Whatever the caller left open without close-on-exec is no business of a set-uid program.
+    let _ = process::close_on_exec_from(3);
+    let users = start(&host.newuidmap, "newuidmap", uids)?;
+    let groups = start(&host.newgidmap, "newgidmap", gids);
+    let users = finish("newuidmap", users);
+    let groups = groups.and_then(|child| finish("newgidmap", child));
+    users.and(groups)
+}
+
+fn helper(program: &str, status: String, stderr: String) -> Error {
+    Error::Helper { program: program.into(), status, stderr }
+}
+
+/// Waits for a helper, at most as long as it may take.
+fn finish(name: &str, mut child: Child) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let pidfd = process::pidfd_open(child.id() as i32).map_err(|e| helper(name, e.to_string(), String::new()))?;
+    let mut watch = [crate::sys::event::Watch::read(pidfd.as_fd())];
+    while Instant::now() < deadline {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+        if crate::sys::event::poll(&mut watch, Some(left)).is_ok_and(|ready| ready > 0) {
+            break;
+        }
+    }
+    if !watch[0].ready() {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(helper(name, format!("no answer in {} s", PATIENCE.as_secs()), String::new()));
+    }
+    let output = child.wait_with_output().map_err(|e| helper(name, e.to_string(), String::new()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("").to_owned();
+    Err(helper(name, output.status.to_string(), last))
+}
+
+/// A host directory that the sandbox mounts writable, and where.
+struct Tree<'a> {
+    src: &'a HostPath,
+    dst: InnerPath,
+}
+
+/// The mount points that are missing now in host directories that the sandbox mounts writable. The child will
+/// make them; the record names them first, so that they go also after a kill -9.
+pub(super) fn mount_points(plan: &Plan) -> Vec<Made> {
+    let mut trees: Vec<Tree<'_>> = Vec::new();
+    let mut made = Vec::new();
+    for planned in &plan.steps {
+        if let Some(at) = place_of(&planned.step) {
+            // The innermost mount that holds the place decides whether it is made on the host.
+            let holder =
+                trees.iter().filter(|t| at.as_path().starts_with(t.dst.as_path())).max_by_key(|t| t.dst.depth());
+            if let Some(tree) = holder {
+                made.extend(missing(tree, &at));
+            }
+        }
+        match &planned.step {
+            Step::BindRoot(src) => trees.push(Tree { src, dst: InnerPath::known("/") }),
+            Step::Mount(Mount { dst, source: Source::Bind { src, access: Access::Rw, .. } }) => {
+                trees.push(Tree { src, dst: dst.clone() });
+            }
+            _ => {}
+        }
+    }
+    made
+}
+
+/// Where a step mounts something.
+fn place_of(step: &Step) -> Option<InnerPath> {
+    match step {
+        Step::Dev => Some(InnerPath::known("/dev")),
+        Step::Proc => Some(InnerPath::known("/proc")),
+        Step::Sys(_) => Some(InnerPath::known("/sys")),
+        Step::Scratch(path, _) => Some(path.clone()),
+        Step::Supply(Etc { path, way: EtcWay::Bind, .. }) => Some(path.clone()),
+        Step::Mount(mount) => Some(mount.dst.clone()),
+        _ => None,
+    }
+}
+
+/// The parts of a place that do not exist below the tree, the outermost first.
+fn missing(tree: &Tree<'_>, at: &InnerPath) -> Vec<Made> {
+    let Ok(root) = fs::openat(HERE, &c_path(tree.src.as_path()), Open::Directory) else { return Vec::new() };
+    let Ok(below) = at.as_path().strip_prefix(tree.dst.as_path()) else { return Vec::new() };
+    let mut path = std::path::PathBuf::new();
+    let mut made = Vec::new();
+    for part in below.components() {
+        path.push(part);
+        // The last name may be a symlink that something is mounted on: then it is there.
+        let there = fs::open_in_root(root.as_fd(), &c_path(&path), Open::Entry);
+        if matches!(there, Err(ENOENT)) {
+            made.push(Made { tree: tree.src.as_path().to_owned(), path: path.clone(), kind: MadeKind::Either });
+        }
+    }
+    made
+}

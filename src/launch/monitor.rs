@@ -1,0 +1,379 @@
+//! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
+//! the sandbox's full end. Allocates nothing while the program runs.
+
+use super::channel::{Fullness, Message, hear, tell};
+use super::relay::{Pump, Terminal};
+use super::{Request, skipped, step_error};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::plan::{Plan, Step};
+use crate::spec::Init;
+use crate::state::{Claim, Record, Skipped};
+use crate::sys::event::{self, Caught, Watch};
+use crate::sys::process::{self, Ended, WaitFor, Which};
+use crate::sys::socket::Wait;
+use crate::sys::{self, alloc};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// Limits that the supervisor keeps itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// How long the program may run, and how long it then has from TERM to KILL.
+    pub timeout: Option<(Duration, Duration)>,
+}
+
+/// How a sandbox ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The program's own end.
+    pub ended: Ended,
+    /// Whether `--timeout` ran out.
+    pub timed_out: bool,
+    /// Whether the writable layer had no room left at the end.
+    pub layer_full: bool,
+}
+
+impl Exit {
+    /// The exit status of CLI.md.
+    pub fn status(&self) -> u8 {
+        match (self.timed_out, self.ended) {
+            (true, _) => 124,
+            (false, Ended::Code(code)) => code as u8,
+            (false, Ended::Signal(signal)) => 128u8.saturating_add(signal as u8),
+        }
+    }
+}
+
+/// What an observer is told.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The step of this number is done, or with the parent's own steps: is next.
+    Step(usize),
+    /// A step was skipped.
+    Skipped(&'a Skipped),
+    /// The program runs.
+    Started {
+        /// pid of the program as the caller sees it, where it was asked for.
+        pid: Option<i32>,
+        /// pid of the sandbox's init as the caller sees it.
+        init: i32,
+    },
+    /// The time is over; TERM has been sent.
+    TimedOut(Duration),
+}
+
+/// What goes wrong in the set-up is an error; from `Running` on everything is an exit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    SettingUp,
+    AtGate,
+    Running,
+}
+
+/// The supervisor's state.
+pub(super) struct Monitor<'a> {
+    plan: &'a Plan,
+    host: &'a Host,
+    request: &'a Request<'a>,
+    record: Record,
+    claim: &'a Claim,
+    channel: BorrowedFd<'a>,
+    pidfd: BorrowedFd<'a>,
+    signals: BorrowedFd<'a>,
+    phase: Phase,
+    channel_open: bool,
+    terminal: Option<Terminal>,
+    master: Option<OwnedFd>,
+    stdin: Option<(Pump, OwnedFd)>,
+    ended: Option<(Ended, Fullness)>,
+    /// Monotonic milliseconds at which TERM, then KILL is due.
+    deadline: Option<u64>,
+    timed_out: bool,
+    killed: bool,
+}
+
+impl<'a> Monitor<'a> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        plan: &'a Plan,
+        host: &'a Host,
+        request: &'a Request<'a>,
+        record: Record,
+        claim: &'a Claim,
+        channel: BorrowedFd<'a>,
+        pidfd: BorrowedFd<'a>,
+        signals: BorrowedFd<'a>,
+    ) -> Monitor<'a> {
+        Monitor {
+            plan,
+            host,
+            request,
+            record,
+            claim,
+            channel,
+            pidfd,
+            signals,
+            phase: Phase::SettingUp,
+            channel_open: true,
+            terminal: None,
+            master: None,
+            stdin: None,
+            ended: None,
+            deadline: None,
+            timed_out: false,
+            killed: false,
+        }
+    }
+
+    /// Feeds a file on stdin through this pipe.
+    pub(super) fn feeding(mut self, pipe: Option<OwnedFd>) -> Self {
+        self.stdin = pipe.map(|pipe| (Pump::new(), pipe));
+        self
+    }
+
+    /// Serves until the sandbox is gone altogether.
+    pub(super) fn run(mut self, observer: &mut dyn super::Observer) -> Result<Exit> {
+        loop {
+            let mut watches = self.watches();
+            match event::poll(&mut watches, self.time_left()) {
+                Ok(_) | Err(sys::EINTR) => {}
+                Err(errno) => return Err(Error::Sys { doing: "wait for".into(), on: "the sandbox".into(), errno }),
+            }
+            if watches[0].ready() {
+                self.listen(observer)?;
+            }
+            while let Ok(Some(caught)) = event::next_signal(self.signals) {
+                self.signal(caught)?;
+            }
+            self.keep_time(observer);
+            self.pump(&watches);
+            if watches[2].ready() && !self.channel_open {
+                return self.finish();
+            }
+        }
+    }
+
+    fn watches(&self) -> [Watch; 6] {
+        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Terminal::watches);
+        let stdin =
+            self.stdin.as_ref().map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
+        [
+            Watch::read_if(self.channel_open.then_some(self.channel)),
+            Watch::read(self.signals),
+            Watch::read(self.pidfd),
+            input,
+            output,
+            stdin,
+        ]
+    }
+
+    fn pump(&mut self, watches: &[Watch; 6]) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.work([watches[3].ready(), watches[4].ready()]);
+        }
+        if let Some((pump, pipe)) = &mut self.stdin {
+            if watches[5].ready() {
+                pump.work(process::stdio(0), pipe.as_fd());
+            }
+            if pump.done() {
+                self.stdin = None;
+            }
+        }
+    }
+
+    /// Takes all messages that are there; the end of file is one of them.
+    fn listen(&mut self, observer: &mut dyn super::Observer) -> Result<()> {
+        loop {
+            match hear(self.channel, Wait::No) {
+                Ok(Some((message, carried))) => self.message(message, carried, observer)?,
+                Ok(None) => {
+                    self.channel_open = false;
+                    if self.phase == Phase::AtGate && self.plan.process.init == Init::Program {
+                        self.started(None, observer)?;
+                    }
+                    return Ok(());
+                }
+                Err(sys::EAGAIN) => return Ok(()),
+                Err(_) => {
+                    self.channel_open = false;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn message(
+        &mut self,
+        message: Message,
+        carried: Option<OwnedFd>,
+        observer: &mut dyn super::Observer,
+    ) -> Result<()> {
+        match message {
+            Message::Failed(fault) => return Err(step_error(self.plan, self.host, fault)),
+            Message::NotExecuted(errno) => return Err(self.not_executed(errno)),
+            Message::Skipped(fault) => {
+                let skipped = skipped(self.plan, fault);
+                observer.event(&Event::Skipped(&skipped));
+                self.record.skipped.push(skipped);
+            }
+            Message::Done(step) => observer.event(&Event::Step(usize::from(step))),
+            Message::Terminal => self.master = carried,
+            Message::AtGate => self.phase = Phase::AtGate,
+            Message::Started(_) => self.started(carried, observer)?,
+            Message::Ended(ended, full) => self.ended = Some((ended, full)),
+            Message::Go | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The exec has succeeded: from here on nothing is an error of sbx any more.
+    fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) -> Result<()> {
+        self.phase = Phase::Running;
+        let init = self.record.pid.unwrap_or(0);
+        let pid = match pidfd {
+            Some(pidfd) => process::pid_of(pidfd.as_fd()).ok(),
+            None if self.plan.process.init == Init::Program => Some(init),
+            None => None,
+        };
+        if !self.record.skipped.is_empty() {
+            self.claim.write(&self.record)?;
+        }
+        observer.event(&Event::Started { pid, init });
+        self.terminal = self.master.take().map(Terminal::new);
+        if let Some((timeout, _)) = self.request.limits.timeout {
+            self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
+        }
+        alloc::drop_text();
+        Ok(())
+    }
+
+    fn signal(&mut self, caught: Caught) -> Result<()> {
+        match (self.phase, caught.signal) {
+            (_, event::SIGCHLD) => {}
+            (_, event::SIGWINCH) => {
+                if let Some(terminal) = &self.terminal {
+                    terminal.resize();
+                }
+            }
+            (_, event::SIGTSTP) => self.stop(),
+            (_, event::SIGCONT) => self.pass(event::SIGCONT),
+            (Phase::Running, signal) => self.pass(signal),
+            (_, signal @ (event::SIGTERM | event::SIGINT | event::SIGHUP | event::SIGQUIT)) => {
+                return Err(Error::Interrupted(signal));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
+    fn pass(&self, signal: i32) {
+        if self.plan.process.init == Init::Program {
+            let _ = process::pidfd_send_signal(self.pidfd, signal);
+        } else {
+            let _ = tell(self.channel, Message::Signal(signal), None);
+        }
+    }
+
+    /// Ctrl-Z: the tree first, then sbx itself; what comes after `raise` runs when sbx is continued.
+    fn stop(&self) {
+        if self.plan.process.init == Init::Program {
+            let _ = process::pidfd_send_signal(self.pidfd, event::SIGSTOP);
+        } else {
+            let _ = tell(self.channel, Message::Signal(event::SIGTSTP), None);
+        }
+        if let Some(terminal) = &self.terminal {
+            terminal.pause();
+        }
+        let _ = event::raise(event::SIGSTOP);
+        if let Some(terminal) = &self.terminal {
+            terminal.resume();
+        }
+        self.pass(event::SIGCONT);
+    }
+
+    fn time_left(&self) -> Option<u64> {
+        self.deadline.map(|deadline| deadline.saturating_sub(event::monotonic_ms()))
+    }
+
+    /// At the end of the time TERM, and KILL for all when that was not enough.
+    fn keep_time(&mut self, observer: &mut dyn super::Observer) {
+        let Some(deadline) = self.deadline.filter(|at| event::monotonic_ms() >= *at) else { return };
+        let Some((timeout, kill_after)) = self.request.limits.timeout else { return };
+        if !self.timed_out {
+            self.timed_out = true;
+            self.deadline = Some(deadline.saturating_add(kill_after.as_millis() as u64));
+            observer.event(&Event::TimedOut(timeout));
+            self.pass(event::SIGTERM);
+            // A stopped program would never see it.
+            self.pass(event::SIGCONT);
+        } else if !self.killed {
+            self.killed = true;
+            self.deadline = None;
+            let _ = process::pidfd_send_signal(self.pidfd, event::SIGKILL);
+        }
+    }
+
+    fn not_executed(&self, errno: sys::Errno) -> Error {
+        let command = self.plan.process.command[0].to_string_lossy().into_owned();
+        let why = match errno {
+            sys::ENOENT if command.contains('/') => Some("not in ROOTFS, or its interpreter is not"),
+            sys::ENOENT => Some("not in any directory of PATH"),
+            sys::EACCES => Some("a directory, without the x permission, or on a noexec mount"),
+            sys::ENOEXEC => Some("no format that this machine runs; a script needs a first line like #!/bin/sh"),
+            _ => None,
+        };
+        Error::Command { command, errno, why: why.map(str::to_owned) }
+    }
+
+    /// Init is gone and with it everything inside. The pid namespace is empty when its init can be waited for.
+    fn finish(mut self) -> Result<Exit> {
+        let waited = process::wait(Which::Pidfd(self.pidfd), WaitFor::End).ok().flatten();
+        let init = waited.map_or(Ended::Signal(event::SIGKILL), |(_, ended)| ended);
+        self.drain();
+        match (self.phase, self.ended) {
+            (Phase::Running, Some((ended, full))) => Ok(self.exit(ended, full)),
+            // Without an init of ours its end is the program's; an init that said nothing was killed.
+            (Phase::Running, None) => Ok(self.exit(init, Fullness::Room)),
+            (_, _) => Err(self.died(init)),
+        }
+    }
+
+    fn exit(&self, ended: Ended, full: Fullness) -> Exit {
+        Exit { ended, timed_out: self.timed_out, layer_full: full == Fullness::Full }
+    }
+
+    /// The child ended before the program ran and said nothing.
+    fn died(&self, how: Ended) -> Error {
+        match how {
+            Ended::Code(127) => self.not_executed(sys::ENOENT),
+            Ended::Code(126) => self.not_executed(sys::EACCES),
+            Ended::Signal(signal) => {
+                let why = format!("the sandbox's first process was killed by signal {signal} while it was set up");
+                Error::Unsupported {
+                    feature: "run".into(),
+                    why,
+                    hint: Some("try again; `sbx check` tells what is in the way".into()),
+                }
+            }
+            Ended::Code(code) => {
+                let step = self.plan.number(|step| matches!(step, Step::Session));
+                Error::Bug(format!("the child ended with {code} after step {step} and said nothing"))
+            }
+        }
+    }
+
+    /// What the program wrote last is still in the terminal when it ends.
+    fn drain(&mut self) {
+        let Some(terminal) = &mut self.terminal else { return };
+        while !terminal.drained() {
+            let [_, output] = terminal.watches();
+            let mut watches = [output, Watch::read(self.signals)];
+            if event::poll(&mut watches, Some(10_000)).unwrap_or(0) == 0 || watches[1].ready() {
+                return;
+            }
+            terminal.work([false, watches[0].ready()]);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Carries bytes between the caller's terminal and the sandbox's own, and a file on stdin through a pipe.
+//! One invariant: a terminal made raw is put back on every way out.
+
+use crate::sys::event::Watch;
+use crate::sys::tty::{self, Modes};
+use crate::sys::{self, EAGAIN, EIO, fs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// At most this much is read at once: a pipe that is ready takes it without blocking (PIPE_BUF).
+const CHUNK: usize = 4096;
+
+/// One direction: bytes that were read and not yet written.
+pub(super) struct Pump {
+    buffer: [u8; CHUNK],
+    start: usize,
+    end: usize,
+    /// Nothing more will come.
+    pub over: bool,
+}
+
+impl Pump {
+    pub(super) fn new() -> Pump {
+        Pump { buffer: [0; CHUNK], start: 0, end: 0, over: false }
+    }
+
+    /// What has to come before the pump can go on.
+    pub(super) fn watch(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Watch {
+        match (self.start < self.end, self.over) {
+            (true, _) => Watch::write(to),
+            (false, true) => Watch::off(),
+            (false, false) => Watch::read(from),
+        }
+    }
+
+    /// Does what the watch was waiting for. The end of either side ends the pump.
+    pub(super) fn work(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+        if self.start < self.end {
+            match fs::write(to, &self.buffer[self.start..self.end]) {
+                Ok(written) => self.start += written,
+                Err(EAGAIN) => {}
+                Err(_) => {
+                    // Nobody reads any more: what comes is thrown away, so that the program is not held up.
+                    self.start = self.end;
+                }
+            }
+            return;
+        }
+        (self.start, self.end) = (0, 0);
+        match fs::read(from, &mut self.buffer) {
+            // A pty master whose last slave is closed reads EIO.
+            Ok(0) | Err(EIO) => self.over = true,
+            Ok(length) => self.end = length,
+            Err(EAGAIN) => {}
+            Err(_) => self.over = true,
+        }
+    }
+
+    /// Whether all that was read is written and nothing more comes.
+    pub(super) fn done(&self) -> bool {
+        self.over && self.start == self.end
+    }
+}
+
+/// The sandbox's terminal and the caller's.
+pub(super) struct Terminal {
+    master: OwnedFd,
+    input: Pump,
+    output: Pump,
+    /// The caller's terminal as it was, where stdin is one.
+    raw: Option<RawMode>,
+}
+
+/// Standard input and output of sbx.
+fn stdin() -> BorrowedFd<'static> {
+    sys::process::stdio(0)
+}
+
+fn stdout() -> BorrowedFd<'static> {
+    sys::process::stdio(1)
+}
+
+impl Terminal {
+    /// Starts to carry: the caller's terminal goes raw and gives its size on.
+    pub(super) fn new(master: OwnedFd) -> Terminal {
+        let raw = RawMode::enter();
+        let terminal = Terminal { master, input: Pump::new(), output: Pump::new(), raw };
+        terminal.resize();
+        terminal
+    }
+
+    /// Gives the size of the caller's terminal to the sandbox's.
+    pub(super) fn resize(&self) {
+        let size = [stdin(), stdout()].into_iter().find_map(|fd| tty::size(fd).ok());
+        if let Some(size) = size {
+            let _ = tty::set_size(self.master.as_fd(), size);
+        }
+    }
+
+    pub(super) fn watches(&self) -> [Watch; 2] {
+        let master = self.master.as_fd();
+        [self.input.watch(stdin(), master), self.output.watch(master, stdout())]
+    }
+
+    pub(super) fn work(&mut self, ready: [bool; 2]) {
+        const END_OF_INPUT: &[u8] = &[4];
+        if ready[0] {
+            let was_over = self.input.over;
+            self.input.work(stdin(), self.master.as_fd());
+            if self.input.over && !was_over {
+                let _ = fs::write(self.master.as_fd(), END_OF_INPUT);
+            }
+        }
+        if ready[1] {
+            self.output.work(self.master.as_fd(), stdout());
+        }
+    }
+
+    /// Whether all that the sandbox wrote has been passed on.
+    pub(super) fn drained(&self) -> bool {
+        self.output.done()
+    }
+
+    /// Puts the caller's terminal back while sbx is stopped.
+    pub(super) fn pause(&self) {
+        if let Some(raw) = &self.raw {
+            raw.restore();
+        }
+    }
+
+    /// Makes it raw again.
+    pub(super) fn resume(&self) {
+        if let Some(raw) = &self.raw {
+            raw.again();
+        }
+        self.resize();
+    }
+}
+
+/// The caller's terminal in raw mode; as it was when this is dropped, and also after a panic.
+struct RawMode {
+    before: Modes,
+}
+
+impl RawMode {
+    fn enter() -> Option<RawMode> {
+        let before = tty::modes(stdin()).ok()?;
+        let mode = RawMode { before };
+        tty::remember(&before);
+        mode.again();
+        Some(mode)
+    }
+
+    fn again(&self) {
+        let _ = tty::set_modes(stdin(), &tty::raw(&self.before));
+    }
+
+    fn restore(&self) {
+        let _ = tty::set_modes(stdin(), &self.before);
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        tty::restore_remembered();
+    }
+}

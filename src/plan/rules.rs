@@ -1,0 +1,269 @@
+//! From a policy's names to a verdict for each system call number.
+//!
+//! The default policy's tables ([`Base`]) are data; here is only how a user's changes apply to them.
+//! The order is: deny, then log and allow, then nesting, then capabilities, then the tables; and one
+//! thing no order changes: new user namespaces come from [`Nesting::Allow`] alone.
+//!
+//! The build script compiles this file too, for the default program: it knows no generated table.
+
+use super::bpf::{Action, Alternatives, CompileError, Condition, Rules, Test, Verdict, Width};
+use super::syscalls::{self, Arch};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+const EPERM: Action = Action::Errno(1);
+const ENOSYS: Action = Action::Errno(38);
+
+/// Calls without which no program gets to run, or to end, or sbx to hear why (`write`).
+const NEEDED: [&str; 11] =
+    ["brk", "close", "execve", "exit", "exit_group", "mmap", "mprotect", "munmap", "read", "rt_sigreturn", "write"];
+
+/// The calls by which a file can be made with any mode and no filter sees it, with their answer.
+///
+/// `openat2` has its mode in memory, io_uring the whole call.
+pub const HIDDEN_MODES: [(&str, Action); 4] =
+    [("openat2", ENOSYS), ("io_uring_setup", EPERM), ("io_uring_enter", EPERM), ("io_uring_register", EPERM)];
+
+/// The tables of the default policy, as `policies/default.toml` has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Base {
+    /// Calls that are always allowed.
+    pub allow: &'static [&'static str],
+    /// Denied calls that look as if the kernel did not have them.
+    pub enosys: &'static [&'static str],
+    /// Calls that are allowed for some arguments.
+    pub guards: &'static [Guard],
+    /// Calls that a capability opens.
+    pub caps: &'static [(&'static str, &'static [&'static str])],
+    /// Calls that nesting opens, whatever their arguments.
+    pub nest: &'static [&'static str],
+}
+
+/// An argument rule for one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// The call.
+    pub call: &'static str,
+    /// The capability the rule belongs to; without it the rule is not there.
+    pub cap: Option<&'static str>,
+    /// The arguments that are allowed.
+    pub any: &'static [&'static [Condition]],
+}
+
+/// A sandbox inside the sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nesting {
+    /// Namespaces and mounts are refused.
+    #[default]
+    Refuse,
+    /// What sbx or bubblewrap needs is allowed, user namespaces included.
+    Allow,
+}
+
+/// What runs as pid 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// An init of sbx's own.
+    #[default]
+    Own,
+    /// The program itself. Its death signal is the only tie to sbx, so it may not change it.
+    Absent,
+}
+
+/// Set-user-id and set-group-id bits on files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetId {
+    /// The program may set them: no host path is writable, or the user said so.
+    #[default]
+    Allow,
+    /// The stacked filter of [`setid`](super::setid) refuses them, and what it cannot see is refused here.
+    Deny,
+}
+
+/// The changes to the default policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Calls to allow. Argument rules stay: a list learned from a run must not undo them.
+    pub allow: Vec<String>,
+    /// Calls to deny; they win over everything else.
+    pub deny: Vec<String>,
+    /// Calls to allow and to note in the kernel's log.
+    pub log: Vec<String>,
+    /// Capabilities the program has beyond the default ones, with or without `CAP_`.
+    pub cap_add: Vec<String>,
+    /// Whether a sandbox may run inside.
+    pub nesting: Nesting,
+    /// What runs as pid 1.
+    pub init: Init,
+    /// Whether set-id bits may be set.
+    pub set_id: SetId,
+}
+
+/// Why a policy could not become a filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SeccompError {
+    /// No architecture has a call of this name.
+    UnknownCall {
+        /// The name.
+        name: String,
+        /// A known name that looks like it.
+        near: Option<&'static str>,
+    },
+    /// The policy denies what starting a program needs.
+    Needed {
+        /// The call.
+        name: &'static str,
+    },
+    /// The call has its flags in memory, where no filter can look.
+    Unseen {
+        /// The call.
+        name: String,
+    },
+    /// The rules could not become a program.
+    Compile(CompileError),
+}
+
+impl std::fmt::Display for SeccompError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::UnknownCall { name, near: Some(near) } => write!(
+                f,
+                "the seccomp policy names the system call `{name}`, which no architecture has. \
+                 Did you mean `{near}`?"
+            ),
+            Self::UnknownCall { name, near: None } => write!(
+                f,
+                "the seccomp policy names the system call `{name}`, which no architecture has. \
+                 Names are those of the system call table, as strace prints them"
+            ),
+            Self::Needed { name } => write!(
+                f,
+                "the seccomp policy denies `{name}`, but without it no program can start or end. \
+                 Take it out of the deny list"
+            ),
+            Self::Unseen { name } => write!(
+                f,
+                "the seccomp policy allows `{name}`, but its flags lie in memory, where a filter \
+                 cannot look: it would open user namespaces. Take it out, since libraries do \
+                 without it, or run with --nest"
+            ),
+            Self::Compile(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SeccompError {}
+
+impl From<CompileError> for SeccompError {
+    fn from(error: CompileError) -> Self {
+        Self::Compile(error)
+    }
+}
+
+/// Works out the verdict for every call of `arch`.
+pub fn resolve(base: &Base, policy: &Policy, arch: Arch) -> Result<Rules, SeccompError> {
+    check_names(policy)?;
+    let calls: BTreeMap<u32, Verdict> =
+        arch.table().iter().map(|(name, number)| (*number, verdict(base, policy, name))).collect();
+    for name in NEEDED {
+        let verdict = arch.number(name).and_then(|number| calls.get(&number));
+        if let Some(Verdict::Always(Action::Errno(_) | Action::KillProcess)) = verdict {
+            return Err(SeccompError::Needed { name });
+        }
+    }
+    // A number without a name is a newer kernel's: libraries fall back when it looks absent.
+    Ok(Rules { arch, unlisted: ENOSYS, calls })
+}
+
+fn check_names(policy: &Policy) -> Result<(), SeccompError> {
+    let lists = [&policy.allow, &policy.deny, &policy.log];
+    if let Some(name) = lists.into_iter().flatten().find(|name| !syscalls::is_known(name)) {
+        let (name, near) = (name.clone(), syscalls::nearest(name));
+        return Err(SeccompError::UnknownCall { name, near });
+    }
+    if policy.nesting == Nesting::Refuse
+        && let Some(name) = [&policy.allow, &policy.log]
+            .into_iter()
+            .flatten()
+            .find(|name| *name == "clone3" && !has(&policy.deny, name))
+    {
+        return Err(SeccompError::Unseen { name: name.clone() });
+    }
+    Ok(())
+}
+
+fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
+    let denied = if base.enosys.contains(&name) { ENOSYS } else { EPERM };
+    if has(&policy.deny, name) {
+        return Verdict::Always(denied);
+    }
+    if policy.set_id == SetId::Deny
+        && let Some((_, answer)) = HIDDEN_MODES.iter().find(|(hidden, _)| *hidden == name)
+    {
+        return Verdict::Always(*answer);
+    }
+    let then = if has(&policy.log, name) { Action::Log } else { Action::Allow };
+    let opened = match opening(base, policy, name) {
+        Opening::Shut => return Verdict::Always(denied),
+        Opening::Whole => Verdict::Always(then),
+        Opening::Guarded(any) => Verdict::ByArgument { any, then, otherwise: denied },
+    };
+    if policy.init == Init::Absent && name == "prctl" {
+        return refuse_death_signal(opened, then);
+    }
+    opened
+}
+
+/// How far a call is open.
+enum Opening {
+    Shut,
+    Whole,
+    Guarded(Alternatives),
+}
+
+fn opening(base: &Base, policy: &Policy, name: &str) -> Opening {
+    if policy.nesting == Nesting::Allow && base.nest.contains(&name) {
+        return Opening::Whole;
+    }
+    let guards = || base.guards.iter().filter(|guard| guard.call == name);
+    let mut held: Vec<&Guard> = guards().filter(|guard| guard.cap.is_none_or(|cap| holds(policy, cap))).collect();
+    let named = has(&policy.allow, name) || has(&policy.log, name);
+    if held.is_empty() && named {
+        // Opened by name, but what a capability would open only in part is open no further.
+        held = guards().collect();
+    }
+    if !held.is_empty() {
+        let any = held.iter().flat_map(|guard| guard.any);
+        return Opening::Guarded(any.map(|all| all.to_vec()).collect());
+    }
+    let by_capability = || base.caps.iter().any(|(cap, calls)| calls.contains(&name) && holds(policy, cap));
+    if named || base.allow.contains(&name) || by_capability() {
+        return Opening::Whole;
+    }
+    Opening::Shut
+}
+
+/// Takes `prctl(PR_SET_PDEATHSIG)` out of what is open.
+fn refuse_death_signal(opened: Verdict, then: Action) -> Verdict {
+    const NOT_DEATH_SIGNAL: Condition =
+        Condition { arg: 0, width: Width::Low32, mask: u64::MAX, test: Test::NotIn(Cow::Borrowed(&[1])) };
+    let mut any = match opened {
+        Verdict::Always(_) => vec![vec![]],
+        Verdict::ByArgument { any, .. } => any,
+    };
+    for all in &mut any {
+        all.push(NOT_DEATH_SIGNAL);
+    }
+    Verdict::ByArgument { any, then, otherwise: EPERM }
+}
+
+fn has(list: &[String], name: &str) -> bool {
+    list.iter().any(|entry| entry == name)
+}
+
+fn holds(policy: &Policy, cap: &str) -> bool {
+    policy.cap_add.iter().any(|held| {
+        let held = held.to_ascii_uppercase();
+        held.strip_prefix("CAP_").unwrap_or(&held) == cap
+    })
+}

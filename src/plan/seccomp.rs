@@ -1,0 +1,166 @@
+//! The seccomp filter of a sandbox: the default policy with a user's changes, as a program.
+//!
+//! `policies/default.toml` is read by the build script, which leaves its tables and the compiled
+//! default program here, so that a run without changes costs no work at all.
+
+pub use super::rules::{Init, Nesting, Policy, SeccompError, SetId};
+
+use super::bpf::{self, Condition, Insn, Rules, Test, Width};
+use super::rules::{self, Base, Guard};
+use super::syscalls::Arch;
+use std::borrow::Cow;
+
+// `BASE`, `ARCH` and `PROGRAM`.
+include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
+
+/// The architecture this binary is built for.
+pub const NATIVE: Arch = ARCH;
+
+/// The default policy's program, made at build time.
+pub fn default_program() -> &'static [Insn] {
+    &PROGRAM
+}
+
+/// The program for a policy.
+pub fn program(policy: &Policy) -> Result<Vec<Insn>, SeccompError> {
+    Ok(bpf::compile(&rules(policy, NATIVE)?)?)
+}
+
+/// The verdict on each call under a policy, for `policy show` and for tests.
+pub fn rules(policy: &Policy, arch: Arch) -> Result<Rules, SeccompError> {
+    rules::resolve(&BASE, policy, arch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::bpf::{Action, Verdict};
+
+    const ALLOW: Verdict = Verdict::Always(Action::Allow);
+    const LOG: Verdict = Verdict::Always(Action::Log);
+    const EPERM: Verdict = Verdict::Always(Action::Errno(1));
+    const ENOSYS: Verdict = Verdict::Always(Action::Errno(38));
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn verdict(policy: &Policy, name: &str) -> Verdict {
+        let rules = rules(policy, Arch::X86_64).unwrap();
+        rules.calls[&Arch::X86_64.number(name).unwrap()].clone()
+    }
+
+    fn error(policy: Policy) -> SeccompError {
+        program(&policy).unwrap_err()
+    }
+
+    #[test]
+    fn deny_wins_over_allow_log_capability_and_nesting() {
+        let policy = Policy {
+            allow: names(&["mount", "clone3"]),
+            log: names(&["mount"]),
+            deny: names(&["mount", "clone3"]),
+            cap_add: names(&["SYS_ADMIN"]),
+            nesting: Nesting::Allow,
+            ..Policy::default()
+        };
+        assert_eq!(verdict(&policy, "mount"), EPERM);
+        assert_eq!(verdict(&policy, "clone3"), ENOSYS, "libraries go on only after ENOSYS");
+        assert_eq!(verdict(&policy, "umount2"), ALLOW);
+    }
+
+    #[test]
+    fn allow_and_log_open_a_call() {
+        let policy = Policy {
+            allow: names(&["keyctl", "open_tree"]),
+            log: names(&["io_uring_setup", "read"]),
+            ..Policy::default()
+        };
+        for (name, wanted) in
+            [("keyctl", ALLOW), ("open_tree", ALLOW), ("io_uring_setup", LOG), ("read", LOG), ("add_key", EPERM)]
+        {
+            assert_eq!(verdict(&policy, name), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_name_keeps_its_argument_rules() {
+        let default = Policy::default();
+        let guarded = names(&["clone", "ioctl", "socket", "mknod", "personality"]);
+        let policy = Policy { allow: guarded.clone(), ..Policy::default() };
+        for name in &guarded {
+            assert_eq!(verdict(&policy, name), verdict(&default, name), "{name}");
+        }
+        let policy = Policy { log: names(&["unshare"]), ..Policy::default() };
+        let Verdict::ByArgument { then, otherwise, .. } = verdict(&policy, "unshare") else {
+            panic!("unshare would open user namespaces");
+        };
+        assert_eq!((then, otherwise), (Action::Log, Action::Errno(1)));
+    }
+
+    #[test]
+    fn nesting_opens_what_an_inner_sandbox_needs() {
+        let policy = Policy { nesting: Nesting::Allow, ..Policy::default() };
+        for name in ["clone", "clone3", "unshare", "setns", "mount", "fsopen", "pivot_root"] {
+            assert_eq!(verdict(&policy, name), ALLOW, "{name}");
+        }
+        for name in ["keyctl", "io_uring_setup", "bpf", "kexec_load"] {
+            assert_eq!(verdict(&policy, name), EPERM, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_program_without_init_keeps_its_death_signal() {
+        let policy = Policy { init: Init::Absent, ..Policy::default() };
+        let Verdict::ByArgument { any, otherwise, .. } = verdict(&policy, "prctl") else {
+            panic!("prctl is open");
+        };
+        let [all] = &any[..] else { panic!("{any:?}") };
+        assert_eq!((all[0].arg, all[0].width), (0, Width::Low32));
+        assert_eq!(all[0].test, Test::NotIn(vec![1].into()));
+        assert_eq!(otherwise, Action::Errno(1));
+        assert_eq!(verdict(&Policy::default(), "prctl"), ALLOW);
+    }
+
+    #[test]
+    fn hidden_modes_are_shut_even_when_allowed() {
+        let allow = names(&["openat2", "io_uring_setup", "io_uring_enter"]);
+        let policy = Policy { allow, set_id: SetId::Deny, ..Policy::default() };
+        assert_eq!(verdict(&policy, "openat2"), ENOSYS);
+        assert_eq!(verdict(&policy, "io_uring_setup"), EPERM);
+        assert_eq!(verdict(&policy, "io_uring_enter"), EPERM);
+        assert_eq!(verdict(&Policy::default(), "openat2"), ALLOW);
+    }
+
+    #[test]
+    fn an_unknown_name_is_an_error_that_knows_better() {
+        let misspelt = error(Policy { deny: names(&["opennat"]), ..Policy::default() });
+        assert!(misspelt.to_string().contains("Did you mean `openat`?"), "{misspelt}");
+        let invented = error(Policy { log: names(&["make_coffee_now"]), ..Policy::default() });
+        assert!(invented.to_string().contains("`make_coffee_now`, which no architecture has"));
+    }
+
+    #[test]
+    fn a_name_of_another_architecture_is_skipped() {
+        let policy = Policy { deny: names(&["open", "fork"]), ..Policy::default() };
+        assert!(rules(&policy, Arch::Aarch64).is_ok());
+        assert_eq!(verdict(&policy, "open"), EPERM);
+    }
+
+    #[test]
+    fn what_a_start_needs_cannot_be_denied() {
+        for name in ["execve", "exit_group", "mmap"] {
+            let error = error(Policy { deny: names(&[name]), ..Policy::default() });
+            assert!(error.to_string().contains(&format!("denies `{name}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn clone3_comes_with_nesting_only() {
+        let allow = names(&["clone3"]);
+        let error = error(Policy { allow: allow.clone(), ..Policy::default() });
+        assert!(error.to_string().contains("--nest"), "{error}");
+        let nest = Policy { allow, nesting: Nesting::Allow, ..Policy::default() };
+        assert_eq!(verdict(&nest, "clone3"), ALLOW);
+    }
+}

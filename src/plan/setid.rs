@@ -1,0 +1,101 @@
+//! The filter that refuses set-user-id and set-group-id bits, for when a host path is writable.
+//!
+//! Inside, user 0 is the caller; a file it makes set-user-id on the host runs as the caller for
+//! anyone. The filter is stacked on the policy's own (the kernel takes the stricter answer), so no
+//! policy can lose it. Two calls carry modes where no filter can look: [`rules::HIDDEN_MODES`].
+//! mkdir needs no rule, for the kernel drops these bits from its mode.
+
+use super::bpf::{self, Action, Insn, Rules, Verdict};
+use super::rules;
+use super::syscalls::Arch;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+
+const SET_ID_BITS: [u64; 2] = [0o4000, 0o2000];
+
+/// `O_CREAT` and the bit of `O_TMPFILE` that is not `O_DIRECTORY`: without one of them an open has
+/// no mode, and what stands in its register is left over from something else.
+const MAKES_A_FILE: [u64; 2] = [0o100, 0o20_000_000];
+
+/// The calls that set a mode: name, argument of the flags if there are any, argument of the mode.
+const CALLS: [(&str, Option<u8>, u8); 9] = [
+    ("chmod", None, 1),
+    ("fchmod", None, 1),
+    ("fchmodat", None, 2),
+    ("fchmodat2", None, 2),
+    ("creat", None, 1),
+    ("mknod", None, 1),
+    ("mknodat", None, 2),
+    ("open", Some(1), 2),
+    ("openat", Some(2), 3),
+];
+
+/// The filter to stack on a policy made with [`SetId::Deny`](rules::SetId::Deny).
+pub fn program(arch: Arch) -> Vec<Insn> {
+    let filter = filter(arch).expect("the rules are constant and hold no empty list");
+    let filter = filter.into_iter().map(|insn| Insn { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k });
+    second_abi_check(arch).into_iter().chain(filter).collect()
+}
+
+/// A further filter, for a run without any policy: answers the calls that hide a mode.
+pub fn hidden_modes_program(arch: Arch) -> Vec<Insn> {
+    let calls = rules::HIDDEN_MODES.into_iter().filter_map(|(name, answer)| {
+        let number = arch.number(name)?;
+        Some((number, Verdict::Always(answer)))
+    });
+    let rules = Rules { arch, unlisted: Action::Allow, calls: calls.collect() };
+    bpf::compile(&rules).expect("four rules without arguments fit a program")
+}
+
+fn filter(arch: Arch) -> Result<BpfProgram, BackendError> {
+    let mut calls = BTreeMap::new();
+    for (name, flags, mode) in CALLS {
+        // aarch64 has only the forms with `at`.
+        if let Some(number) = arch.number(name) {
+            calls.insert(i64::from(number), refusals(flags, mode)?);
+        }
+    }
+    let target = match arch {
+        Arch::X86_64 => TargetArch::x86_64,
+        Arch::Aarch64 => TargetArch::aarch64,
+    };
+    let refused = SeccompAction::Errno(1);
+    SeccompFilter::new(calls, SeccompAction::Allow, refused, target)?.try_into()
+}
+
+/// One rule for each way to set a bit; any of them refuses the call.
+fn refusals(flags: Option<u8>, mode: u8) -> Result<Vec<SeccompRule>, BackendError> {
+    let mut refusals = Vec::new();
+    for bit in SET_ID_BITS {
+        let Some(flags) = flags else {
+            refusals.push(SeccompRule::new(vec![has_bit(mode, bit)?])?);
+            continue;
+        };
+        for makes in MAKES_A_FILE {
+            let all = vec![has_bit(flags, makes)?, has_bit(mode, bit)?];
+            refusals.push(SeccompRule::new(all)?);
+        }
+    }
+    Ok(refusals)
+}
+
+/// Flags and modes are 32 bits or fewer in the kernel, so the upper half must not count.
+fn has_bit(arg: u8, bit: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bit), bit)
+}
+
+/// Kills x32 calls, which seccompiler's check of the architecture lets by; -1 is none (see `bpf`).
+fn second_abi_check(arch: Arch) -> Vec<Insn> {
+    let Some(first) = arch.second_abi() else {
+        return Vec::new();
+    };
+    vec![
+        Insn { code: bpf::LOAD, jt: 0, jf: 0, k: 0 },
+        Insn { code: bpf::AT_LEAST, jt: 0, jf: 2, k: first },
+        Insn { code: bpf::EQUAL, jt: 1, jf: 0, k: u32::MAX },
+        Insn { code: bpf::RETURN, jt: 0, jf: 0, k: Action::KillProcess.value() },
+    ]
+}
