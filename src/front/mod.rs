@@ -1,1 +1,4 @@
-//! Front ends.
+//! Front ends: something a user wrote → Layers.
+
+pub mod env_file;
+pub mod policy;

@@ -292,3 +292,9 @@ impl Spec {
             || !self.groups.is_empty()
     }
 }
+
+/// The kernel's random id of this boot.
+pub fn boot_id() -> String {
+    let text = files::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 64).unwrap_or_default();
+    text.trim().to_owned()
+}

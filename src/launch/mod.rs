@@ -83,7 +83,8 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
         claim.write(&record)?;
     }
     event::default_action(event::SIGCHLD);
-    let failed = |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
+    let failed =
+        |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
     let cloned = Cloned::new(plan, host, &script, claim)?;

@@ -265,6 +265,11 @@ impl Spec {
         self.name.as_deref()
     }
 
+    /// The labels.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
     /// How long the program may run, and how long it then has from TERM to KILL.
     pub fn timeout(&self) -> Option<(Duration, Duration)> {
         self.limits.timeout.map(|timeout| (timeout, self.limits.kill_after))

@@ -1,0 +1,263 @@
+//! The options of `run`: one table, of which clap gets only the rows that the command line mentions.
+//!
+//! Building all rows costs more than the whole launch of the child (startup.md section 2), so a run without
+//! options builds none; `--help` and every error build them all.
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use sbx::error::{Error, Result};
+use sbx::spec::layer::{Count, Layer};
+use std::ffi::OsString;
+
+/// What follows an option's name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing.
+    Nothing,
+    /// One value; the last one counts.
+    One(&'static str),
+    /// One value each time, all count.
+    Many(&'static str),
+}
+
+/// One option.
+pub struct Row {
+    pub long: &'static str,
+    pub short: Option<char>,
+    pub takes: Takes,
+    pub group: &'static str,
+    pub help: &'static str,
+    /// Puts the value into the layer; `None` for options that are no part of the sandbox.
+    put: Option<fn(&mut Layer, &str) -> Result<()>>,
+}
+
+const IDENTITY: &str = "Identity";
+const ROOT: &str = "Root file system";
+const MOUNTS: &str = "Mounts";
+const PROGRAM: &str = "Program";
+const NAMESPACES: &str = "Namespaces";
+const LIMITS: &str = "Limits";
+const HARDENING: &str = "Hardening";
+const REPORTING: &str = "Reporting";
+
+macro_rules! rows {
+    ($($group:ident: $long:literal $($short:literal)?, $takes:expr, $help:literal $(=> $put:expr)?;)+) => {
+        /// All options of `run`, in the order of `--help`.
+        pub const ROWS: &[Row] = &[$(Row {
+            long: $long,
+            short: rows!(@short $($short)?),
+            takes: $takes,
+            group: $group,
+            help: $help,
+            put: rows!(@put $($put)?),
+        }),+];
+    };
+    (@short) => { None };
+    (@short $short:literal) => { Some($short) };
+    (@put) => { None };
+    (@put $put:expr) => { Some($put) };
+}
+
+use Takes::{Many, Nothing, One};
+
+rows! {
+    IDENTITY: "name", One("NAME"), "The sandbox's name (else a generated one)" => |l, v| some(&mut l.identity.name, v);
+    IDENTITY: "hostname", One("NAME"), "Host name inside (else the sandbox's name)" => |l, v| some(&mut l.identity.hostname, v);
+    IDENTITY: "user" 'u', One("UID[:GID]|NAME[:GROUP]"), "The program's user" => |l, v| some(&mut l.identity.user, v);
+    IDENTITY: "group-add", Many("GROUP"), "A supplementary group (needs a map of ranges)" => |l, v| push(&mut l.identity.group_add, v);
+    IDENTITY: "drop-groups", Nothing, "No supplementary groups (needs a map of ranges)" => |l, _| yes(&mut l.identity.drop_groups);
+    IDENTITY: "map", Many("auto|root|keep|full|INNER:OUTER:COUNT"), "Which ids inside are which outside" => |l, v| push(&mut l.identity.map, v);
+    IDENTITY: "label", Many("K=V"), "A label for the record" => |l, v| push(&mut l.identity.label, v);
+    ROOT: "rw", Nothing, "Write into ROOTFS itself" => |l, _| yes(&mut l.root.rw);
+    ROOT: "read-only", Nothing, "Make / read-only; /tmp, /run and /dev/shm stay writable" => |l, _| yes(&mut l.root.read_only);
+    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end)" => |l, v| some(&mut l.root.upper, v);
+    ROOT: "overlay", One("auto|kernel|fuse"), "Which overlay implementation" => |l, v| some(&mut l.root.overlay, v);
+    ROOT: "allow-setid", Nothing, "Let the program set set-id bits on writable host files" => |l, _| yes(&mut l.root.allow_setid);
+    MOUNTS: "volume" 'v', Many("SRC:DST[:OPTION,…]"), "Bind a host path; options ro rw overlay exec noexec dev optional" => |l, v| push(&mut l.mounts.volume, v);
+    MOUNTS: "mount", Many("type=…,src=…,dst=…"), "Mount; types bind tmpfs mqueue" => |l, v| push(&mut l.mounts.mount, v);
+    MOUNTS: "tmpfs", Many("DST[:size=,mode=]"), "An empty file system in memory" => |l, v| push(&mut l.mounts.tmpfs, v);
+    MOUNTS: "device", Many("PATH[:DST]"), "A device of the host" => |l, v| push(&mut l.mounts.device, v);
+    MOUNTS: "mask", Many("PATH"), "A path that reads as empty" => |l, v| push(&mut l.mounts.mask, v);
+    MOUNTS: "unmask", Many("PATH|all"), "A default mask to lift" => |l, v| push(&mut l.mounts.unmask, v);
+    PROGRAM: "workdir" 'w', One("DIR"), "Working directory inside (default: /)" => |l, v| some(&mut l.program.workdir, v);
+    PROGRAM: "env" 'e', Many("K=V|K"), "A variable, or the caller's value of one" => env;
+    PROGRAM: "env-file", Many("FILE"), "Variables from a file, one a line" => |l, v| push(&mut l.env.env_file, v);
+    PROGRAM: "clear-env", Nothing, "Start without sbx's own few variables" => |l, _| yes(&mut l.env.clear_env);
+    PROGRAM: "argv0", One("NAME"), "What the program sees as its own name" => |l, v| some(&mut l.program.argv0, v);
+    PROGRAM: "tty" 't', Nothing, "Give the program a terminal of its own" => |l, _| yes(&mut l.program.tty);
+    PROGRAM: "no-tty" 'T', Nothing, "Pass the caller's descriptors as they are" => |l, _| { l.program.tty = Some(false); Ok(()) };
+    PROGRAM: "no-init", Nothing, "Make the program pid 1" => |l, _| yes(&mut l.program.no_init);
+    PROGRAM: "pass-fd", Many("N"), "A descriptor that the program gets besides 0 to 2" => pass_fd;
+    PROGRAM: "umask", One("MASK"), "File mode creation mask, octal (default: 022)" => |l, v| some(&mut l.program.umask, v);
+    NAMESPACES: "net", One("none|host"), "The network (default: none, its own loopback)" => |l, v| some(&mut l.net.mode, v);
+    NAMESPACES: "dns", Many("IP"), "A name server for resolv.conf" => |l, v| push(&mut l.net.dns, v);
+    NAMESPACES: "add-host", Many("HOST:IP"), "A line of the hosts file" => |l, v| push(&mut l.net.add_host, v);
+    NAMESPACES: "share", Many("ipc,uts,time,cgroup"), "Namespaces that stay the host's" => |l, v| push(&mut l.namespaces.share, v);
+    NAMESPACES: "time-offset", One("monotonic=±S,boottime=±S"), "Move the clocks" => |l, v| some(&mut l.namespaces.time_offset, v);
+    NAMESPACES: "sysctl", Many("K=V"), "A kernel setting of the sandbox's own namespaces" => sysctl;
+    LIMITS: "pids", One("N"), "Processes and threads (default: 4096)" => |l, v| count(&mut l.limits.pids, v);
+    LIMITS: "rlimit", Many("NAME=SOFT[:HARD]"), "A resource limit of getrlimit(2)" => |l, v| push(&mut l.limits.rlimit, v);
+    LIMITS: "nice", One("N"), "Nice value, -20 to 19" => |l, v| integer("--nice", &mut l.limits.nice, v);
+    LIMITS: "oom-score-adj", One("N"), "Who is killed first when memory is short, -1000 to 1000" => |l, v| integer("--oom-score-adj", &mut l.limits.oom_score_adj, v);
+    LIMITS: "timeout", One("DURATION"), "End the program after this time, status 124" => |l, v| count(&mut l.limits.timeout, v);
+    LIMITS: "kill-after", One("DURATION"), "From TERM to KILL after --timeout (default: 10s)" => |l, v| count(&mut l.limits.kill_after, v);
+    HARDENING: "policy", Many("NAME|FILE"), "A policy; with a / or ending in .toml it is a file";
+    HARDENING: "cap-add", Many("CAP"), "A capability to add" => |l, v| push(&mut l.caps.add, v);
+    HARDENING: "cap-drop", Many("CAP|all"), "A capability to take away" => |l, v| push(&mut l.caps.drop, v);
+    HARDENING: "seccomp", One("default|off|FILE"), "The system call policy";
+    HARDENING: "landlock", One("auto|require|off"), "The second wall (default: auto)" => |l, v| some(&mut l.landlock.mode, v);
+    HARDENING: "nest", Nothing, "Allow what a sandbox inside needs" => |l, _| yes(&mut l.hardening.nest);
+    HARDENING: "best-effort", Nothing, "Skip what this host lacks of time and cgroup namespaces, sysfs, mqueue, keyring" => |l, _| yes(&mut l.hardening.best_effort);
+    REPORTING: "dry-run", Nothing, "Print the plan and start nothing";
+    REPORTING: "json", Nothing, "With --dry-run: print it as JSON";
+    REPORTING: "status-fd", One("N"), "Write JSON lines about the run to this descriptor";
+    REPORTING: "pid-file", One("FILE"), "Write the program's pid, as the caller sees it, to this file";
+    REPORTING: "state", One("DIR"), "Where records are kept";
+    REPORTING: "verbose", Nothing, "Print each step as it is done";
+    REPORTING: "quiet" 'q', Nothing, "Print errors only";
+    REPORTING: "color", One("auto|always|never"), "Colours in messages";
+}
+
+fn some(place: &mut Option<String>, value: &str) -> Result<()> {
+    *place = Some(value.to_owned());
+    Ok(())
+}
+
+fn push(place: &mut Vec<String>, value: &str) -> Result<()> {
+    place.push(value.to_owned());
+    Ok(())
+}
+
+fn yes(place: &mut Option<bool>) -> Result<()> {
+    *place = Some(true);
+    Ok(())
+}
+
+fn count(place: &mut Option<Count>, value: &str) -> Result<()> {
+    *place = Some(Count::Text(value.to_owned()));
+    Ok(())
+}
+
+fn integer(field: &str, place: &mut Option<i32>, value: &str) -> Result<()> {
+    *place = Some(value.parse().map_err(|_| Error::spec(field, value, "not a whole number"))?);
+    Ok(())
+}
+
+fn env(layer: &mut Layer, value: &str) -> Result<()> {
+    match value.split_once('=') {
+        Some((name, value)) => {
+            layer.env.set.insert(name.into(), value.into());
+        }
+        None if value.contains('*') => {
+            return Err(Error::spec("--env", value, "a pattern belongs into a policy's env.pass"));
+        }
+        None => layer.env.pass.push(value.into()),
+    }
+    Ok(())
+}
+
+fn sysctl(layer: &mut Layer, value: &str) -> Result<()> {
+    let (key, value) = value.split_once('=').ok_or_else(|| Error::spec("--sysctl", value, "not K=V"))?;
+    layer.namespaces.sysctl.insert(key.into(), value.into());
+    Ok(())
+}
+
+fn pass_fd(layer: &mut Layer, value: &str) -> Result<()> {
+    let number = sbx::spec::text::number("--pass-fd", value)?;
+    let number = i32::try_from(number).map_err(|_| Error::spec("--pass-fd", value, "not a descriptor number"))?;
+    layer.program.pass_fd.push(number);
+    Ok(())
+}
+
+/// The words of one `sbx run`, parsed.
+pub struct Parsed {
+    matches: ArgMatches,
+    rows: Vec<&'static Row>,
+}
+
+impl Parsed {
+    /// The value of an option that takes one, or its last.
+    pub fn value(&self, long: &str) -> Option<&str> {
+        self.values(long).last()
+    }
+
+    /// All values of an option.
+    pub fn values(&self, long: &str) -> impl Iterator<Item = &str> {
+        let built = self.rows.iter().any(|row| row.long == long && row.takes != Nothing);
+        let values = if built { self.matches.get_many::<String>(long) } else { None };
+        values.into_iter().flatten().map(String::as_str)
+    }
+
+    /// Whether a flag was given.
+    pub fn flag(&self, long: &str) -> bool {
+        self.rows.iter().any(|row| row.long == long) && self.matches.get_flag(long)
+    }
+
+    /// The command line as a layer.
+    pub fn layer(&self) -> Result<Layer> {
+        let mut layer = Layer::default();
+        for row in &self.rows {
+            match (row.put, row.takes) {
+                (None, _) => {}
+                (Some(put), Nothing) if self.flag(row.long) => put(&mut layer, "")?,
+                (Some(_), Nothing) => {}
+                (Some(put), _) => self.values(row.long).try_for_each(|value| put(&mut layer, value))?,
+            }
+        }
+        let mut words = self.matches.get_many::<OsString>("ROOTFS").into_iter().flatten().cloned();
+        layer.rootfs = words.next();
+        layer.command = words.collect();
+        // Options end at ROOTFS; one `--` right after it is dropped.
+        if layer.command.first().is_some_and(|first| first == "--") {
+            layer.command.remove(0);
+        }
+        Ok(layer)
+    }
+}
+
+/// `run` with the chosen rows.
+pub fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
+    let rest = Arg::new("ROOTFS")
+        .value_names(["ROOTFS", "COMMAND"])
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .value_parser(value_parser!(OsString))
+        .help("A directory or @host; the program and its arguments (default: /bin/sh)");
+    let args = rows.map(|row| {
+        let arg = Arg::new(row.long).long(row.long).help(row.help).help_heading(row.group);
+        let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
+        match row.takes {
+            Nothing => arg.action(ArgAction::SetTrue),
+            One(name) => arg.value_name(name).action(ArgAction::Set).overrides_with(row.long).allow_hyphen_values(true),
+            Many(name) => arg.value_name(name).action(ArgAction::Append).allow_hyphen_values(true),
+        }
+    });
+    Command::new("run")
+        .bin_name("sbx run")
+        .about("Run a program in a new sandbox, wait for it, exit with its status")
+        .override_usage("sbx run [OPTIONS] ROOTFS [COMMAND [ARG…]]")
+        .args(args)
+        .arg(rest)
+}
+
+/// Whether a word may mean this option.
+fn mentions(word: &OsString, row: &Row) -> bool {
+    let Some(text) = word.to_str() else { return false };
+    let long = text.strip_prefix("--").map(|rest| rest.split('=').next().unwrap_or(rest));
+    let short = || text.starts_with('-') && !text.starts_with("--") && row.short.is_some_and(|c| text.contains(c));
+    long == Some(row.long) || short()
+}
+
+/// Parses the words after `run`. What the few rows that are mentioned do not explain is parsed again with all of
+/// them, so that an error knows every option.
+pub fn parse(words: &[OsString]) -> std::result::Result<Parsed, clap::Error> {
+    let mentioned: Vec<&'static Row> = ROWS.iter().filter(|row| words.iter().any(|word| mentions(word, row))).collect();
+    let few = command(mentioned.iter().copied()).no_binary_name(true).disable_help_flag(true);
+    let matches = match few.try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(_) => {
+            let matches = command(ROWS.iter()).no_binary_name(true).try_get_matches_from(words)?;
+            return Ok(Parsed { matches, rows: ROWS.iter().collect() });
+        }
+    };
+    Ok(Parsed { matches, rows: mentioned })
+}

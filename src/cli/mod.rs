@@ -1,0 +1,134 @@
+//! The command line: which subcommand, and the printing of errors. The first word decides before clap builds
+//! anything. Only this folder prints.
+
+mod args;
+mod report;
+mod run;
+
+use crate::hint;
+use sbx::error::{Error, Result, visible};
+use sbx::spec::Caller;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Options that may stand before the subcommand, and whether a value follows.
+const GLOBAL: [(&str, bool); 5] =
+    [("--state", true), ("--verbose", false), ("--quiet", false), ("-q", false), ("--color", true)];
+
+const HELP: &str = "\
+sbx: run a program in a sandbox of your own: no root, no daemon
+
+Usage: sbx [--state DIR] [--verbose] [-q] [--color WHEN] COMMAND …
+
+Commands:
+  run [OPTIONS] ROOTFS [COMMAND [ARG…]]  run a program in a new sandbox
+  check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
+  completions SHELL                      completions for bash, zsh, fish or elvish
+  man DIR                                write the man pages into DIR
+
+`sbx run --help` lists the options; sbx(1) explains them.
+";
+
+/// The program: returns the exit status.
+pub fn main() -> u8 {
+    std::panic::set_hook(Box::new(|info| {
+        sbx::sys::tty::restore_remembered();
+        say(&format!("bug in sbx: {info}"));
+    }));
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match dispatch(words) {
+        Ok(status) => status,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Moves global options behind the subcommand, where its parser takes them.
+fn dispatch(words: Vec<OsString>) -> Result<u8> {
+    let mut globals = Vec::new();
+    let mut words = words.into_iter();
+    let command = loop {
+        let Some(word) = words.next() else { return usage("no command") };
+        let known = GLOBAL.iter().find(|(name, takes)| {
+            word == *name || (*takes && word.to_str().is_some_and(|w| w.starts_with(&format!("{name}="))))
+        });
+        match known {
+            Some((name, true)) if word == *name => {
+                globals.push(word);
+                globals.extend(words.next());
+            }
+            Some(_) => globals.push(word),
+            None => break word,
+        }
+    };
+    let rest: Vec<OsString> = globals.into_iter().chain(words).collect();
+    match command.to_str() {
+        Some("run") => run::run(&rest),
+        Some("--help" | "-h" | "help") => print(HELP),
+        Some("--version" | "-V") => print(&format!("sbx {}\n", env!("CARGO_PKG_VERSION"))),
+        _ => unknown(&command),
+    }
+}
+
+fn usage(what: &str) -> Result<u8> {
+    Err(Error::Usage { what: what.into(), hint: Some("sbx --help".into()) })
+}
+
+fn unknown(command: &OsStr) -> Result<u8> {
+    let text = command.to_string_lossy();
+    let near = sbx::spec::text::nearest(&text, ["run", "check", "doctor", "completions", "man", "--help", "--version"]);
+    let hint = near.map_or_else(|| "sbx --help".to_owned(), |near| format!("sbx {near}"));
+    Err(Error::Usage { what: format!("{text} is not a command of sbx"), hint: Some(hint) })
+}
+
+/// Help goes to stdout and is a success; everything else is a usage error.
+fn clap_error(error: clap::Error) -> Result<u8> {
+    use clap::error::{ContextKind, ErrorKind};
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return print(&error.render().to_string());
+    }
+    let text = error.render().to_string();
+    let first = text.lines().next().unwrap_or("not understood");
+    let near = [ContextKind::SuggestedArg, ContextKind::SuggestedValue].into_iter().find_map(|kind| error.get(kind));
+    let hint = near.map_or_else(|| "sbx run --help".to_owned(), ToString::to_string);
+    Err(Error::Usage { what: first.strip_prefix("error: ").unwrap_or(first).to_owned(), hint: Some(hint) })
+}
+
+/// Prints to stdout. A reader that is gone is no error of ours.
+fn print(text: &str) -> Result<u8> {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Ok(0)
+}
+
+/// One message on stderr, in one write, so that messages of two processes do not mix.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(format!("sbx: {text}\n").as_bytes());
+}
+
+/// At most four lines: what on what; where; why; try.
+fn fail(error: &Error) -> u8 {
+    let facts = hint::Facts::default();
+    let advice = hint::advice(error, &facts);
+    let mut text = error.to_string();
+    if let Some(place) = error.place() {
+        text.push_str(&format!("\n  at:  {place}"));
+    }
+    if let Some(why) = advice.why {
+        text.push_str(&format!("\n  why: {}", visible(&why)));
+    }
+    if let Some(hint) = advice.hint {
+        text.push_str(&format!("\n  try: {}", visible(&hint)));
+    }
+    say(&text);
+    error.exit_status()
+}
+
+/// `$XDG_RUNTIME_DIR/sbx`, else a directory below the home that belongs to this boot alone.
+fn default_state(caller: &Caller) -> PathBuf {
+    let runtime = caller.var("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
+    match runtime {
+        Some(runtime) => runtime.join("sbx"),
+        None => caller.home.join(".local/state/sbx").join(sbx::host::boot_id()),
+    }
+}

@@ -1,0 +1,97 @@
+//! `sbx run`: argv and policies → Layers → Spec → Plan → launch → exit status.
+
+use super::args::{Parsed, parse};
+use super::report::{Reporter, Voice};
+use sbx::error::{Error, Result};
+use sbx::front::{env_file, policy};
+use sbx::host::{self, Host};
+use sbx::launch::{Limits, Request, Told, launch};
+use sbx::plan::plan;
+use sbx::spec::layer::{Layer, Origin};
+use sbx::spec::{Caller, Spec};
+use sbx::state::{self, StateDir};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Runs the subcommand; the result is the exit status.
+pub fn run(words: &[OsString]) -> Result<u8> {
+    let parsed = match parse(words) {
+        Ok(parsed) => parsed,
+        Err(error) => return super::clap_error(error),
+    };
+    let caller = host::caller()?;
+    let layers = layers(&parsed, &caller)?;
+    let spec = Spec::resolve(&layers, &caller)?;
+    let name = spec.name().map_or_else(state::generate, str::to_owned);
+    let state = state_path(&parsed, &caller);
+    let host = Host::look(&spec, caller)?;
+    let plan = plan(&spec, &host, &name)?;
+    if parsed.flag("dry-run") {
+        return dry_run(&parsed, &plan);
+    }
+    let mut reporter =
+        Reporter::new(voice(&parsed)?, &plan, status_fd(&parsed)?, parsed.value("pid-file").map(PathBuf::from))?;
+    reporter.notes(plan.notes());
+    let state = StateDir::open(&state)?;
+    state.sweep();
+    let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
+    let limits = Limits { timeout: spec.timeout() };
+    let request = Request { state: &state, limits, labels: spec.labels().clone(), told };
+    let exit = launch(&plan, &host, &request, &mut reporter)?;
+    reporter.ended(&exit);
+    Ok(exit.status())
+}
+
+/// The policies in their order, then the command line.
+fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    for name in parsed.values("policy") {
+        layers.extend(policy::load(name, caller)?);
+    }
+    let mut argv = parsed.layer()?;
+    match parsed.value("seccomp") {
+        Some(file) if policy::is_file(file) => {
+            let seccomp = policy::seccomp(file, caller)?;
+            layers.push(Layer { origin: Origin::Policy(file.into()), seccomp, ..Layer::default() });
+        }
+        Some(word) => argv.seccomp.filter = Some(word.to_owned()),
+        None => {}
+    }
+    layers.push(argv);
+    for layer in &mut layers {
+        env_file::read(&mut layer.env, caller)?;
+    }
+    Ok(layers)
+}
+
+fn voice(parsed: &Parsed) -> Result<Voice> {
+    if let Some(color) = parsed.value("color") {
+        sbx::spec::text::word("--color", color, &[("auto", ()), ("always", ()), ("never", ())])?;
+    }
+    Ok(match (parsed.flag("quiet"), parsed.flag("verbose")) {
+        (true, _) => Voice::Quiet,
+        (false, true) => Voice::Verbose,
+        (false, false) => Voice::Usual,
+    })
+}
+
+fn status_fd(parsed: &Parsed) -> Result<Option<i32>> {
+    let Some(text) = parsed.value("status-fd") else { return Ok(None) };
+    let number = sbx::spec::text::number("--status-fd", text)?;
+    match i32::try_from(number) {
+        Ok(number) if sbx::sys::event::is_open(number) => Ok(Some(number)),
+        _ => Err(Error::spec("--status-fd", text, "this descriptor is not open").or_try("--status-fd 3 3>status.json")),
+    }
+}
+
+fn dry_run(parsed: &Parsed, plan: &sbx::plan::Plan) -> Result<u8> {
+    if parsed.flag("json") { super::print(&format!("{:#}\n", plan.to_json())) } else { super::print(&plan.to_string()) }
+}
+
+/// `--state`, else the user's runtime directory, else one below the home that no other boot or machine shares.
+pub fn state_path(parsed: &Parsed, caller: &Caller) -> PathBuf {
+    if let Some(path) = parsed.value("state") {
+        return caller.cwd.join(path);
+    }
+    super::default_state(caller)
+}

@@ -1,0 +1,70 @@
+//! `--env-file`: lines of `K=V`, or `K` for the caller's value; `#` starts a comment line, as Docker has it.
+
+use crate::error::{Error, Result};
+use crate::host::files::read_text;
+use crate::spec::layer::Env;
+use crate::spec::text::Caller;
+
+/// A file of variables is a few lines; more than this is some other file.
+const LIMIT: usize = 1 << 20;
+
+/// Reads the files that an `[env]` table names into its own `set` and `pass`. What the table itself sets wins.
+///
+/// # Errors
+/// `Sys` where a file cannot be read, `Policy` with the line where one is wrong.
+pub fn read(env: &mut Env, caller: &Caller) -> Result<()> {
+    let own = std::mem::take(&mut env.set);
+    for file in std::mem::take(&mut env.env_file) {
+        let path = caller.host_path("--env-file", &file)?;
+        let text = read_text(path.as_path(), LIMIT).map_err(|errno| Error::Sys {
+            doing: "read".into(),
+            on: file.clone(),
+            errno,
+        })?;
+        for (number, line) in text.lines().enumerate() {
+            one(env, line).map_err(|why| Error::Policy {
+                file: file.clone(),
+                at: Some((number + 1, 1)),
+                text: line.into(),
+                why: why.into(),
+            })?;
+        }
+    }
+    env.set.extend(own);
+    Ok(())
+}
+
+fn one(env: &mut Env, line: &str) -> std::result::Result<(), &'static str> {
+    let line = line.trim_start();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(());
+    }
+    match line.split_once('=') {
+        Some(("", _)) => return Err("a variable without a name"),
+        Some((name, _)) if name.contains(char::is_whitespace) => return Err("a name does not hold spaces"),
+        Some((name, value)) => {
+            env.set.insert(name.into(), value.into());
+        }
+        None if line.contains(char::is_whitespace) => return Err("not K=V"),
+        None => env.pass.push(line.into()),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_set_pass_or_say_nothing() {
+        let mut env = Env::default();
+        for line in ["A=1=2", "# B=2", "", "C", "D="] {
+            assert_eq!(one(&mut env, line), Ok(()));
+        }
+        assert_eq!(env.set.len(), 2);
+        assert_eq!(env.pass, ["C"]);
+        for line in ["=x", "a b=c", "a b"] {
+            assert!(one(&mut env, line).is_err(), "{line}");
+        }
+    }
+}

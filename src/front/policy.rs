@@ -1,0 +1,161 @@
+//! Policy files: TOML → Layer, with errors that point at line and column.
+
+use crate::error::{Error, Result};
+use crate::host::files::{c_path, read_regular};
+use crate::spec::layer::{Layer, Origin, Seccomp};
+use crate::spec::text::{Caller, nearest};
+use crate::sys::fs::{HERE, Open, openat};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// A policy is a page or two; more than this is some other file (B53).
+const LIMIT: usize = 1 << 20;
+/// Deeper than this is a circle or nearly one.
+const DEEPEST: usize = 16;
+/// Policies that are built in. Their seccomp tables are compiled into the program by the build script.
+const READY: [&str; 1] = ["default"];
+
+/// Whether a `--policy` value means a file: it has a slash or ends in `.toml`.
+pub fn is_file(name: &str) -> bool {
+    name.contains('/') || name.ends_with(".toml")
+}
+
+/// Loads a policy and what it extends, the weakest first.
+///
+/// # Errors
+/// `Policy` with the place in the file; `Spec` for a name that is none.
+pub fn load(name: &str, caller: &Caller) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    collect(name, caller, &mut Vec::new(), &mut layers)?;
+    Ok(layers)
+}
+
+fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Vec<Layer>) -> Result<()> {
+    if above.len() >= DEEPEST || above.iter().any(|seen| seen == name) {
+        let chain = above.join(" extends ");
+        return Err(Error::spec("extends", name, format!("a circle: {chain} extends {name}")));
+    }
+    let mut layer = match is_file(name) {
+        true => read(name, caller)?,
+        false => ready(name)?,
+    };
+    above.push(name.to_owned());
+    for base in std::mem::take(&mut layer.extends) {
+        collect(&base, caller, above, layers)?;
+    }
+    above.pop();
+    layers.push(layer);
+    Ok(())
+}
+
+/// A built-in policy. `default` is what a run without any policy gets: an empty layer over sbx's own defaults.
+fn ready(name: &str) -> Result<Layer> {
+    if READY.contains(&name) {
+        return Ok(Layer { origin: Origin::Policy(name.into()), ..Layer::default() });
+    }
+    let error = Error::spec("--policy", name, "no ready policy of this name");
+    Err(match nearest(name, READY) {
+        Some(near) => error.or_try(near),
+        None => error.or_try("default, or a file: a name with a / or ending in .toml"),
+    })
+}
+
+fn read(file: &str, caller: &Caller) -> Result<Layer> {
+    let path = caller.host_path("--policy", file)?;
+    let whole = |why: String| Error::Policy { file: file.into(), at: None, text: String::new(), why };
+    let open = openat(HERE, &c_path(path.as_path()), Open::Read).map_err(|errno| whole(errno.to_string()))?;
+    let text = read_regular(open.as_fd(), LIMIT).map_err(|errno| match errno {
+        crate::sys::EINVAL => whole("not a regular file".into()),
+        other => whole(other.to_string()),
+    })?;
+    let mut layer = parse(file, &text)?;
+    layer.origin = Origin::Policy(file.into());
+    Ok(layer)
+}
+
+/// Parses a policy's text.
+///
+/// # Errors
+/// `Policy` with line, column, the line's text and, for an unknown key, the nearest known one.
+pub fn parse(file: &str, text: &str) -> Result<Layer> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let nested = text.bytes().filter(|b| *b == b'[').count();
+    if nested > 10_000 {
+        let why = "more than 10000 brackets".to_owned();
+        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
+    toml::from_str(text).map_err(|error| located(file, text, &error))
+}
+
+fn located(file: &str, text: &str, error: &toml::de::Error) -> Error {
+    let offset = error.span().map_or(0, |span| span.start).min(text.len());
+    let before = &text.as_bytes()[..offset];
+    let line = before.iter().filter(|b| **b == b'\n').count();
+    let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let column = String::from_utf8_lossy(&before[start..]).chars().count() + 1;
+    let shown = text.lines().nth(line).unwrap_or("").to_owned();
+    Error::Policy { file: file.into(), at: Some((line + 1, column)), text: shown, why: reason(error.message()) }
+}
+
+/// The parser's reason, and for an unknown key the nearest of those it would have taken.
+fn reason(message: &str) -> String {
+    let Some((what, known)) = message.split_once(", expected") else { return message.to_owned() };
+    let Some(key) = what.strip_prefix("unknown field `").and_then(|rest| rest.strip_suffix('`')) else {
+        return message.to_owned();
+    };
+    let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    match nearest(key, known.iter().copied()) {
+        Some(near) => format!("unknown key {key}; did you mean {near}?"),
+        None => format!("unknown key {key}; known here: {}", known.join(", ")),
+    }
+}
+
+/// The seccomp table of a file, and nothing else of it: `--seccomp FILE`.
+///
+/// # Errors
+/// As [`load`]; `Policy` where the file has other tables, which would be silently dropped.
+pub fn seccomp(file: &str, caller: &Caller) -> Result<Seccomp> {
+    let layer = read(file, caller)?;
+    let rest = Layer { seccomp: Seccomp::default(), about: None, ..layer.clone() };
+    let empty = Layer { origin: layer.origin.clone(), ..Layer::default() };
+    if rest != empty {
+        let why = "holds more than [seccomp]; load the whole of it with --policy".to_owned();
+        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
+    Ok(layer.seccomp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse("p.toml", text).map_or_else(|e| e.to_string(), |_| "accepted".into())
+    }
+
+    #[test]
+    fn keys_are_those_of_the_options() {
+        let text = "about = \"x\"\n[limits]\npids = 5\ntimeout = \"30m\"\n[caps]\ndrop = [\"all\"]\n[root]\nread-only = true\n";
+        let layer = parse("p.toml", text).expect("parses");
+        assert_eq!(layer.caps.drop, ["all"]);
+        assert_eq!(layer.root.read_only, Some(true));
+    }
+
+    #[test]
+    fn errors_point_at_the_place() {
+        assert_eq!(error("[limits]\npid = 5\n"), "p.toml:2:1: unknown key pid; did you mean pids?");
+        assert!(error("[limits]\npids = [1]\n").starts_with("p.toml:2:8: "));
+        assert!(error("a = 1\na = 2\n").starts_with("p.toml:"), "{}", error("a = 1\na = 2\n"));
+        assert!(error("[limits]\npids = 1\npids = 2\n").starts_with("p.toml:3:1: "));
+        assert!(error(&"[".repeat(20_000)).contains("brackets"));
+        assert_eq!(error(""), "accepted");
+        assert_eq!(error("\u{feff}about = \"x\"\r\n"), "accepted");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC{0,80}|[\\[\\]a-z=\"\\n{}. 0-9]{0,80}") {
+            let _ = parse("p.toml", &text);
+        }
+    }
+}
