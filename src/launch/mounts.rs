@@ -429,8 +429,15 @@ impl Tree {
     fn pivot(&self) -> Done {
         fs::fchdir(held(&self.root)?).called(Call::Chdir)?;
         mount::pivot_root_here().called(Call::Pivot)?;
-        mount::detach_here().called(Call::Umount)?;
-        fs::chdir(c"/").called(Call::Chdir)
+        // On top of the new root lies now the old one, and on that the store.
+        for _ in 0..2 {
+            mount::detach_here().called(Call::Umount)?;
+        }
+        fs::chdir(c"/").called(Call::Chdir)?;
+        // Proof: what lies on top of the root, which `..` of it leads to, is the new root's own mount.
+        let top = fs::openat(HERE, c"/..", Open::Path).called(Call::Open)?;
+        let id = |of: BorrowedFd<'_>| fs::mount_id(of).called(Call::Stat);
+        if id(top.as_fd())? == id(held(&self.root)?)? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
     }
 
     /// The number that the helper's terminal has in the table that both share.
