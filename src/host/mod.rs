@@ -35,8 +35,6 @@ pub struct Host {
     pub groups: Vec<u32>,
     /// What this process may do as uid 0.
     pub power: Power,
-    /// Physical memory in bytes.
-    pub memory: u64,
     /// Landlock's ABI version, 0 without Landlock.
     pub landlock: u32,
     /// Ranges of /etc/subuid and /etc/subgid that are this user's: first id and count.
@@ -123,7 +121,6 @@ impl Host {
             gid: sys::cred::getegid(),
             groups: groups(),
             power,
-            memory: memory(),
             landlock: sys::landlock::abi(),
             subuids: ranges("/etc/subuid"),
             subgids: ranges("/etc/subgid"),
@@ -131,11 +128,11 @@ impl Host {
             newgidmap: helper("newgidmap"),
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
-            stdio: [0, 1, 2].map(stdio),
+            stdio: stdio([0, 1, 2]),
             root: RootFacts::look(&spec.root.source, grouped)?,
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
-            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio(fd))).collect(),
+            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             user,
             caller,
         })
@@ -204,10 +201,6 @@ fn groups() -> Vec<u32> {
     }
 }
 
-fn memory() -> u64 {
-    files::memory_total()
-}
-
 fn core_piped() -> bool {
     files::read_value(Path::new("/proc/sys/kernel/core_pattern")).is_ok_and(|text| text.starts_with('|'))
 }
@@ -220,12 +213,22 @@ fn throttled_cpus() -> usize {
     }
 }
 
-fn stdio(number: i32) -> Stdio {
+/// poll(2) knows no `O_PATH` descriptors: it calls them invalid, as it does closed ones.
+fn stdio<const N: usize>(numbers: [i32; N]) -> [Stdio; N] {
+    let mut watches = numbers.map(|number| sys::event::Watch::read(sys::process::stdio(number)));
+    let _ = sys::event::poll(&mut watches, Some(0));
+    let mut n = 0;
+    numbers.map(|number| {
+        n += 1;
+        one_stdio(number, watches[n - 1].invalid())
+    })
+}
+
+fn one_stdio(number: i32, invalid: bool) -> Stdio {
     let fd = sys::process::stdio(number);
     let Ok(stat) = sys::fs::fstat(fd) else { return Stdio::Closed };
-    let path_only = sys::fs::flags(fd).is_ok_and(|flags| flags.path_only);
     match stat.kind {
-        _ if path_only => Stdio::Place,
+        _ if invalid => Stdio::Place,
         Kind::Directory => Stdio::Place,
         Kind::File => Stdio::File,
         Kind::Character(..) if sys::tty::is_terminal(fd) => Stdio::Terminal,

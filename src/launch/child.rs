@@ -176,6 +176,8 @@ impl Child<'_> {
         }
         self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
         self.confine(&mut confined, &self.script.confine);
+        // Closed with all else before the program starts.
+        std::mem::forget(pipe);
         confined
     }
 

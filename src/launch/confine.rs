@@ -91,7 +91,9 @@ fn allow(ruleset: std::os::fd::BorrowedFd<'_>, place: &CStr, rights: u64, file_r
         Err(sys::EINVAL) => sys::landlock::allow(ruleset, place.as_fd(), rights & file_rights),
         other => other,
     }
-    .called(Call::LandlockRule)
+    .called(Call::LandlockRule)?;
+    std::mem::forget(place);
+    Ok(())
 }
 
 /// Enters the working directory and proves that it lies in the new root (S03, CVE-2024-21626).
@@ -118,6 +120,7 @@ fn verify(expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 8192];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
     let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
+    std::mem::forget(file);
     let status = &buffer[..length];
     match hex(status, b"SigIgn") {
         Some(ignored) if status_is(status, expected) => Ok(ignored),

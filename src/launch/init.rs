@@ -70,7 +70,7 @@ fn fail(channel: BorrowedFd<'_>, program: &Program, failure: Option<Failure>, er
 }
 
 fn signals() -> Result<OwnedFd, Failure> {
-    event::block(&[SIGCHLD]).called(Call::Sigmask)?;
+    // The parent has blocked it, with all that it takes from a descriptor, and the mask is inherited.
     event::signalfd(&[SIGCHLD]).called(Call::Signalfd)
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Tree {
     devpts: Option<OwnedFd>,
     proc: Option<OwnedFd>,
     sys: Option<OwnedFd>,
+    /// An empty read-only directory that already masks something.
+    empty: Option<OwnedFd>,
     /// Where init says the number of its sysfs, and where the terminal's number goes back.
     pub sysfs_from: Option<OwnedFd>,
 }
@@ -147,9 +149,7 @@ pub(super) fn new_sysfs() -> Result<OwnedFd, Failure> {
 
 /// A detached copy of a mount with attributes added before anybody can see it.
 fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth, attr: Attr) -> Result<OwnedFd, Failure> {
-    let tree = mount::open_tree(dir, path, depth).called(Call::OpenTree)?;
-    mount::mount_setattr(tree.as_fd(), attr, depth).called(Call::MountSetattr)?;
-    Ok(tree)
+    mount::open_tree_with(dir, path, attr, depth).called(Call::OpenTree)
 }
 
 fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
@@ -440,33 +440,34 @@ impl Tree {
     /// a proc file system of our own is no hostile path, so the call's own lookup will do.
     fn read_only(&self, path: &CStr) -> Done {
         let proc = held(&self.proc)?;
-        let tree = match mount::open_tree(proc, path, Depth::Single) {
+        let tree = match mount::open_tree_with(proc, path, Attr::RDONLY, Depth::Single) {
             Err(ENOENT) => return Ok(()),
             other => other.called(Call::OpenTree)?,
         };
-        mount::mount_setattr(tree.as_fd(), Attr::RDONLY, Depth::Single).called(Call::MountSetattr)?;
         mount::move_mount_to(tree.as_fd(), proc, path).called(Call::MoveMount)?;
         std::mem::forget(tree);
         Ok(())
     }
 
     /// Directories read as empty, files as the null device.
-    fn mask(&self, base: Base, path: &CStr, asked: bool) -> Done {
+    fn mask(&mut self, base: Base, path: &CStr, asked: bool) -> Done {
         let kernels = match base {
             Base::Proc => held(&self.proc)?,
             Base::Sys if self.sys.is_none() => return Ok(()),
             Base::Sys => held(&self.sys)?,
             Base::Root => return self.mask_in_root(path, asked),
         };
-        match fs::lstat(kernels, path) {
-            Err(ENOENT) if !asked => Ok(()),
-            found => {
-                let cover = self.cover(found.called(Call::Stat)?.kind)?;
-                mount::move_mount_to(cover.as_fd(), kernels, path).called(Call::MoveMount)?;
-                std::mem::forget(cover);
-                Ok(())
-            }
+        let kind = match fs::lstat(kernels, path) {
+            Err(ENOENT) if !asked => return Ok(()),
+            found => found.called(Call::Stat)?.kind,
+        };
+        let cover = self.cover(kind)?;
+        mount::move_mount_to(cover.as_fd(), kernels, path).called(Call::MoveMount)?;
+        match kind {
+            Kind::Directory => self.empty = Some(cover),
+            _ => std::mem::forget(cover),
         }
+        Ok(())
     }
 
     fn mask_in_root(&self, path: &CStr, asked: bool) -> Done {
@@ -481,8 +482,12 @@ impl Tree {
     /// What lies over a masked place: an empty directory of the store, or the null device of our own /dev, which
     /// was proven to be one.
     fn cover(&self, kind: Kind) -> Result<OwnedFd, Failure> {
-        match kind {
-            Kind::Directory => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0)),
+        match (kind, &self.empty) {
+            // A copy of a read-only mount is one too.
+            (Kind::Directory, Some(empty)) => {
+                mount::open_tree(empty.as_fd(), c"", Depth::Single).called(Call::OpenTree)
+            }
+            (Kind::Directory, None) => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0)),
             _ => mount::open_tree(held(&self.dev)?, c"null", Depth::Single).called(Call::OpenTree),
         }
     }

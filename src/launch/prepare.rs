@@ -194,7 +194,7 @@ impl Context<'_> {
 
     fn root(&mut self, step: &Step) -> Result<Op> {
         Ok(match step {
-            Step::Store(bytes) => Op::Store(c_text(bytes.to_string())?),
+            Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
             Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,

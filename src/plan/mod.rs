@@ -146,12 +146,11 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
     let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();
-    let store_size = mounts::store_size(spec, host);
     steps.must(Stage::Claim, Step::Claim(name.into()));
     steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
     environment::enter(&mut steps, spec, name);
-    mounts::root(&mut steps, spec, host, &process, name, store_size)?;
+    mounts::root(&mut steps, spec, host, &process, name)?;
     steps.must(Stage::Pivot, Step::Pivot);
     access::identity(&mut steps, spec, &identities);
     let landlock = access::confine(&mut steps, spec, host, &process)?;

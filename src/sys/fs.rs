@@ -308,22 +308,6 @@ pub fn may_execute(dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
     done(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), libc::X_OK, libc::AT_EACCESS) })
 }
 
-/// The access mode a descriptor was opened with, and whether it is an `O_PATH` one: `fcntl(F_GETFL)`.
-pub fn flags(of: BorrowedFd<'_>) -> Result<OpenFlags> {
-    // SAFETY: takes integers.
-    let bits = ok(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_GETFL) }.into())? as c_int;
-    Ok(OpenFlags { path_only: bits & libc::O_PATH != 0, writable: bits & libc::O_ACCMODE != libc::O_RDONLY })
-}
-
-/// See [`flags`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenFlags {
-    /// Opened with `O_PATH`.
-    pub path_only: bool,
-    /// Opened for writing.
-    pub writable: bool,
-}
-
 /// `getrandom(2)`: fills the buffer.
 pub fn getrandom(into: &mut [u8]) -> Result<()> {
     // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.
