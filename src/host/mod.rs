@@ -17,7 +17,6 @@ use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -115,6 +114,8 @@ impl Host {
             }
             false => Vec::new(),
         };
+        let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
+        let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Ok(Host {
             kernel,
@@ -131,7 +132,7 @@ impl Host {
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
             stdio: [0, 1, 2].map(stdio),
-            root: RootFacts::look(&spec.root.source)?,
+            root: RootFacts::look(&spec.root.source, grouped)?,
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio(fd))).collect(),
@@ -176,7 +177,7 @@ fn power(uid: u32) -> Power {
 
 /// The initial user namespace maps every id to itself.
 pub fn initial_user_namespace() -> bool {
-    let map = files::read_text(Path::new("/proc/self/uid_map"), 4096).unwrap_or_default();
+    let map = files::read_value(Path::new("/proc/self/uid_map")).unwrap_or_default();
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
@@ -208,7 +209,7 @@ fn memory() -> u64 {
 }
 
 fn core_piped() -> bool {
-    files::read_text(Path::new("/proc/sys/kernel/core_pattern"), 4096).is_ok_and(|text| text.starts_with('|'))
+    files::read_value(Path::new("/proc/sys/kernel/core_pattern")).is_ok_and(|text| text.starts_with('|'))
 }
 
 /// One look at the first processor; where it has the directory, all of them may.
@@ -269,10 +270,7 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
             drop(root);
             refuse("this machine's own root cannot be an overlay of itself".into(), "sbx run @host")
         }
-        Ok(root) => match sys::fs::fstat(root.as_fd()) {
-            Ok(_) => Ok(root),
-            Err(errno) => refuse(errno.to_string(), "another directory"),
-        },
+        Ok(root) => Ok(root),
         Err(sys::ENOENT) => refuse("no such directory".into(), "a directory that holds a root file system, or @host"),
         Err(sys::ENOTDIR) => refuse("not a directory".into(), "unpack an image or archive into a directory first"),
         Err(sys::ELOOP) => refuse("a loop of symbolic links".into(), "the directory itself"),
@@ -295,6 +293,6 @@ impl Spec {
 
 /// The kernel's random id of this boot.
 pub fn boot_id() -> String {
-    let text = files::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 64).unwrap_or_default();
+    let text = files::read_value(Path::new("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
     text.trim().to_owned()
 }

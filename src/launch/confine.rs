@@ -12,9 +12,12 @@ use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
-/// Nothing is kept between these steps; the type is there so that only this file runs them.
+/// What the stages learn of the process and the program's start has to know.
 #[derive(Default)]
-pub(super) struct Confined;
+pub(super) struct Confined {
+    /// Signals that are ignored, bit n-1 for signal n.
+    pub ignored: u64,
+}
 
 impl Confined {
     /// Runs one operation of the two stages.
@@ -28,7 +31,10 @@ impl Confined {
             Op::Capset(held) => cred::capset(*held, *held, CapSet(0)).called(Call::Capset),
             Op::NoNewPrivs => process::no_new_privs().called(Call::Prctl),
             Op::Hide => hide(child),
-            Op::Verify(expected) => verify(expected),
+            Op::Verify(expected) => {
+                self.ignored = verify(expected)?;
+                Ok(())
+            }
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
             Op::Landlock { ruleset, rules, file_rights } => {
                 rules.iter().try_for_each(|(place, rights)| allow(ruleset.as_fd(), place, *rights, *file_rights))?;
@@ -101,26 +107,38 @@ fn gate(child: &Child<'_>) -> Result<(), Failure> {
     }
 }
 
-/// One read of /proc/self/status proves ids, groups, capabilities and no_new_privs at once.
-fn verify(expected: &Expected) -> Result<(), Failure> {
+/// One read of /proc/self/status proves ids, groups, capabilities and no_new_privs at once. It also has the mask
+/// of ignored signals, which is returned.
+fn verify(expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 8192];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
     let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
-    if status_is(&buffer[..length], expected) { Ok(()) } else { Err(Failure(Call::ReadBack, NOT_TAKEN)) }
+    let status = &buffer[..length];
+    match hex(status, b"SigIgn") {
+        Some(ignored) if status_is(status, expected) => Ok(ignored),
+        _ => Err(Failure(Call::ReadBack, NOT_TAKEN)),
+    }
+}
+
+/// The words of one line of a status text.
+fn words<'s>(status: &'s [u8], name: &'static [u8]) -> Option<impl Iterator<Item = &'s [u8]>> {
+    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
+    Some(line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty()))
+}
+
+/// The mask that a line of a status text holds.
+fn hex(status: &[u8], name: &'static [u8]) -> Option<u64> {
+    number(words(status, name)?.next()?, 16)
 }
 
 /// Whether a text of /proc/PID/status shows what is expected; a missing line is a "no".
 fn status_is(status: &[u8], expected: &Expected) -> bool {
-    let field = |name: &[u8]| {
-        status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.strip_prefix(b":"))
-    };
-    let words = |name: &[u8]| field(name).map(|text| text.split(|b| b.is_ascii_whitespace()).filter(|w| !w.is_empty()));
-    let all = |name: &[u8], id: u32| {
+    let words = |name: &'static [u8]| words(status, name);
+    let all = |name: &'static [u8], id: u32| {
         words(name)
             .is_some_and(|mut w| w.by_ref().take(4).filter(|w| number(w, 10) == Some(u64::from(id))).count() == 4)
     };
-    let mask =
-        |name: &[u8], set: CapSet| words(name).and_then(|mut w| w.next()).and_then(|w| number(w, 16)) == Some(set.0);
+    let mask = |name: &'static [u8], set: CapSet| hex(status, name) == Some(set.0);
     let groups = match &expected.groups {
         None => true,
         Some(groups) => words(b"Groups")

@@ -25,15 +25,17 @@ const NOT_EXECUTABLE: i32 = 126;
 struct Launch<'a> {
     program: &'a Program,
     terminal: Option<c_int>,
+    /// Signals to be set to their default action.
+    ignored: u64,
     failure: Option<Failure>,
     not_executed: Option<Errno>,
 }
 
 /// The last stage: the program is executed; init stays to serve it.
-pub(super) fn start(child: &mut Child<'_>) -> ! {
+pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
     let program = &child.script.program;
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
-    let mut launch = Launch { program, terminal, failure: None, not_executed: None };
+    let mut launch = Launch { program, terminal, ignored, failure: None, not_executed: None };
     if program.is_init {
         let errno = execute(&mut launch);
         fail(child.channel, program, launch.failure, errno)
@@ -75,7 +77,7 @@ fn signals() -> Result<OwnedFd, Failure> {
 
 /// The program's process starts here, on init's memory and a stack of its own, while init stands still.
 extern "C" fn enter(launch: *mut Launch<'_>) -> c_int {
-    let launch = sys::process::argument(launch);
+    let launch = process::argument(launch);
     launch.not_executed = execute(launch);
     FAILED
 }
@@ -121,7 +123,7 @@ fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
         process::dup2(stdin.as_fd(), 0).called(Call::Dup)?;
     }
     process::umask(program.umask);
-    event::default_actions().called(Call::Sigmask)?;
+    event::default_actions(launch.ignored);
     event::unblock_all().called(Call::Sigmask)?;
     close_all_but(&program.passed).called(Call::CloseRange)
 }
@@ -166,7 +168,11 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
         if watches[0].ready() {
             obey(channel, pid);
         }
-        while let Ok(Some(_)) = event::next_signal(signals.as_fd()) {}
+        if !watches[1].ready() {
+            continue;
+        }
+        // One SIGCHLD may stand for many ends; they are all taken below.
+        let _ = event::next_signal(signals.as_fd());
         if let Some(ended) = reap(pid) {
             let full = store.as_ref().map_or(Fullness::Room, |store| fullness(store.as_fd()));
             let _ = tell(channel, Message::Ended(ended, full), None);

@@ -39,9 +39,12 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
         above: None,
+        awaits_maps: plan.identities.by != MapsBy::Caller,
+        creator: (inner_id(&plan.identities.uids, host.uid), inner_id(&plan.identities.gids, host.gid)),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
+        identity: Vec::new(),
         confine: Vec::new(),
         sysfs: false,
         host_proc: false,
@@ -104,14 +107,20 @@ impl Context<'_> {
                         gid_map: c_text(identity_map(&identities.gids))?,
                     });
                 }
-                Vec::new()
+                match identities.by {
+                    MapsBy::Caller => {
+                        vec![Op::OwnMaps(c_text(lines(&identities.uids))?, c_text(lines(&identities.gids))?)]
+                    }
+                    MapsBy::Helpers | MapsBy::Root => Vec::new(),
+                }
             }
             step => self.ops(script, step)?,
         };
         let list = match planned.step {
-            Step::Session | Step::TimeOffset(_) => &mut script.enter,
+            Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
+            _ if planned.stage == Stage::Identity => &mut script.identity,
             _ => &mut script.confine,
         };
         list.extend(ops.into_iter().map(|op| Prepared { step: number, need: planned.need, op }));
@@ -229,6 +238,8 @@ impl Context<'_> {
         let parent = etc.path.as_path().parent().unwrap_or(Path::new("/"));
         if let (EtcWay::Upper(mode, uid, gid), Some(layers)) = (&etc.way, self.lower.first().cloned()) {
             let dir = parent.file_name().unwrap_or_default().as_bytes();
+            let who = &self.plan.identities;
+            let (uid, gid) = (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid));
             let overlay = self.root_overlay(&layers)?;
             return Ok(Op::Seed {
                 overlay,
@@ -356,10 +367,22 @@ fn namespace(word: &str) -> Namespaces {
     }
 }
 
+/// The text of a map.
+pub(super) fn lines(extents: &[crate::spec::ids::Extent]) -> String {
+    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
+}
+
 /// The map of a namespace below one that has these extents: every id stands for itself, one line for each
 /// extent, since a line may not span two of the parent's (network.md T7).
 fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
     extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
+}
+
+/// What an id outside is inside; the overflow id where it is nothing.
+fn inner_id(extents: &[crate::spec::ids::Extent], outer: u32) -> u32 {
+    const OVERFLOW: u32 = 65534;
+    let of = extents.iter().find(|e| outer >= e.outer && outer - e.outer < e.count);
+    of.map_or(OVERFLOW, |e| e.inner + (outer - e.outer))
 }
 
 /// A place inside with the names above it, all relative to the root.

@@ -106,8 +106,6 @@ pub struct Plan {
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
     /// What the user is told before the start.
     pub(crate) notes: Vec<String>,
-    /// Memory of the one tmpfs in bytes.
-    pub(crate) store_size: u64,
 }
 
 /// The program and how sbx stands to it.
@@ -161,7 +159,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
-    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes, store_size })
+    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes })
 }
 
 /// The steps while they are collected.
@@ -180,11 +178,6 @@ impl Steps {
     pub(crate) fn may_degrade(&mut self, stage: Stage, step: Step) {
         let need = if self.degrade == Degrade::BestEffort { Need::Try } else { Need::Must };
         self.list.push(Planned { stage, need, step });
-    }
-
-    /// A step that is always optional.
-    pub(crate) fn attempt(&mut self, stage: Stage, step: Step) {
-        self.list.push(Planned { stage, need: Need::Try, step });
     }
 }
 

@@ -338,10 +338,59 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok((fd(ends[0])?, fd(ends[1])?))
 }
 
-/// `splice(2)` or, where that refuses the descriptors, read and write: moves what there is, up to 64 KiB.
-/// Returns the number of bytes; 0 is the end.
-pub fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    let n = read(from, buffer)?;
-    write_all(to, &buffer[..n])?;
-    Ok(n)
+/// `getdents64(2)`, once: the names in a directory opened with [`Open::List`], but for `.` and `..`. An empty
+/// batch that took no bytes is the end.
+pub fn getdents<'b>(dir: BorrowedFd<'_>, into: &'b mut Entries) -> Result<Batch<'b>> {
+    // SAFETY: the pointer and the length describe the buffer, which is aligned as the records are.
+    let n = ok(unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), into.0.as_mut_ptr(), into.0.len()) })?;
+    Ok(Batch { rest: &into.0[..n as usize] })
+}
+
+/// Room for some directory entries.
+#[repr(align(8))]
+pub struct Entries([u8; 4096]);
+
+impl Entries {
+    /// An empty buffer.
+    pub const fn new() -> Entries {
+        Entries([0; 4096])
+    }
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Entries::new()
+    }
+}
+
+/// The names of one [`getdents`].
+#[derive(Debug)]
+pub struct Batch<'b> {
+    rest: &'b [u8],
+}
+
+impl Batch<'_> {
+    /// Whether the directory has no more entries.
+    pub fn is_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+impl<'b> Iterator for Batch<'b> {
+    type Item = &'b CStr;
+
+    fn next(&mut self) -> Option<&'b CStr> {
+        // struct linux_dirent64: inode and offset (8 bytes each), record length (2), type (1), name.
+        const NAME: usize = 19;
+        loop {
+            let length = u16::from_ne_bytes([*self.rest.get(16)?, *self.rest.get(17)?]) as usize;
+            let (record, rest) = self.rest.split_at_checked(length.max(NAME))?;
+            self.rest = rest;
+            match CStr::from_bytes_until_nul(&record[NAME..]) {
+                Ok(name) if name == c"." || name == c".." => {}
+                Ok(name) => return Some(name),
+                Err(_) => return None,
+            }
+        }
+    }
 }
