@@ -215,7 +215,7 @@ impl Child<'_> {
     fn enter(&mut self, op: &Op) -> Option<Result<(), Failure>> {
         Some(match op {
             Op::OwnMaps(uids, gids) => own_maps(uids, gids),
-            Op::Session => self.session(),
+            Op::Session => session(),
             Op::TimeOffset(text) => time_offset(text),
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
@@ -227,20 +227,18 @@ impl Child<'_> {
         })
     }
 
-    fn session(&self) -> Result<(), Failure> {
-        process::setsid().called(Call::Setsid)?;
-        process::umask(0);
-        process::die_with_parent().called(Call::Prctl)?;
-        // The parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is.
-        if sys::socket::hung_up(self.channel) { process::exit_now(FAILED) } else { Ok(()) }
-    }
-
     /// Paths are taken from a held descriptor, for the helper may pivot at any moment.
     fn write_proc(&self, path: &std::ffi::CStr, value: &[u8]) -> Result<(), Failure> {
         let proc = self.host_proc.as_ref().ok_or(Failure(Call::Open, sys::ENOENT))?;
         let file = sys::fs::openat(proc.as_fd(), path, Open::Write).called(Call::Open)?;
         sys::fs::write_all(file.as_fd(), value).called(Call::Write)
     }
+}
+
+fn session() -> Result<(), Failure> {
+    process::setsid().called(Call::Setsid)?;
+    process::umask(0);
+    process::die_with_parent().called(Call::Prctl)
 }
 
 /// A process may map one id, its own, once it has given up setgroups (user_namespaces(7), Linux 3.19).
@@ -250,6 +248,8 @@ fn own_maps(uids: &std::ffi::CStr, gids: &std::ffi::CStr) -> Result<(), Failure>
     {
         let file = sys::fs::openat(HERE, file, Open::Write).called(Call::Open)?;
         sys::fs::write_all(file.as_fd(), text.to_bytes()).called(Call::Write)?;
+        // Closed with all else before the program starts.
+        std::mem::forget(file);
     }
     Ok(())
 }

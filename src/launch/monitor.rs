@@ -217,7 +217,11 @@ impl<'a> Monitor<'a> {
             Message::Terminal => self.master = carried,
             Message::AtGate => self.phase = Phase::AtGate,
             Message::Started(_) => self.started(carried, observer)?,
-            Message::Ended(ended, full) => self.ended = Some((ended, full)),
+            Message::Ended(ended, full) => {
+                self.ended = Some((ended, full));
+                // Nothing more comes; what is left is to wait for the end of init.
+                self.channel_open = false;
+            }
             Message::Go | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
         }
         Ok(())

@@ -95,9 +95,15 @@ fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
         Op::Dev(target) => tree.make_dev(target),
         Op::Devpts { gid } => tree.make_devpts(gid.as_deref()),
         Op::HostShm => tree.host_shm(),
+        Op::DevMqueue => {
+            let made = new_fs(c"mqueue", &[], GUARDED)?;
+            mount::move_mount_to(made.as_fd(), held(&tree.dev)?, c"mqueue").called(Call::MoveMount)?;
+            std::mem::forget(made);
+            Ok(())
+        }
         Op::Mqueue(target) => {
             let made = new_fs(c"mqueue", &[], GUARDED)?;
-            tree.attach_and_leave(made, target)
+            tree.attach(made, target, Kind::Directory)
         }
         Op::Proc(target) => {
             let proc = new_fs(c"proc", &[], GUARDED)?;
@@ -155,7 +161,9 @@ fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
 
 fn new_file(dir: BorrowedFd<'_>, path: &CStr, content: &[u8]) -> Done {
     let file = fs::openat_mode(dir, path, Open::New, 0o644).called(Call::Open)?;
-    fs::write_all(file.as_fd(), content).called(Call::Write)
+    let written = fs::write_all(file.as_fd(), content).called(Call::Write);
+    std::mem::forget(file);
+    written
 }
 
 /// Opens a place beneath the root, making what is missing: directories, and at last an entry of this kind.
@@ -216,11 +224,9 @@ impl Tree {
         Ok(())
     }
 
-    /// Attaches the new root below the store, so that everything else can be mounted on it by descriptor.
+    /// Attaches the new root on top of the store, so that everything else can be mounted on it by descriptor.
     fn set_root(&mut self, root: OwnedFd) -> Done {
-        let store = held(&self.store)?;
-        make_dir(store, c"root", 0o755)?;
-        mount::move_mount_to(root.as_fd(), store, c"root").called(Call::MoveMount)?;
+        mount::move_mount_to(root.as_fd(), HERE, c"/").called(Call::MoveMount)?;
         self.root = Some(root);
         Ok(())
     }
@@ -331,7 +337,11 @@ impl Tree {
             mount::fsconfig_flag(context.as_fd(), flag).called(Call::Fsconfig)?;
         }
         mount::fsconfig_create(context.as_fd()).called(Call::Fsconfig)?;
-        mount::fsmount(context.as_fd(), attr).called(Call::Fsmount)
+        let made = mount::fsmount(context.as_fd(), attr).called(Call::Fsmount);
+        if overlay.is_root {
+            std::mem::forget((context, top));
+        }
+        made
     }
 
     fn link(&self, target: &CStr, at: &Target) -> Done {
@@ -383,14 +393,12 @@ impl Tree {
         for (name, to) in LINKS {
             fs::symlinkat(to, dev.as_fd(), name).called(Call::Symlink)?;
         }
-        for name in [c"pts", c"shm", c"mqueue"] {
-            make_dir(dev.as_fd(), name, 0o755)?;
+        for (name, mode) in [(c"pts", 0o755), (c"shm", 0o1777), (c"mqueue", 0o1777)] {
+            fs::mkdirat(dev.as_fd(), name, mode).called(Call::Mkdir)?;
         }
-        let shm = self.store_dir(c"shm", 0o1777, PLAIN)?;
-        mount::move_mount_to(shm.as_fd(), dev.as_fd(), c"shm").called(Call::MoveMount)?;
         let guarded = Attr(Attr::NOSUID.0 | Attr::NOEXEC.0);
         mount::mount_setattr(dev.as_fd(), guarded, Depth::Recursive).called(Call::MountSetattr)?;
-        std::mem::forget((at, shm));
+        std::mem::forget(at);
         self.dev = Some(dev);
         Ok(())
     }
@@ -506,9 +514,9 @@ impl Tree {
         }
         fs::chdir(c"/").called(Call::Chdir)?;
         // Proof: what lies on top of the root, which `..` of it leads to, is the new root's own mount.
-        let top = fs::openat(HERE, c"/..", Open::Path).called(Call::Open)?;
-        let id = |of: BorrowedFd<'_>| fs::mount_id(of).called(Call::Stat);
-        if id(top.as_fd())? == id(held(&self.root)?)? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
+        let top = fs::mount_id(HERE, c"/..").called(Call::Stat)?;
+        let root = fs::mount_id(held(&self.root)?, c"").called(Call::Stat)?;
+        if top == root { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
     }
 
     /// The number that the helper's terminal has in the table that both share.

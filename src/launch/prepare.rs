@@ -40,7 +40,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         new: Namespaces::NONE,
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
-        creator: (inner_id(&plan.identities.uids, host.uid), inner_id(&plan.identities.gids, host.gid)),
+        creator: (0, 0),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
@@ -52,6 +52,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         program: program(plan, told.pid)?,
     };
     let mut context = Context { host, plan, count: 0, lower: Vec::new(), scratch: Vec::new() };
+    script.creator = context.creator();
     context.find_lower();
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
@@ -220,7 +221,7 @@ impl Context<'_> {
                 Op::Devpts { gid: if tty_group { Some(c_text("5")?) } else { None } }
             }
             Step::HostShm => Op::HostShm,
-            Step::Mqueue => Op::Mqueue(at("/dev/mqueue")?),
+            Step::Mqueue => Op::DevMqueue,
             Step::Proc => Op::Proc(at("/proc")?),
             Step::NoUserNamespaces => Op::NoUserNamespaces,
             Step::ReadOnly(path) => Op::ReadOnly(below(path, "/proc")?),
@@ -316,7 +317,9 @@ impl Context<'_> {
             Step::Bounding(held) => Op::Bounding((0..64).filter(|n| *n >= last || held.0 >> n & 1 == 0).collect()),
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
-            Step::Ids(uid, gid) => Op::Ids(*uid, *gid),
+            // What the process is already, it need not become.
+            Step::Ids(uid, gid) if (*uid, *gid) == self.creator() => Op::Ids(None),
+            Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
             Step::Hide => Op::Hide,
@@ -336,6 +339,12 @@ impl Context<'_> {
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
+    }
+
+    /// User and group inside of the process itself.
+    fn creator(&self) -> (u32, u32) {
+        let who = &self.plan.identities;
+        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {

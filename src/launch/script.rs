@@ -166,6 +166,8 @@ pub(crate) enum Op {
         gid: Option<CString>,
     },
     HostShm,
+    /// The message queues on /dev/mqueue.
+    DevMqueue,
     Mqueue(Target),
     Proc(Target),
     NoUserNamespaces,
@@ -201,7 +203,8 @@ pub(crate) enum Op {
     Keyring,
     Bounding(Vec<u32>),
     Groups(Option<Vec<u32>>),
-    Ids(u32, u32),
+    /// User and group to become, where the process is not that already.
+    Ids(Option<(u32, u32)>),
     Capset(CapSet),
     NoNewPrivs,
     Hide,

@@ -179,12 +179,13 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
     })
 }
 
-/// The number of the mount that a descriptor lies on, by `statx(2)` with `STATX_MNT_ID`. Linux 5.8.
-pub fn mount_id(of: BorrowedFd<'_>) -> Result<u64> {
+/// The number of the mount that a path leads to, by `statx(2)` with `STATX_MNT_ID`; an empty path means the
+/// descriptor itself. Linux 5.8.
+pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
     // SAFETY: all zero is a valid buffer, which the call fills in.
     let mut s: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
+    done(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
     Ok(s.stx_mnt_id)
 }
 

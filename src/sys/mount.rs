@@ -184,12 +184,12 @@ pub struct Space {
     pub inodes: u64,
 }
 
-/// `fstatfs(2)`
-pub fn fstatfs(of: BorrowedFd<'_>) -> Result<Space> {
+/// `statfs(2)`
+pub fn statfs(path: &CStr) -> Result<Space> {
     // SAFETY: all zero is a valid buffer, which the call fills in.
     let mut s: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the buffer is ours.
-    done(unsafe { libc::fstatfs(of.as_raw_fd(), &mut s) })?;
+    done(unsafe { libc::statfs(path.as_ptr(), &mut s) })?;
     let block = s.f_bsize as u64;
     Ok(Space {
         kind: s.f_type as u64,
