@@ -17,6 +17,7 @@ use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -269,8 +270,8 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
         return refuse("longer than a path can be (4095 bytes)".into(), "a shorter path, or cd there and use ./");
     }
     match sys::fs::openat(HERE, &files::c_path(path), Open::Directory) {
-        Ok(root) if path == Path::new("/") => {
-            drop(root);
+        // However it is spelled: `/tmp/..`, a symlink, a bind.
+        Ok(root) if same_directory(root.as_fd(), c"/") => {
             refuse("this machine's own root cannot be an overlay of itself".into(), "sbx run @host")
         }
         Ok(root) => Ok(root),
@@ -279,6 +280,13 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
         Err(sys::ELOOP) => refuse("a loop of symbolic links".into(), "the directory itself"),
         Err(sys::EACCES) => refuse("permission denied".into(), "a directory that you may enter (chmod u+rx)"),
         Err(errno) => refuse(errno.to_string(), "a directory that holds a root file system"),
+    }
+}
+
+fn same_directory(one: std::os::fd::BorrowedFd<'_>, other: &std::ffi::CStr) -> bool {
+    match (sys::fs::fstat(one), sys::fs::stat(other)) {
+        (Ok(one), Ok(other)) => (one.dev, one.ino) == (other.dev, other.ino),
+        _ => false,
     }
 }
 

@@ -127,18 +127,19 @@ fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
     close_all_but(&program.passed).called(Call::CloseRange)
 }
 
-/// Closes everything but 0 to 2 and the declared numbers, which are sorted (S02, CVE-2024-21626).
+/// Closes, with the exec, everything but 0 to 2 and the declared numbers, which are sorted (S02, CVE-2024-21626).
+/// Not before: where the program is pid 1, the channel is to say why there was no exec.
 fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
     if sys::sabotaged(c"descriptors") {
         return Ok(());
     }
     let mut first = 3;
     for &number in passed {
-        process::close_range(first as u32, number as u32 - 1)?;
+        process::close_on_exec(first as u32, number as u32 - 1)?;
         process::keep_open(sys::borrow(number))?;
         first = number + 1;
     }
-    process::close_from(first)
+    process::close_on_exec(first as u32, u32::MAX)
 }
 
 /// Serves the program until it ends. The filter comes first: from here on init is confined as everybody else,

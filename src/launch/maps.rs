@@ -56,7 +56,7 @@ fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result
         command.spawn().map_err(|e| helper(name, e.to_string(), String::new()))
     };
     // Whatever the caller left open without close-on-exec is no business of a set-uid program.
-    let _ = process::close_on_exec_from(3);
+    let _ = process::close_on_exec(3, u32::MAX);
     let users = start(&host.newuidmap, "newuidmap", uids)?;
     let groups = start(&host.newgidmap, "newgidmap", gids);
     let users = finish("newuidmap", users);

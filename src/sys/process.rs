@@ -424,11 +424,14 @@ pub fn keep_open(fd: BorrowedFd<'_>) -> Result<()> {
     clear_cloexec(fd)
 }
 
-/// `close_range(2)` with `CLOSE_RANGE_CLOEXEC`: everything from `first` up is closed at the next exec. Linux 5.11.
-pub fn close_on_exec_from(first: u32) -> Result<()> {
+/// `close_range(2)` with `CLOSE_RANGE_CLOEXEC`: these are closed at the next exec. Linux 5.11.
+pub fn close_on_exec(first: u32, last: u32) -> Result<()> {
     const CLOEXEC: libc::c_uint = 4;
+    if first > last {
+        return Ok(());
+    }
     // SAFETY: takes integers; nothing is closed now.
-    done(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOEXEC) })
+    done(unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOEXEC) })
 }
 
 /// The pid that a pidfd stands for, in the caller's pid namespace, from
