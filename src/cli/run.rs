@@ -23,7 +23,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let layers = layers(&parsed, &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
     let name = spec.name().map_or_else(state::generate, str::to_owned);
-    let state = state_path(&parsed, &caller);
+    let state = state_path(&parsed, &caller)?;
     let host = Host::look(&spec, caller)?;
     let plan = plan(&spec, &host, &name)?;
     if parsed.flag("dry-run") {
@@ -89,9 +89,9 @@ fn dry_run(parsed: &Parsed, plan: &sbx::plan::Plan) -> Result<u8> {
 }
 
 /// `--state`, else the user's runtime directory, else one below the home that no other boot or machine shares.
-pub fn state_path(parsed: &Parsed, caller: &Caller) -> PathBuf {
-    if let Some(path) = parsed.value("state") {
-        return caller.cwd.join(path);
+pub fn state_path(parsed: &Parsed, caller: &Caller) -> Result<PathBuf> {
+    match parsed.value("state") {
+        Some(path) => Ok(caller.host_path("--state", path)?.as_path().to_owned()),
+        None => Ok(super::default_state(caller)),
     }
-    super::default_state(caller)
 }

@@ -33,6 +33,7 @@ pub struct Record {
     /// Mount points that may have to be removed from host directories.
     pub made: Vec<Made>,
     /// A private upper layer on disk, to be removed.
+    #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
 }
 
@@ -49,8 +50,10 @@ pub struct Skipped {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     /// The host directory.
+    #[serde(with = "super::path")]
     pub tree: PathBuf,
     /// The place below it; symlinks on the way are resolved as if `tree` were the root.
+    #[serde(with = "super::path")]
     pub path: PathBuf,
     /// What is to be removed.
     pub kind: MadeKind,
