@@ -58,6 +58,8 @@ pub const ESRCH: Errno = Errno(libc::ESRCH);
 pub const EINTR: Errno = Errno(libc::EINTR);
 /// The other end is gone.
 pub const EPIPE: Errno = Errno(libc::EPIPE);
+/// The other end closed before it had read everything.
+pub const ECONNRESET: Errno = Errno(libc::ECONNRESET);
 /// Input or output error; a pty master reads it when the last slave is closed.
 pub const EIO: Errno = Errno(libc::EIO);
 /// No such device.

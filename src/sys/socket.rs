@@ -71,7 +71,13 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usi
     let mut message = header(&mut iov, Some(&mut control));
     let flags = libc::MSG_CMSG_CLOEXEC | if wait == Wait::No { libc::MSG_DONTWAIT } else { 0 };
     // SAFETY: the message points at live buffers of the lengths given.
-    let n = retry(|| ok(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, flags) } as i64))?;
+    let mut take = || retry(|| ok(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, flags) } as i64));
+    // An end that closes with a message of ours unread makes this error, which comes once and before what it had
+    // still said.
+    let n = match take() {
+        Err(super::ECONNRESET) => take(),
+        other => other,
+    }?;
     // SAFETY: recvmsg set the control length; a header of SCM_RIGHTS holds a descriptor that is now ours.
     let carried = unsafe {
         let first = libc::CMSG_FIRSTHDR(&message);
