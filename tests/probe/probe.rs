@@ -23,6 +23,7 @@ fn main() {
         "calls" => calls::calls(args),
         "sockets" => calls::sockets(),
         "i386" => calls::i386(),
+        "x32" => calls::x32(),
         "abstract" => calls::abstract_socket(&args[0]),
         "forks" => calls::forks(args),
         "setuid" => calls::setuid(&args[0]),
