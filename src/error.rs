@@ -171,9 +171,7 @@ impl Error {
             Error::Step { place, .. } => {
                 Some(format!("step {} of {} ({}): {}", place.number, place.of, place.stage, place.step))
             }
-            Error::Policy { at: Some((_, column)), text, .. } => {
-                Some(format!("{text}\n      {:>width$}", "^", width = *column))
-            }
+            Error::Policy { at: Some((_, column)), text, .. } => Some(pointed(text, *column)),
             _ => None,
         }
     }
@@ -229,6 +227,16 @@ fn because(why: &Option<String>) -> String {
     why.as_ref().map(|why| format!(" ({})", visible(why))).unwrap_or_default()
 }
 
+/// The part of a line around a column, and a caret below it. `cli` prints seven characters before the line.
+fn pointed(line: &str, column: usize) -> String {
+    const AROUND: usize = 60;
+    let first = column.saturating_sub(1).saturating_sub(AROUND);
+    let part = |from: usize, count: usize| visible(&line.chars().skip(from).take(count).collect::<String>());
+    let before = part(first, column - 1 - first);
+    let width = "  at:  ".len() + before.chars().count();
+    format!("{before}{}\n{:width$}^", part(column - 1, AROUND), "")
+}
+
 /// Text of unknown origin with control and bidirectional characters escaped, so that a name in a
 /// root file system cannot steer the terminal that shows the error (security.md S34).
 pub fn visible(text: &str) -> String {
@@ -262,6 +270,15 @@ mod tests {
     fn control_and_bidi_characters_are_escaped() {
         assert_eq!(visible("a\u{1b}[31m\u{202e}b\n"), "a\\u{1b}[31m\\u{202e}b\\n");
         assert_eq!(visible("grüße"), "grüße");
+    }
+
+    #[test]
+    fn the_caret_stands_below_the_column() {
+        assert_eq!(pointed("pid = 5", 1), "pid = 5\n       ^");
+        assert_eq!(pointed("ä = \u{1b}x", 6), "ä = \\u{1b}x\n                 ^");
+        assert_eq!(pointed("short", 9), "short\n            ^");
+        let long = pointed(&"y".repeat(1000), 500);
+        assert_eq!(long, format!("{}\n{}^", "y".repeat(120), " ".repeat(67)));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use crate::spec::layer::{Layer, Origin, Seccomp};
 use crate::spec::text::{Caller, nearest};
 use crate::sys::fs::{HERE, Open, openat};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 /// A policy is a page or two; more than this is some other file (B53).
 const LIMIT: usize = 1 << 20;

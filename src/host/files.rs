@@ -17,7 +17,13 @@ pub fn c_path(path: &Path) -> CString {
 /// The text of a file of the host, at most `limit` bytes; bytes that are no UTF-8 are replaced.
 pub fn read_text(path: &Path, limit: usize) -> Result<String> {
     let file = openat(HERE, &c_path(path), Open::Read)?;
-    read_open(file.as_fd(), limit)
+    read_open(file.as_fd(), limit, limit)
+}
+
+/// The text of a file of /proc that holds one short value: one read has all of it.
+pub fn read_value(path: &Path) -> Result<String> {
+    let file = openat(HERE, &c_path(path), Open::Read)?;
+    read_open(file.as_fd(), 4096, 1)
 }
 
 /// The text of an open regular file, at most `limit` bytes: a FIFO, a device or a directory is refused,
@@ -25,7 +31,7 @@ pub fn read_text(path: &Path, limit: usize) -> Result<String> {
 pub fn read_regular(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
     let stat = fstat(file)?;
     match stat.kind {
-        Kind::File if stat.size <= limit as u64 => read_open(file, limit),
+        Kind::File if stat.size <= limit as u64 => read_open(file, limit, stat.size as usize),
         Kind::File => Err(Errno(libc_efbig())),
         _ => Err(EINVAL),
     }
@@ -36,13 +42,17 @@ const fn libc_efbig() -> i32 {
     27
 }
 
-fn read_open(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
+/// `enough` is where the end is known to be.
+fn read_open(file: BorrowedFd<'_>, limit: usize, enough: usize) -> Result<String> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     while bytes.len() < limit {
         match read(file, &mut chunk)? {
             0 => break,
             n => bytes.extend_from_slice(&chunk[..n]),
+        }
+        if bytes.len() >= enough {
+            break;
         }
     }
     bytes.truncate(limit);
@@ -52,11 +62,6 @@ fn read_open(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
 /// The kernel's release text, by uname(2).
 pub fn release() -> String {
     crate::sys::host::release()
-}
-
-/// Physical memory in bytes, by sysinfo(2).
-pub fn memory_total() -> u64 {
-    crate::sys::host::memory_total()
 }
 
 /// How many processors the kernel may ever have.

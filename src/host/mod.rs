@@ -36,8 +36,6 @@ pub struct Host {
     pub groups: Vec<u32>,
     /// What this process may do as uid 0.
     pub power: Power,
-    /// Physical memory in bytes.
-    pub memory: u64,
     /// Landlock's ABI version, 0 without Landlock.
     pub landlock: u32,
     /// Ranges of /etc/subuid and /etc/subgid that are this user's: first id and count.
@@ -115,6 +113,8 @@ impl Host {
             }
             false => Vec::new(),
         };
+        let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
+        let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Ok(Host {
             kernel,
@@ -122,7 +122,6 @@ impl Host {
             gid: sys::cred::getegid(),
             groups: groups(),
             power,
-            memory: memory(),
             landlock: sys::landlock::abi(),
             subuids: ranges("/etc/subuid"),
             subgids: ranges("/etc/subgid"),
@@ -130,11 +129,11 @@ impl Host {
             newgidmap: helper("newgidmap"),
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
-            stdio: [0, 1, 2].map(stdio),
-            root: RootFacts::look(&spec.root.source)?,
+            stdio: stdio([0, 1, 2]),
+            root: RootFacts::look(&spec.root.source, grouped)?,
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
-            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio(fd))).collect(),
+            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             user,
             caller,
         })
@@ -176,7 +175,7 @@ fn power(uid: u32) -> Power {
 
 /// The initial user namespace maps every id to itself.
 pub fn initial_user_namespace() -> bool {
-    let map = files::read_text(Path::new("/proc/self/uid_map"), 4096).unwrap_or_default();
+    let map = files::read_value(Path::new("/proc/self/uid_map")).unwrap_or_default();
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
@@ -203,12 +202,8 @@ fn groups() -> Vec<u32> {
     }
 }
 
-fn memory() -> u64 {
-    files::memory_total()
-}
-
 fn core_piped() -> bool {
-    files::read_text(Path::new("/proc/sys/kernel/core_pattern"), 4096).is_ok_and(|text| text.starts_with('|'))
+    files::read_value(Path::new("/proc/sys/kernel/core_pattern")).is_ok_and(|text| text.starts_with('|'))
 }
 
 /// One look at the first processor; where it has the directory, all of them may.
@@ -219,12 +214,22 @@ fn throttled_cpus() -> usize {
     }
 }
 
-fn stdio(number: i32) -> Stdio {
+/// poll(2) knows no `O_PATH` descriptors: it calls them invalid, as it does closed ones.
+fn stdio<const N: usize>(numbers: [i32; N]) -> [Stdio; N] {
+    let mut watches = numbers.map(|number| sys::event::Watch::read(sys::process::stdio(number)));
+    let _ = sys::event::poll(&mut watches, Some(0));
+    let mut n = 0;
+    numbers.map(|number| {
+        n += 1;
+        one_stdio(number, watches[n - 1].invalid())
+    })
+}
+
+fn one_stdio(number: i32, invalid: bool) -> Stdio {
     let fd = sys::process::stdio(number);
     let Ok(stat) = sys::fs::fstat(fd) else { return Stdio::Closed };
-    let path_only = sys::fs::flags(fd).is_ok_and(|flags| flags.path_only);
     match stat.kind {
-        _ if path_only => Stdio::Place,
+        _ if invalid => Stdio::Place,
         Kind::Directory => Stdio::Place,
         Kind::File => Stdio::File,
         Kind::Character(..) if sys::tty::is_terminal(fd) => Stdio::Terminal,
@@ -265,19 +270,23 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
         return refuse("longer than a path can be (4095 bytes)".into(), "a shorter path, or cd there and use ./");
     }
     match sys::fs::openat(HERE, &files::c_path(path), Open::Directory) {
-        Ok(root) if path == Path::new("/") => {
-            drop(root);
+        // However it is spelled: `/tmp/..`, a symlink, a bind.
+        Ok(root) if same_directory(root.as_fd(), c"/") => {
             refuse("this machine's own root cannot be an overlay of itself".into(), "sbx run @host")
         }
-        Ok(root) => match sys::fs::fstat(root.as_fd()) {
-            Ok(_) => Ok(root),
-            Err(errno) => refuse(errno.to_string(), "another directory"),
-        },
+        Ok(root) => Ok(root),
         Err(sys::ENOENT) => refuse("no such directory".into(), "a directory that holds a root file system, or @host"),
         Err(sys::ENOTDIR) => refuse("not a directory".into(), "unpack an image or archive into a directory first"),
         Err(sys::ELOOP) => refuse("a loop of symbolic links".into(), "the directory itself"),
         Err(sys::EACCES) => refuse("permission denied".into(), "a directory that you may enter (chmod u+rx)"),
         Err(errno) => refuse(errno.to_string(), "a directory that holds a root file system"),
+    }
+}
+
+fn same_directory(one: std::os::fd::BorrowedFd<'_>, other: &std::ffi::CStr) -> bool {
+    match (sys::fs::fstat(one), sys::fs::stat(other)) {
+        (Ok(one), Ok(other)) => (one.dev, one.ino) == (other.dev, other.ino),
+        _ => false,
     }
 }
 
@@ -295,6 +304,6 @@ impl Spec {
 
 /// The kernel's random id of this boot.
 pub fn boot_id() -> String {
-    let text = files::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 64).unwrap_or_default();
+    let text = files::read_value(Path::new("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
     text.trim().to_owned()
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub struct RootFacts {
     /// Its etc/passwd, empty where there is none.
     pub passwd: String,
-    /// Its etc/group.
+    /// Its etc/group, where the spec asks for groups by name or needs the user's memberships.
     pub group: String,
     /// Mode, owner and group of its etc, where that is a plain directory.
     pub etc: Option<(u32, u32, u32)>,
@@ -53,17 +53,26 @@ pub enum EntryKind {
 /// Passwd files of real systems have some hundred kilobytes at most.
 const LIMIT: usize = 4 << 20;
 
+/// Whether the group file matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// It does.
+    Wanted,
+    /// It does not, and is not read.
+    Unused,
+}
+
 impl RootFacts {
     /// Looks at the root file system, or at this machine's own.
-    pub fn look(source: &RootSource) -> Result<RootFacts> {
+    pub fn look(source: &RootSource, groups: Groups) -> Result<RootFacts> {
         match source {
-            RootSource::Layers(layers) => of_layers(layers),
+            RootSource::Layers(layers) => of_layers(layers, groups),
             RootSource::Host => of_host(),
         }
     }
 }
 
-fn of_layers(layers: &[HostPath]) -> Result<RootFacts> {
+fn of_layers(layers: &[HostPath], groups: Groups) -> Result<RootFacts> {
     let mut facts = RootFacts::default();
     for (n, layer) in layers.iter().enumerate() {
         let root = super::open_root(layer.as_path())?;
@@ -76,7 +85,9 @@ fn of_layers(layers: &[HostPath]) -> Result<RootFacts> {
         // The topmost layer that has the file wins, as in the overlay.
         if facts.passwd.is_empty() {
             facts.passwd = inner_text(root, c"etc/passwd");
-            facts.group = inner_text(root, c"etc/group");
+            if groups == Groups::Wanted {
+                facts.group = inner_text(root, c"etc/group");
+            }
         }
     }
     Ok(facts)

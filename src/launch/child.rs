@@ -43,15 +43,13 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
 /// Init's own way through the stages.
 fn begin(script: &Script, channel: BorrowedFd<'_>) -> ! {
     let mut child =
-        Child { script, channel, tree: Tree::default(), terminal: None, terminal_back: -1, host_proc: None };
-    child.await_maps();
-    child.all(&script.enter);
-    child.root_beside_own();
-    let mut confined = Confined::default();
-    for prepared in &script.confine {
-        child.one(prepared, |child, op| confined.step(child, op));
+        Child { script, channel, tree: Tree::new(script.creator), terminal: None, terminal_back: -1, host_proc: None };
+    if script.awaits_maps {
+        child.await_maps();
     }
-    init::start(&mut child)
+    child.all(&script.enter);
+    let confined = child.root_beside_own();
+    init::start(&mut child, confined.ignored)
 }
 
 /// The process between parent and init where the map is one of ranges: it stands in a user namespace of its
@@ -148,8 +146,8 @@ impl Child<'_> {
     }
 
     /// The root is built by a process that shares our root, working directory and descriptors, while this one
-    /// makes the network namespace, which takes as long (startup.md section 3).
-    fn root_beside_own(&mut self) {
+    /// makes the network namespace, which takes as long, and becomes who the program will be (startup.md section 3).
+    fn root_beside_own(&mut self) -> Confined {
         if self.script.host_proc {
             self.host_proc = sys::fs::openat(HERE, c"/proc", Open::Directory).ok();
         }
@@ -157,24 +155,36 @@ impl Child<'_> {
             Ok(pipe) => pipe,
             Err(errno) => self.give_up(Failure(Call::Pipe, errno)),
         };
-        match process::clone_shared_fs() {
+        let helper = match process::clone_shared_fs() {
             Ok(0) => {
                 self.tree.sysfs_from = Some(pipe.0);
                 self.terminal_back = pipe.1.as_raw_fd();
                 self.all(&self.script.root);
                 process::exit_now(0)
             }
-            Ok(helper) => {
-                self.all(&self.script.own);
-                self.hand_over_sysfs(pipe.1.as_fd());
-                let ended = process::wait(Which::Pid(helper), WaitFor::End);
-                if !matches!(ended, Ok(Some((_, Ended::Code(0))))) {
-                    // The helper has told why.
-                    process::exit_now(FAILED);
-                }
-                self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
-            }
+            Ok(helper) => helper,
             Err(errno) => self.give_up(Failure(Call::Clone, errno)),
+        };
+        self.all(&self.script.own);
+        self.hand_over_sysfs(pipe.1.as_fd());
+        let mut confined = Confined::default();
+        self.confine(&mut confined, &self.script.identity);
+        let ended = process::wait(Which::Pid(helper), WaitFor::End);
+        if !matches!(ended, Ok(Some((_, Ended::Code(0))))) {
+            // The helper has told why.
+            process::exit_now(FAILED);
+        }
+        self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
+        self.confine(&mut confined, &self.script.confine);
+        // Closed with all else before the program starts.
+        std::mem::forget(pipe);
+        confined
+    }
+
+    /// Runs a list of the operations that `confine` knows.
+    fn confine(&mut self, confined: &mut Confined, list: &[Prepared]) {
+        for prepared in list {
+            self.one(prepared, |child, op| confined.step(child, op));
         }
     }
 
@@ -206,7 +216,8 @@ impl Child<'_> {
     /// The operations of the stage `Enter`.
     fn enter(&mut self, op: &Op) -> Option<Result<(), Failure>> {
         Some(match op {
-            Op::Session => self.session(),
+            Op::OwnMaps(uids, gids) => own_maps(uids, gids),
+            Op::Session => session(),
             Op::TimeOffset(text) => time_offset(text),
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
@@ -218,20 +229,31 @@ impl Child<'_> {
         })
     }
 
-    fn session(&self) -> Result<(), Failure> {
-        process::setsid().called(Call::Setsid)?;
-        process::umask(0);
-        process::die_with_parent().called(Call::Prctl)?;
-        // The parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is.
-        if sys::socket::hung_up(self.channel) { process::exit_now(FAILED) } else { Ok(()) }
-    }
-
     /// Paths are taken from a held descriptor, for the helper may pivot at any moment.
     fn write_proc(&self, path: &std::ffi::CStr, value: &[u8]) -> Result<(), Failure> {
         let proc = self.host_proc.as_ref().ok_or(Failure(Call::Open, sys::ENOENT))?;
         let file = sys::fs::openat(proc.as_fd(), path, Open::Write).called(Call::Open)?;
         sys::fs::write_all(file.as_fd(), value).called(Call::Write)
     }
+}
+
+fn session() -> Result<(), Failure> {
+    process::setsid().called(Call::Setsid)?;
+    process::umask(0);
+    process::die_with_parent().called(Call::Prctl)
+}
+
+/// A process may map one id, its own, once it has given up setgroups (user_namespaces(7), Linux 3.19).
+fn own_maps(uids: &std::ffi::CStr, gids: &std::ffi::CStr) -> Result<(), Failure> {
+    for (file, text) in
+        [(c"/proc/self/setgroups", c"deny"), (c"/proc/self/uid_map", uids), (c"/proc/self/gid_map", gids)]
+    {
+        let file = sys::fs::openat(HERE, file, Open::Write).called(Call::Open)?;
+        sys::fs::write_all(file.as_fd(), text.to_bytes()).called(Call::Write)?;
+        // Closed with all else before the program starts.
+        std::mem::forget(file);
+    }
+    Ok(())
 }
 
 /// Offsets can be written only before the first process enters the namespace, and this process enters it by

@@ -6,15 +6,18 @@ use super::channel::{Call, Message, hear, tell};
 use super::child::Child;
 use super::script::{Expected, Failure, In, Op};
 use crate::sys::cred::CapSet;
-use crate::sys::fs::{HERE, Kind, Open};
+use crate::sys::fs::{HERE, Open};
 use crate::sys::socket::Wait;
 use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
-/// Nothing is kept between these steps; the type is there so that only this file runs them.
+/// What the stages learn of the process and the program's start has to know.
 #[derive(Default)]
-pub(super) struct Confined;
+pub(super) struct Confined {
+    /// Signals that are ignored, bit n-1 for signal n.
+    pub ignored: u64,
+}
 
 impl Confined {
     /// Runs one operation of the two stages.
@@ -24,11 +27,15 @@ impl Confined {
             Op::Bounding(dropped) => bound(dropped),
             Op::Groups(None) => Ok(()),
             Op::Groups(Some(groups)) => cred::setgroups(groups).called(Call::Setgroups),
-            Op::Ids(uid, gid) => become_user(*uid, *gid),
+            Op::Ids(None) => Ok(()),
+            Op::Ids(Some((uid, gid))) => become_user(*uid, *gid),
             Op::Capset(held) => cred::capset(*held, *held, CapSet(0)).called(Call::Capset),
             Op::NoNewPrivs => process::no_new_privs().called(Call::Prctl),
             Op::Hide => hide(child),
-            Op::Verify(expected) => verify(expected),
+            Op::Verify(expected) => {
+                self.ignored = verify(expected)?;
+                Ok(())
+            }
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
             Op::Landlock { ruleset, rules, file_rights } => {
                 rules.iter().try_for_each(|(place, rights)| allow(ruleset.as_fd(), place, *rights, *file_rights))?;
@@ -59,7 +66,9 @@ fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
     cred::setresuid(uid).called(Call::Setresuid)
 }
 
-/// A change of ids cleared the death signal and may have set "dumpable" again (prctl(2)), so both come here.
+/// A change of ids cleared the death signal and may have set "dumpable" again (prctl(2)), so both come here. The
+/// parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is: a parent that
+/// died before the signal was set would go unnoticed.
 fn hide(child: &Child<'_>) -> Result<(), Failure> {
     process::die_with_parent().called(Call::Prctl)?;
     if sys::socket::hung_up(child.channel) {
@@ -77,10 +86,14 @@ fn hide(child: &Child<'_>) -> Result<(), Failure> {
 
 fn allow(ruleset: std::os::fd::BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -> Result<(), Failure> {
     let place = sys::fs::openat(HERE, place, Open::Path).called(Call::Open)?;
-    // Rights that only directories have are refused on anything else.
-    let directory = sys::fs::fstat(place.as_fd()).called(Call::Stat)?.kind == Kind::Directory;
-    let rights = if directory { rights } else { rights & file_rights };
-    sys::landlock::allow(ruleset, place.as_fd(), rights).called(Call::LandlockRule)
+    match sys::landlock::allow(ruleset, place.as_fd(), rights) {
+        // Rights that only directories have are refused on anything else.
+        Err(sys::EINVAL) => sys::landlock::allow(ruleset, place.as_fd(), rights & file_rights),
+        other => other,
+    }
+    .called(Call::LandlockRule)?;
+    std::mem::forget(place);
+    Ok(())
 }
 
 /// Enters the working directory and proves that it lies in the new root (S03, CVE-2024-21626).
@@ -101,26 +114,39 @@ fn gate(child: &Child<'_>) -> Result<(), Failure> {
     }
 }
 
-/// One read of /proc/self/status proves ids, groups, capabilities and no_new_privs at once.
-fn verify(expected: &Expected) -> Result<(), Failure> {
+/// One read of /proc/self/status proves ids, groups, capabilities and no_new_privs at once. It also has the mask
+/// of ignored signals, which is returned.
+fn verify(expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 8192];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
     let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
-    if status_is(&buffer[..length], expected) { Ok(()) } else { Err(Failure(Call::ReadBack, NOT_TAKEN)) }
+    std::mem::forget(file);
+    let status = &buffer[..length];
+    match hex(status, b"SigIgn") {
+        Some(ignored) if status_is(status, expected) => Ok(ignored),
+        _ => Err(Failure(Call::ReadBack, NOT_TAKEN)),
+    }
+}
+
+/// The words of one line of a status text.
+fn words<'s>(status: &'s [u8], name: &'static [u8]) -> Option<impl Iterator<Item = &'s [u8]>> {
+    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
+    Some(line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty()))
+}
+
+/// The mask that a line of a status text holds.
+fn hex(status: &[u8], name: &'static [u8]) -> Option<u64> {
+    number(words(status, name)?.next()?, 16)
 }
 
 /// Whether a text of /proc/PID/status shows what is expected; a missing line is a "no".
 fn status_is(status: &[u8], expected: &Expected) -> bool {
-    let field = |name: &[u8]| {
-        status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.strip_prefix(b":"))
-    };
-    let words = |name: &[u8]| field(name).map(|text| text.split(|b| b.is_ascii_whitespace()).filter(|w| !w.is_empty()));
-    let all = |name: &[u8], id: u32| {
+    let words = |name: &'static [u8]| words(status, name);
+    let all = |name: &'static [u8], id: u32| {
         words(name)
             .is_some_and(|mut w| w.by_ref().take(4).filter(|w| number(w, 10) == Some(u64::from(id))).count() == 4)
     };
-    let mask =
-        |name: &[u8], set: CapSet| words(name).and_then(|mut w| w.next()).and_then(|w| number(w, 16)) == Some(set.0);
+    let mask = |name: &'static [u8], set: CapSet| hex(status, name) == Some(set.0);
     let groups = match &expected.groups {
         None => true,
         Some(groups) => words(b"Groups")

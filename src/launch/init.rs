@@ -8,7 +8,6 @@ use super::channel::{Call, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
-use crate::sys::fs::{HERE, Open};
 use crate::sys::process::{Ended, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
@@ -25,15 +24,17 @@ const NOT_EXECUTABLE: i32 = 126;
 struct Launch<'a> {
     program: &'a Program,
     terminal: Option<c_int>,
+    /// Signals to be set to their default action.
+    ignored: u64,
     failure: Option<Failure>,
     not_executed: Option<Errno>,
 }
 
 /// The last stage: the program is executed; init stays to serve it.
-pub(super) fn start(child: &mut Child<'_>) -> ! {
+pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
     let program = &child.script.program;
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
-    let mut launch = Launch { program, terminal, failure: None, not_executed: None };
+    let mut launch = Launch { program, terminal, ignored, failure: None, not_executed: None };
     if program.is_init {
         let errno = execute(&mut launch);
         fail(child.channel, program, launch.failure, errno)
@@ -69,13 +70,13 @@ fn fail(channel: BorrowedFd<'_>, program: &Program, failure: Option<Failure>, er
 }
 
 fn signals() -> Result<OwnedFd, Failure> {
-    event::block(&[SIGCHLD]).called(Call::Sigmask)?;
+    // The parent has blocked it, with all that it takes from a descriptor, and the mask is inherited.
     event::signalfd(&[SIGCHLD]).called(Call::Signalfd)
 }
 
 /// The program's process starts here, on init's memory and a stack of its own, while init stands still.
 extern "C" fn enter(launch: *mut Launch<'_>) -> c_int {
-    let launch = sys::process::argument(launch);
+    let launch = process::argument(launch);
     launch.not_executed = execute(launch);
     FAILED
 }
@@ -121,23 +122,24 @@ fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
         process::dup2(stdin.as_fd(), 0).called(Call::Dup)?;
     }
     process::umask(program.umask);
-    event::default_actions().called(Call::Sigmask)?;
+    event::default_actions(launch.ignored);
     event::unblock_all().called(Call::Sigmask)?;
     close_all_but(&program.passed).called(Call::CloseRange)
 }
 
-/// Closes everything but 0 to 2 and the declared numbers, which are sorted (S02, CVE-2024-21626).
+/// Closes, with the exec, everything but 0 to 2 and the declared numbers, which are sorted (S02, CVE-2024-21626).
+/// Not before: where the program is pid 1, the channel is to say why there was no exec.
 fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
     if sys::sabotaged(c"descriptors") {
         return Ok(());
     }
     let mut first = 3;
     for &number in passed {
-        process::close_range(first as u32, number as u32 - 1)?;
+        process::close_on_exec(first as u32, number as u32 - 1)?;
         process::keep_open(sys::borrow(number))?;
         first = number + 1;
     }
-    process::close_from(first)
+    process::close_on_exec(first as u32, u32::MAX)
 }
 
 /// Serves the program until it ends. The filter comes first: from here on init is confined as everybody else,
@@ -145,7 +147,6 @@ fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
 fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
-    let store = sys::fs::openat(HERE, c"/dev", Open::Directory).ok();
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
         process::exit_now(FAILED);
@@ -156,7 +157,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     {
         process::exit_now(FAILED);
     }
-    keep_only(channel, signals.as_fd(), store.as_ref().map(AsFd::as_fd));
+    keep_only(channel, signals.as_fd());
     sys::alloc::drop_text();
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
@@ -166,27 +167,25 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
         if watches[0].ready() {
             obey(channel, pid);
         }
-        while let Ok(Some(_)) = event::next_signal(signals.as_fd()) {}
+        if !watches[1].ready() {
+            continue;
+        }
+        // One SIGCHLD may stand for many ends; they are all taken below.
+        let _ = event::next_signal(signals.as_fd());
         if let Some(ended) = reap(pid) {
-            let full = store.as_ref().map_or(Fullness::Room, |store| fullness(store.as_fd()));
-            let _ = tell(channel, Message::Ended(ended, full), None);
+            let _ = tell(channel, Message::Ended(ended, fullness()), None);
             process::exit_now(0)
         }
     }
 }
 
-/// Init needs three descriptors; what built the root would only keep mounts alive.
-fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>, store: Option<BorrowedFd<'_>>) {
-    let mut kept = [channel.as_raw_fd(), signals.as_raw_fd(), store.map_or(channel.as_raw_fd(), |s| s.as_raw_fd())];
-    kept.sort_unstable();
-    let mut first = 0;
-    for number in kept {
-        if number > first {
-            let _ = process::close_range(first as u32, number as u32 - 1);
-        }
-        first = first.max(number + 1);
+/// Init needs two descriptors; what built the root would only keep mounts alive.
+fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>) {
+    let (channel, signals) = (channel.as_raw_fd() as u32, signals.as_raw_fd() as u32);
+    let (low, high) = (channel.min(signals), channel.max(signals));
+    for (first, last) in [(0, low.saturating_sub(1)), (low + 1, high - 1), (high + 1, u32::MAX)] {
+        let _ = process::close_range(first, last);
     }
-    let _ = process::close_from(first);
 }
 
 /// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
@@ -209,20 +208,19 @@ fn stop_all() {
     let _ = process::kill(-1, event::SIGSTOP);
 }
 
-/// Takes away everything that has ended; the program's own end where it is among them.
+/// Takes away everything that has ended, up to the program itself, with which all the rest ends.
 fn reap(pid: i32) -> Option<Ended> {
-    let mut mine = None;
     while let Ok(Some((ended, how))) = process::wait(Which::Any, WaitFor::Nothing) {
         if ended == pid {
-            mine = Some(how);
+            return Some(how);
         }
     }
-    mine
+    None
 }
 
 /// /dev lies in the one tmpfs whatever the user mounted, so its space is the store's.
-fn fullness(store: BorrowedFd<'_>) -> Fullness {
-    match sys::mount::fstatfs(store) {
+fn fullness() -> Fullness {
+    match sys::mount::statfs(c"/dev") {
         Ok(space) if space.free == 0 || (space.inodes > 0 && space.free_inodes == 0) => Fullness::Full,
         _ => Fullness::Room,
     }

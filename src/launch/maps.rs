@@ -1,5 +1,6 @@
 //! Writing the id maps, and knowing beforehand which mount points will be made in host directories.
 
+use super::prepare;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 /// How long newuidmap may take before it is killed (L14); it needs a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Writes both maps of the child.
+/// Writes both maps of the child, where it cannot do that itself.
 ///
 /// # Errors
 /// `Step` where the kernel refuses, `Helper` where a helper fails.
@@ -26,20 +27,13 @@ pub(super) fn write(plan: &Plan, host: &Host, pid: i32) -> Result<()> {
     let who = &plan.identities;
     match who.by {
         MapsBy::Helpers => by_helpers(host, pid, &who.uids, &who.gids),
-        MapsBy::Caller => {
-            put(plan, pid, "setgroups", "deny")?;
-            put(plan, pid, "uid_map", &lines(&who.uids))?;
-            put(plan, pid, "gid_map", &lines(&who.gids))
-        }
+        // A single id the child maps itself.
+        MapsBy::Caller => Ok(()),
         MapsBy::Root => {
-            put(plan, pid, "uid_map", &lines(&who.uids))?;
-            put(plan, pid, "gid_map", &lines(&who.gids))
+            put(plan, pid, "uid_map", &prepare::lines(&who.uids))?;
+            put(plan, pid, "gid_map", &prepare::lines(&who.gids))
         }
     }
-}
-
-fn lines(extents: &[Extent]) -> String {
-    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
 }
 
 fn put(plan: &Plan, pid: i32, file: &str, text: &str) -> Result<()> {
@@ -47,11 +41,7 @@ fn put(plan: &Plan, pid: i32, file: &str, text: &str) -> Result<()> {
     let written = fs::openat(HERE, &c_path(Path::new(&path)), Open::Write)
         .and_then(|file| fs::write_all(file.as_fd(), text.as_bytes()));
     let place = || plan.place(plan.number(|step| matches!(step, Step::Maps(_))));
-    let call = match file {
-        "uid_map" => "write uid_map",
-        "gid_map" => "write gid_map",
-        _ => "write setgroups",
-    };
+    let call = if file == "uid_map" { "write uid_map" } else { "write gid_map" };
     written.map_err(|errno| Error::Step { place: place(), call, errno })
 }
 
@@ -66,7 +56,7 @@ fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result
         command.spawn().map_err(|e| helper(name, e.to_string(), String::new()))
     };
     // Whatever the caller left open without close-on-exec is no business of a set-uid program.
-    let _ = process::close_on_exec_from(3);
+    let _ = process::close_on_exec(3, u32::MAX);
     let users = start(&host.newuidmap, "newuidmap", uids)?;
     let groups = start(&host.newgidmap, "newgidmap", gids);
     let users = finish("newuidmap", users);

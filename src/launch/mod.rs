@@ -19,7 +19,7 @@ pub use prepare::Told;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{Plan, Step, UpperAt};
+use crate::plan::{MapsBy, Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Skipped, StateDir};
 use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -88,10 +88,9 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
     let cloned = Cloned::new(plan, host, &script, claim)?;
-    let mut mapped = cloned.map(plan, host, observer)?;
+    let mapped = cloned.map(plan, host, observer)?;
+    mapped.go(plan);
     record.pid = Some(mapped.pid);
-    mapped.claim.write(&record)?;
-    mapped.go()?;
     mapped.serve(plan, host, request, record, (signals, feed), upper, observer)
 }
 
@@ -109,23 +108,23 @@ fn feed(plan: &Plan, host: &Host, script: &mut Script) -> Result<Option<OwnedFd>
 }
 
 /// The child exists and waits; its namespaces have no maps yet.
-struct Cloned {
+struct Cloned<'a> {
     pid: i32,
     pidfd: OwnedFd,
     channel: OwnedFd,
-    claim: Claim,
+    claim: Claim<'a>,
 }
 
 /// The child may use its namespaces.
-struct Mapped {
+struct Mapped<'a> {
     pid: i32,
     pidfd: OwnedFd,
     channel: OwnedFd,
-    claim: Claim,
+    claim: Claim<'a>,
 }
 
-impl Cloned {
-    fn new(plan: &Plan, host: &Host, script: &Script, claim: Claim) -> Result<Cloned> {
+impl<'a> Cloned<'a> {
+    fn new(plan: &Plan, host: &Host, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
         single_thread()?;
         let fail = |call: &'static str| {
             let place = plan.place(plan.number(|step| matches!(step, Step::Clone(_))));
@@ -147,7 +146,7 @@ impl Cloned {
     }
 
     /// Writes the maps; with ranges, init is then the process that the child has made, and takes its place.
-    fn map(self, plan: &Plan, host: &Host, observer: &mut dyn Observer) -> Result<Mapped> {
+    fn map(self, plan: &Plan, host: &Host, observer: &mut dyn Observer) -> Result<Mapped<'a>> {
         let mut guard = Guard { pidfd: Some(self.pidfd) };
         observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
         maps::write(plan, host, self.pid)?;
@@ -194,13 +193,13 @@ impl Drop for Guard {
     }
 }
 
-impl Mapped {
-    /// Both words at once: `run` has nothing to do between the set-up and the start.
-    fn go(&mut self) -> Result<()> {
-        let channel = self.channel.as_fd();
+impl Mapped<'_> {
+    /// All words at once: `run` has nothing to do between the set-up and the start.
+    fn go(&self, plan: &Plan) {
+        let awaited =
+            if plan.identities.by == MapsBy::Caller { &[Message::Start][..] } else { &[Message::Go, Message::Start] };
         // A child that is gone has said why, or its status will.
-        let _ = tell(channel, Message::Go, None).and_then(|()| tell(channel, Message::Start, None));
-        Ok(())
+        let _ = awaited.iter().try_for_each(|word| tell(self.channel.as_fd(), *word, None));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -216,6 +215,9 @@ impl Mapped {
     ) -> Result<Exit> {
         let guard = Guard { pidfd: Some(self.pidfd) };
         let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
+        // Written while the child works; a guard holds it already.
+        self.claim.write(&record)?;
+        let littered = !record.made.is_empty() || record.upper.is_some();
         let served = monitor::Monitor::new(
             plan,
             host,
@@ -228,8 +230,14 @@ impl Mapped {
         )
         .feeding(feed)
         .run(observer);
-        drop(guard);
-        self.claim.clear();
+        match served {
+            // Init has been waited for.
+            Ok(_) => drop(guard.release()),
+            Err(_) => drop(guard),
+        }
+        if littered {
+            self.claim.clear();
+        }
         drop(upper);
         served
     }

@@ -77,7 +77,7 @@ pub(super) struct Monitor<'a> {
     host: &'a Host,
     request: &'a Request<'a>,
     record: Record,
-    claim: &'a Claim,
+    claim: &'a Claim<'a>,
     channel: BorrowedFd<'a>,
     pidfd: BorrowedFd<'a>,
     signals: BorrowedFd<'a>,
@@ -100,7 +100,7 @@ impl<'a> Monitor<'a> {
         host: &'a Host,
         request: &'a Request<'a>,
         record: Record,
-        claim: &'a Claim,
+        claim: &'a Claim<'a>,
         channel: BorrowedFd<'a>,
         pidfd: BorrowedFd<'a>,
         signals: BorrowedFd<'a>,
@@ -143,7 +143,9 @@ impl<'a> Monitor<'a> {
             if watches[0].ready() {
                 self.listen(observer)?;
             }
-            while let Ok(Some(caught)) = event::next_signal(self.signals) {
+            if watches[1].ready()
+                && let Ok(Some(caught)) = event::next_signal(self.signals)
+            {
                 self.signal(caught)?;
             }
             self.keep_time(observer);
@@ -182,22 +184,16 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Takes all messages that are there; the end of file is one of them.
+    /// Takes one message; the end of file is one too.
     fn listen(&mut self, observer: &mut dyn super::Observer) -> Result<()> {
-        loop {
-            match hear(self.channel, Wait::No) {
-                Ok(Some((message, carried))) => self.message(message, carried, observer)?,
-                Ok(None) => {
-                    self.channel_open = false;
-                    if self.phase == Phase::AtGate && self.plan.process.init == Init::Program {
-                        self.started(None, observer)?;
-                    }
-                    return Ok(());
-                }
-                Err(sys::EAGAIN) => return Ok(()),
-                Err(_) => {
-                    self.channel_open = false;
-                    return Ok(());
+        match hear(self.channel, Wait::No) {
+            Ok(Some((message, carried))) => self.message(message, carried, observer),
+            Err(sys::EAGAIN) => Ok(()),
+            Ok(None) | Err(_) => {
+                self.channel_open = false;
+                match (self.phase, self.plan.process.init) {
+                    (Phase::AtGate, Init::Program) => self.started(None, observer),
+                    _ => Ok(()),
                 }
             }
         }
@@ -221,7 +217,11 @@ impl<'a> Monitor<'a> {
             Message::Terminal => self.master = carried,
             Message::AtGate => self.phase = Phase::AtGate,
             Message::Started(_) => self.started(carried, observer)?,
-            Message::Ended(ended, full) => self.ended = Some((ended, full)),
+            Message::Ended(ended, full) => {
+                self.ended = Some((ended, full));
+                // Nothing more comes; what is left is to wait for the end of init.
+                self.channel_open = false;
+            }
             Message::Go | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
         }
         Ok(())

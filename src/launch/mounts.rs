@@ -19,6 +19,8 @@ type Done = Result<(), Failure>;
 /// What is open while the root is built.
 #[derive(Default)]
 pub(super) struct Tree {
+    /// User and group, as seen inside, of what this process makes.
+    creator: (u32, u32),
     /// The one tmpfs.
     store: Option<OwnedFd>,
     /// The new root's mount.
@@ -28,6 +30,8 @@ pub(super) struct Tree {
     devpts: Option<OwnedFd>,
     proc: Option<OwnedFd>,
     sys: Option<OwnedFd>,
+    /// An empty read-only directory that already masks something.
+    empty: Option<OwnedFd>,
     /// Where init says the number of its sysfs, and where the terminal's number goes back.
     pub sysfs_from: Option<OwnedFd>,
 }
@@ -61,7 +65,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Link(target, at) => tree.link(target, at),
         Op::Scratch { name, target, mode, attr } => {
             let bound = tree.store_dir(name, *mode, *attr)?;
-            tree.attach(bound, target, Kind::Directory)
+            tree.attach_and_leave(bound, target)
         }
         Op::Supply { name, content, parent, entry } => tree.supply(name, content, parent, entry),
         Op::Place { path, content } => new_file(held(&tree.store)?, path, content),
@@ -93,6 +97,12 @@ fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
         Op::Dev(target) => tree.make_dev(target),
         Op::Devpts { gid } => tree.make_devpts(gid.as_deref()),
         Op::HostShm => tree.host_shm(),
+        Op::DevMqueue => {
+            let made = new_fs(c"mqueue", &[], GUARDED)?;
+            mount::move_mount_to(made.as_fd(), held(&tree.dev)?, c"mqueue").called(Call::MoveMount)?;
+            std::mem::forget(made);
+            Ok(())
+        }
         Op::Mqueue(target) => {
             let made = new_fs(c"mqueue", &[], GUARDED)?;
             tree.attach(made, target, Kind::Directory)
@@ -100,7 +110,8 @@ fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
         Op::Proc(target) => {
             let proc = new_fs(c"proc", &[], GUARDED)?;
             let at = open_target(held(&tree.root)?, target, Kind::Directory)?;
-            mount::move_mount(proc.as_fd(), at.as_fd()).called(Call::MoveMount)?;
+            attach_at(&proc, at.as_fd(), Kind::Directory)?;
+            std::mem::forget(at);
             tree.proc = Some(proc);
             Ok(())
         }
@@ -119,14 +130,16 @@ fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
     }
 }
 
-/// A new file system, detached.
+/// A new file system, detached. Its context stays open: see `attach_at`.
 fn new_fs(kind: &CStr, options: &[(&CStr, &CStr)], attr: Attr) -> Result<OwnedFd, Failure> {
     let context = mount::fsopen(kind).called(Call::Fsopen)?;
     for (key, value) in options {
         mount::fsconfig_string(context.as_fd(), key, value).called(Call::Fsconfig)?;
     }
     mount::fsconfig_create(context.as_fd()).called(Call::Fsconfig)?;
-    mount::fsmount(context.as_fd(), attr).called(Call::Fsmount)
+    let made = mount::fsmount(context.as_fd(), attr).called(Call::Fsmount);
+    std::mem::forget(context);
+    made
 }
 
 /// A sysfs of the caller's network namespace; read-only, for most of it is the host's.
@@ -136,9 +149,7 @@ pub(super) fn new_sysfs() -> Result<OwnedFd, Failure> {
 
 /// A detached copy of a mount with attributes added before anybody can see it.
 fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth, attr: Attr) -> Result<OwnedFd, Failure> {
-    let tree = mount::open_tree(dir, path, depth).called(Call::OpenTree)?;
-    mount::mount_setattr(tree.as_fd(), attr, depth).called(Call::MountSetattr)?;
-    Ok(tree)
+    mount::open_tree_with(dir, path, attr, depth).called(Call::OpenTree)
 }
 
 fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
@@ -150,22 +161,33 @@ fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
 
 fn new_file(dir: BorrowedFd<'_>, path: &CStr, content: &[u8]) -> Done {
     let file = fs::openat_mode(dir, path, Open::New, 0o644).called(Call::Open)?;
-    fs::write_all(file.as_fd(), content).called(Call::Write)
+    let written = fs::write_all(file.as_fd(), content).called(Call::Write);
+    std::mem::forget(file);
+    written
 }
 
 /// Opens a place beneath the root, making what is missing: directories, and at last an entry of this kind.
-/// Nothing that exists is changed; an entry of another kind is refused.
+/// Nothing that exists is changed.
 fn open_target(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
-    let found = match fs::open_in_root(root, &target.path, Open::Path) {
-        Err(ENOENT) => make_parts(root, target, kind)?,
-        other => other.called(Call::Openat2)?,
-    };
-    let is_directory = fs::fstat(found.as_fd()).called(Call::Stat)?.kind == Kind::Directory;
-    match (is_directory, kind == Kind::Directory) {
-        (true, false) => Err(Failure(Call::Openat2, EISDIR)),
-        (false, true) => Err(Failure(Call::Openat2, ENOTDIR)),
-        _ => Ok(found),
+    match fs::open_in_root(root, &target.path, Open::Path) {
+        Err(ENOENT) => make_parts(root, target, kind),
+        other => other.called(Call::Openat2),
     }
+}
+
+/// Attaches a tree at an open place, and leaves its descriptor open: closing costs more than the few that a
+/// launch makes are worth, and this process ends soon. Whoever makes many closes them (`Tree::attach`).
+fn attach_at(tree: &OwnedFd, at: BorrowedFd<'_>, kind: Kind) -> Done {
+    mount::move_mount(tree.as_fd(), at).map_err(|errno| match (errno, fs::fstat(at)) {
+        // A directory goes on a directory, everything else on something else.
+        (sys::EINVAL, Ok(stat)) if kind == Kind::Directory && stat.kind != Kind::Directory => {
+            Failure(Call::MoveMount, ENOTDIR)
+        }
+        (sys::EINVAL, Ok(stat)) if kind != Kind::Directory && stat.kind == Kind::Directory => {
+            Failure(Call::MoveMount, EISDIR)
+        }
+        _ => Failure(Call::MoveMount, errno),
+    })
 }
 
 fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
@@ -188,35 +210,49 @@ fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<Owned
 }
 
 impl Tree {
+    /// Nothing is open yet.
+    pub(super) fn new(creator: (u32, u32)) -> Tree {
+        Tree { creator, ..Tree::default() }
+    }
+
     /// The store is attached on top of `/`, where it hides nothing from this process, whose own root lies
     /// below: kernels before 6.15 take no layer of an overlay from a detached mount.
     fn make_store(&mut self, size: &CStr) -> Done {
-        let store = new_fs(c"tmpfs", &[(c"size", size), (c"mode", c"0755")], PLAIN)?;
-        let top = fs::openat(HERE, c"/", Open::Directory).called(Call::Open)?;
-        mount::move_mount(store.as_fd(), top.as_fd()).called(Call::MoveMount)?;
+        let store = new_fs(c"tmpfs", &[(c"size", size)], PLAIN)?;
+        mount::move_mount_to(store.as_fd(), HERE, c"/").called(Call::MoveMount)?;
         self.store = Some(store);
         Ok(())
     }
 
-    /// Attaches the new root below the store, so that everything else can be mounted on it by descriptor.
+    /// Attaches the new root on top of the store, so that everything else can be mounted on it by descriptor.
     fn set_root(&mut self, root: OwnedFd) -> Done {
-        let store = held(&self.store)?;
-        make_dir(store, c"root", 0o755)?;
-        mount::move_mount_to(root.as_fd(), store, c"root").called(Call::MoveMount)?;
+        mount::move_mount_to(root.as_fd(), HERE, c"/").called(Call::MoveMount)?;
         self.root = Some(root);
         Ok(())
     }
 
     fn attach(&self, tree: OwnedFd, target: &Target, kind: Kind) -> Done {
         let at = open_target(held(&self.root)?, target, kind)?;
-        mount::move_mount(tree.as_fd(), at.as_fd()).called(Call::MoveMount)
+        attach_at(&tree, at.as_fd(), kind)
+    }
+
+    /// As `attach`, without the closing.
+    fn attach_and_leave(&self, tree: OwnedFd, target: &Target) -> Done {
+        let at = open_target(held(&self.root)?, target, Kind::Directory)?;
+        let done = attach_at(&tree, at.as_fd(), Kind::Directory);
+        std::mem::forget((tree, at));
+        done
     }
 
     /// A directory of the store as a mount of its own.
     fn store_dir(&self, name: &CStr, mode: u32, attr: Attr) -> Result<OwnedFd, Failure> {
         let store = held(&self.store)?;
         make_dir(store, name, mode)?;
-        clone_tree(store, name, Depth::Single, attr)
+        // The store itself is mounted so, and private: a copy of it needs nothing more.
+        match attr {
+            PLAIN => mount::open_tree(store, name, Depth::Single).called(Call::OpenTree),
+            _ => clone_tree(store, name, Depth::Single, attr),
+        }
     }
 
     /// The upper and work directories of an overlay; a new upper gets mode and owner of the layer below it.
@@ -237,10 +273,17 @@ impl Tree {
         // In a kept layer these could be links to anywhere.
         let upper = fs::open_beneath(dir, names.0, Open::Directory).called(Call::Openat2)?;
         if let (true, Some(stat)) = (fresh, stat) {
-            // Fails for an owner outside the map; the layer then belongs to the sandbox's root.
-            let _ = fs::fchown(upper.as_fd(), stat.uid, stat.gid);
+            self.give(upper.as_fd(), stat.uid, stat.gid);
         }
         Ok((upper, fs::open_beneath(dir, names.1, Open::Directory).called(Call::Openat2)?))
+    }
+
+    /// Gives a directory that this process made the owner of the one below it. Fails for an owner outside the map;
+    /// the layer then belongs to the sandbox's root.
+    fn give(&self, dir: BorrowedFd<'_>, uid: u32, gid: u32) {
+        if (uid, gid) != self.creator {
+            let _ = fs::fchown(dir, uid, gid);
+        }
     }
 
     /// Writes a file into the root's upper layer before the overlay exists.
@@ -251,8 +294,8 @@ impl Tree {
             let (mode, uid, gid) = like;
             fs::mkdirat(upper.as_fd(), dir, mode).called(Call::Mkdir)?;
             let etc = fs::openat(upper.as_fd(), dir, Open::Directory).called(Call::Open)?;
-            let _ = fs::fchown(etc.as_fd(), uid, gid);
-            self.seeded = Some(Seeded { upper, work, etc });
+            self.give(etc.as_fd(), uid, gid);
+            self.seeded = Some(Seeded { lower, upper, work, etc });
         }
         match &self.seeded {
             Some(seeded) => new_file(seeded.etc.as_fd(), file, content),
@@ -263,35 +306,43 @@ impl Tree {
     /// An overlay, detached. `userxattr` is what makes removal and renaming work without privileges (images.md 2).
     fn overlay(&self, overlay: &OverlayOp, attr: Attr) -> Result<OwnedFd, Failure> {
         let context = mount::fsopen(c"overlay").called(Call::Fsopen)?;
-        let context = context.as_fd();
+        let seeded = self.seeded.as_ref().filter(|_| overlay.is_root);
         let mut top = None;
-        for lower in &overlay.lower {
+        for (index, lower) in overlay.lower.iter().enumerate() {
+            if let (0, Some(seeded)) = (index, seeded) {
+                add_layer(context.as_fd(), c"lowerdir+", seeded.lower.as_fd(), overlay.naming)
+                    .called(Call::Fsconfig)?;
+                continue;
+            }
             let layer = fs::openat(HERE, lower, Open::Directory).called(Call::Open)?;
-            add_layer(context, c"lowerdir+", layer.as_fd(), overlay.naming).called(Call::Fsconfig)?;
+            add_layer(context.as_fd(), c"lowerdir+", layer.as_fd(), overlay.naming).called(Call::Fsconfig)?;
             if top.is_none() {
                 top = Some(layer);
             } else if overlay.naming != Naming::Descriptor {
-                // Named by number, a layer has to stay open until the overlay is made; this process ends soon.
+                // Named by number, a layer has to stay open until the overlay is made.
                 std::mem::forget(layer);
             }
         }
         let made;
-        let (upper, work) = match &self.seeded {
-            Some(seeded) if overlay.is_root => (seeded.upper.as_fd(), seeded.work.as_fd()),
-            _ => {
+        let (upper, work) = match seeded {
+            Some(seeded) => (seeded.upper.as_fd(), seeded.work.as_fd()),
+            None => {
                 made = self.upper_dirs(&overlay.upper, top.as_ref().map(AsFd::as_fd))?;
                 (made.0.as_fd(), made.1.as_fd())
             }
         };
         for (key, dir) in [(c"upperdir", upper), (c"workdir", work)] {
-            add_layer(context, key, dir, overlay.naming).called(Call::Fsconfig)?;
+            add_layer(context.as_fd(), key, dir, overlay.naming).called(Call::Fsconfig)?;
         }
-        mount::fsconfig_flag(context, c"userxattr").called(Call::Fsconfig)?;
-        if overlay.volatile {
-            mount::fsconfig_flag(context, c"volatile").called(Call::Fsconfig)?;
+        for (flag, _) in [(c"userxattr", true), (c"volatile", overlay.volatile)].iter().filter(|(_, wanted)| *wanted) {
+            mount::fsconfig_flag(context.as_fd(), flag).called(Call::Fsconfig)?;
         }
-        mount::fsconfig_create(context).called(Call::Fsconfig)?;
-        mount::fsmount(context, attr).called(Call::Fsmount)
+        mount::fsconfig_create(context.as_fd()).called(Call::Fsconfig)?;
+        let made = mount::fsmount(context.as_fd(), attr).called(Call::Fsmount);
+        if overlay.is_root {
+            std::mem::forget((context, top));
+        }
+        made
     }
 
     fn link(&self, target: &CStr, at: &Target) -> Done {
@@ -327,24 +378,28 @@ impl Tree {
         mount::move_mount(tree.as_fd(), at.called(Call::Openat2)?.as_fd()).called(Call::MoveMount)
     }
 
-    /// /dev: the six devices of the host, each proven to be the one it is named (S12), links, shm.
+    /// /dev: the six devices of the host, each proven to be the one it is named (S12), links, shm. One call at the
+    /// end guards all of it, and cuts it off from the host's mount events.
     fn make_dev(&mut self, target: &Target) -> Done {
-        let dev = self.store_dir(c"dev", 0o755, GUARDED)?;
+        let dev = self.store_dir(c"dev", 0o755, PLAIN)?;
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
-        mount::move_mount(dev.as_fd(), at.as_fd()).called(Call::MoveMount)?;
+        attach_at(&dev, at.as_fd(), Kind::Directory)?;
         for (path, name, numbers) in DEVICES {
             fs::mkfileat(dev.as_fd(), name, 0o666).called(Call::Mknod)?;
-            let node = device_tree(path, Some(numbers))?;
+            let node = mount::open_tree(HERE, path, Depth::Single).called(Call::OpenTree)?;
+            prove_device(node.as_fd(), Some(numbers))?;
             mount::move_mount_to(node.as_fd(), dev.as_fd(), name).called(Call::MoveMount)?;
+            std::mem::forget(node);
         }
         for (name, to) in LINKS {
             fs::symlinkat(to, dev.as_fd(), name).called(Call::Symlink)?;
         }
-        for name in [c"pts", c"shm", c"mqueue"] {
-            make_dir(dev.as_fd(), name, 0o755)?;
+        for (name, mode) in [(c"pts", 0o755), (c"shm", 0o1777), (c"mqueue", 0o1777)] {
+            fs::mkdirat(dev.as_fd(), name, mode).called(Call::Mkdir)?;
         }
-        let shm = self.store_dir(c"shm", 0o1777, GUARDED)?;
-        mount::move_mount_to(shm.as_fd(), dev.as_fd(), c"shm").called(Call::MoveMount)?;
+        let guarded = Attr(Attr::NOSUID.0 | Attr::NOEXEC.0);
+        mount::mount_setattr(dev.as_fd(), guarded, Depth::Recursive).called(Call::MountSetattr)?;
+        std::mem::forget(at);
         self.dev = Some(dev);
         Ok(())
     }
@@ -357,6 +412,7 @@ impl Tree {
         }
         mount::fsconfig_create(context.as_fd()).called(Call::Fsconfig)?;
         let devpts = mount::fsmount(context.as_fd(), Attr(Attr::NOSUID.0 | Attr::NOEXEC.0)).called(Call::Fsmount)?;
+        std::mem::forget(context);
         mount::move_mount_to(devpts.as_fd(), held(&self.dev)?, c"pts").called(Call::MoveMount)?;
         self.devpts = Some(devpts);
         Ok(())
@@ -377,37 +433,64 @@ impl Tree {
     }
 
     fn device(&self, src: &CStr, target: &Target) -> Done {
-        let node = device_tree(src, None)?;
+        let node = device_tree(src)?;
         self.attach(node, target, Kind::File)
     }
 
-    /// A path of our own /proc under a read-only mount of itself; absent ones need none.
+    /// A path of our own /proc under a read-only mount of itself; absent ones need none. What the kernel put into
+    /// a proc file system of our own is no hostile path, so the call's own lookup will do.
     fn read_only(&self, path: &CStr) -> Done {
-        let at = match fs::open_beneath(held(&self.proc)?, path, Open::Path) {
+        let proc = held(&self.proc)?;
+        let tree = match mount::open_tree_with(proc, path, Attr::RDONLY, Depth::Single) {
             Err(ENOENT) => return Ok(()),
-            other => other.called(Call::Openat2)?,
+            other => other.called(Call::OpenTree)?,
         };
-        let tree = clone_tree(at.as_fd(), c"", Depth::Single, Attr(GUARDED.0 | Attr::RDONLY.0))?;
-        mount::move_mount(tree.as_fd(), at.as_fd()).called(Call::MoveMount)
+        mount::move_mount_to(tree.as_fd(), proc, path).called(Call::MoveMount)?;
+        std::mem::forget(tree);
+        Ok(())
     }
 
     /// Directories read as empty, files as the null device.
-    fn mask(&self, base: Base, path: &CStr, asked: bool) -> Done {
-        let found = match base {
-            Base::Proc => fs::open_beneath(held(&self.proc)?, path, Open::Path),
+    fn mask(&mut self, base: Base, path: &CStr, asked: bool) -> Done {
+        let kernels = match base {
+            Base::Proc => held(&self.proc)?,
             Base::Sys if self.sys.is_none() => return Ok(()),
-            Base::Sys => fs::open_beneath(held(&self.sys)?, path, Open::Path),
-            Base::Root => fs::open_in_root(held(&self.root)?, path, Open::Path),
+            Base::Sys => held(&self.sys)?,
+            Base::Root => return self.mask_in_root(path, asked),
         };
-        let at = match found {
+        let kind = match fs::lstat(kernels, path) {
+            Err(ENOENT) if !asked => return Ok(()),
+            found => found.called(Call::Stat)?.kind,
+        };
+        let cover = self.cover(kind)?;
+        mount::move_mount_to(cover.as_fd(), kernels, path).called(Call::MoveMount)?;
+        match kind {
+            Kind::Directory => self.empty = Some(cover),
+            _ => std::mem::forget(cover),
+        }
+        Ok(())
+    }
+
+    fn mask_in_root(&self, path: &CStr, asked: bool) -> Done {
+        let at = match fs::open_in_root(held(&self.root)?, path, Open::Path) {
             Err(ENOENT) if !asked => return Ok(()),
             other => other.called(Call::Openat2)?,
         };
-        let cover = match fs::fstat(at.as_fd()).called(Call::Stat)?.kind {
-            Kind::Directory => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0))?,
-            _ => device_tree(c"/dev/null", Some((1, 3)))?,
-        };
-        mount::move_mount(cover.as_fd(), at.as_fd()).called(Call::MoveMount)
+        let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
+        attach_at(&self.cover(kind)?, at.as_fd(), kind)
+    }
+
+    /// What lies over a masked place: an empty directory of the store, or the null device of our own /dev, which
+    /// was proven to be one.
+    fn cover(&self, kind: Kind) -> Result<OwnedFd, Failure> {
+        match (kind, &self.empty) {
+            // A copy of a read-only mount is one too.
+            (Kind::Directory, Some(empty)) => {
+                mount::open_tree(empty.as_fd(), c"", Depth::Single).called(Call::OpenTree)
+            }
+            (Kind::Directory, None) => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0)),
+            _ => mount::open_tree(held(&self.dev)?, c"null", Depth::Single).called(Call::OpenTree),
+        }
     }
 
     /// Takes the sysfs that init made in the sandbox's network namespace.
@@ -421,7 +504,8 @@ impl Tree {
         }
         let sysfs = sys::adopt(number);
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
-        mount::move_mount(sysfs.as_fd(), at.as_fd()).called(Call::MoveMount)?;
+        attach_at(&sysfs, at.as_fd(), Kind::Directory)?;
+        std::mem::forget(at);
         self.sys = Some(sysfs);
         Ok(())
     }
@@ -436,9 +520,9 @@ impl Tree {
         }
         fs::chdir(c"/").called(Call::Chdir)?;
         // Proof: what lies on top of the root, which `..` of it leads to, is the new root's own mount.
-        let top = fs::openat(HERE, c"/..", Open::Path).called(Call::Open)?;
-        let id = |of: BorrowedFd<'_>| fs::mount_id(of).called(Call::Stat);
-        if id(top.as_fd())? == id(held(&self.root)?)? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
+        let top = fs::mount_id(HERE, c"/..").called(Call::Stat)?;
+        let root = fs::mount_id(held(&self.root)?, c"").called(Call::Stat)?;
+        if top == root { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
     }
 
     /// The number that the helper's terminal has in the table that both share.
@@ -451,6 +535,8 @@ impl Tree {
 
 /// The root's upper layer while files are put into it.
 struct Seeded {
+    /// The layer below it.
+    lower: OwnedFd,
     upper: OwnedFd,
     work: OwnedFd,
     etc: OwnedFd,
@@ -490,12 +576,18 @@ const LINKS: [(&CStr, &CStr); 5] = [
     (c"ptmx", c"pts/ptmx"),
 ];
 
-/// A device node of the host as a mount, proven to be a device, and the one with these numbers.
-fn device_tree(path: &CStr, numbers: Option<(u32, u32)>) -> Result<OwnedFd, Failure> {
+/// A device node of the host as a mount.
+fn device_tree(path: &CStr) -> Result<OwnedFd, Failure> {
     let tree = clone_tree(HERE, path, Depth::Single, Attr(Attr::NOSUID.0 | Attr::NOEXEC.0))?;
-    match (fs::fstat(tree.as_fd()).called(Call::Stat)?.kind, numbers) {
-        (Kind::Character(major, minor), Some(numbers)) if (major, minor) == numbers => Ok(tree),
-        (Kind::Character(..) | Kind::Block, None) => Ok(tree),
+    prove_device(tree.as_fd(), None)?;
+    Ok(tree)
+}
+
+/// Proves that a node is a device, and the one with these numbers.
+fn prove_device(node: BorrowedFd<'_>, numbers: Option<(u32, u32)>) -> Done {
+    match (fs::fstat(node).called(Call::Stat)?.kind, numbers) {
+        (Kind::Character(major, minor), Some(numbers)) if (major, minor) == numbers => Ok(()),
+        (Kind::Character(..) | Kind::Block, None) => Ok(()),
         _ => Err(Failure(Call::ReadBack, sys::ENXIO)),
     }
 }

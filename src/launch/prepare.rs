@@ -39,9 +39,12 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
         above: None,
+        awaits_maps: plan.identities.by != MapsBy::Caller,
+        creator: (0, 0),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
+        identity: Vec::new(),
         confine: Vec::new(),
         sysfs: false,
         host_proc: false,
@@ -49,6 +52,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         program: program(plan, told.pid)?,
     };
     let mut context = Context { host, plan, count: 0, lower: Vec::new(), scratch: Vec::new() };
+    script.creator = context.creator();
     context.find_lower();
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
@@ -104,14 +108,20 @@ impl Context<'_> {
                         gid_map: c_text(identity_map(&identities.gids))?,
                     });
                 }
-                Vec::new()
+                match identities.by {
+                    MapsBy::Caller => {
+                        vec![Op::OwnMaps(c_text(lines(&identities.uids))?, c_text(lines(&identities.gids))?)]
+                    }
+                    MapsBy::Helpers | MapsBy::Root => Vec::new(),
+                }
             }
             step => self.ops(script, step)?,
         };
         let list = match planned.step {
-            Step::Session | Step::TimeOffset(_) => &mut script.enter,
+            Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
+            _ if planned.stage == Stage::Identity => &mut script.identity,
             _ => &mut script.confine,
         };
         list.extend(ops.into_iter().map(|op| Prepared { step: number, need: planned.need, op }));
@@ -184,7 +194,7 @@ impl Context<'_> {
 
     fn root(&mut self, step: &Step) -> Result<Op> {
         Ok(match step {
-            Step::Store(bytes) => Op::Store(c_text(bytes.to_string())?),
+            Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
             Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,
@@ -211,7 +221,7 @@ impl Context<'_> {
                 Op::Devpts { gid: if tty_group { Some(c_text("5")?) } else { None } }
             }
             Step::HostShm => Op::HostShm,
-            Step::Mqueue => Op::Mqueue(at("/dev/mqueue")?),
+            Step::Mqueue => Op::DevMqueue,
             Step::Proc => Op::Proc(at("/proc")?),
             Step::NoUserNamespaces => Op::NoUserNamespaces,
             Step::ReadOnly(path) => Op::ReadOnly(below(path, "/proc")?),
@@ -229,6 +239,8 @@ impl Context<'_> {
         let parent = etc.path.as_path().parent().unwrap_or(Path::new("/"));
         if let (EtcWay::Upper(mode, uid, gid), Some(layers)) = (&etc.way, self.lower.first().cloned()) {
             let dir = parent.file_name().unwrap_or_default().as_bytes();
+            let who = &self.plan.identities;
+            let (uid, gid) = (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid));
             let overlay = self.root_overlay(&layers)?;
             return Ok(Op::Seed {
                 overlay,
@@ -305,7 +317,9 @@ impl Context<'_> {
             Step::Bounding(held) => Op::Bounding((0..64).filter(|n| *n >= last || held.0 >> n & 1 == 0).collect()),
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
-            Step::Ids(uid, gid) => Op::Ids(*uid, *gid),
+            // What the process is already, it need not become.
+            Step::Ids(uid, gid) if (*uid, *gid) == self.creator() => Op::Ids(None),
+            Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
             Step::Hide => Op::Hide,
@@ -325,6 +339,12 @@ impl Context<'_> {
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
+    }
+
+    /// User and group inside of the process itself.
+    fn creator(&self) -> (u32, u32) {
+        let who = &self.plan.identities;
+        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
@@ -356,10 +376,22 @@ fn namespace(word: &str) -> Namespaces {
     }
 }
 
+/// The text of a map.
+pub(super) fn lines(extents: &[crate::spec::ids::Extent]) -> String {
+    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
+}
+
 /// The map of a namespace below one that has these extents: every id stands for itself, one line for each
 /// extent, since a line may not span two of the parent's (network.md T7).
 fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
     extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
+}
+
+/// What an id outside is inside; the overflow id where it is nothing.
+fn inner_id(extents: &[crate::spec::ids::Extent], outer: u32) -> u32 {
+    const OVERFLOW: u32 = 65534;
+    let of = extents.iter().find(|e| outer >= e.outer && outer - e.outer < e.count);
+    of.map_or(OVERFLOW, |e| e.inner + (outer - e.outer))
 }
 
 /// A place inside with the names above it, all relative to the root.

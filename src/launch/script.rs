@@ -17,12 +17,18 @@ pub(crate) struct Script {
     pub new: Namespaces,
     /// Made in between where the map is one of ranges; see `MapsAbove`.
     pub above: Option<Above>,
+    /// User and group inside of what the child makes.
+    pub creator: (u32, u32),
+    /// Whether the child waits until the parent has written the maps.
+    pub awaits_maps: bool,
     /// Init, before the helper.
     pub enter: Vec<Prepared>,
     /// Init, beside the helper.
     pub own: Vec<Prepared>,
     /// The helper: root and pivot.
     pub root: Vec<Prepared>,
+    /// Init, beside the helper: who it becomes. Ids and capabilities are a process's own.
+    pub identity: Vec<Prepared>,
     /// Init, after the helper.
     pub confine: Vec<Prepared>,
     /// Whether init makes a sysfs and hands it to the helper.
@@ -114,6 +120,8 @@ pub(crate) enum Base {
 /// One operation of the child.
 #[derive(Debug)]
 pub(crate) enum Op {
+    /// The map of a single id, which a process may write for itself: uid_map, gid_map.
+    OwnMaps(CString, CString),
     Session,
     TimeOffset(CString),
     Nice(i32),
@@ -158,6 +166,8 @@ pub(crate) enum Op {
         gid: Option<CString>,
     },
     HostShm,
+    /// The message queues on /dev/mqueue.
+    DevMqueue,
     Mqueue(Target),
     Proc(Target),
     NoUserNamespaces,
@@ -193,7 +203,8 @@ pub(crate) enum Op {
     Keyring,
     Bounding(Vec<u32>),
     Groups(Option<Vec<u32>>),
-    Ids(u32, u32),
+    /// User and group to become, where the process is not that already.
+    Ids(Option<(u32, u32)>),
     Capset(CapSet),
     NoNewPrivs,
     Hide,

@@ -50,16 +50,16 @@ pub(super) fn identity(steps: &mut Steps, spec: &Spec, who: &Identities) {
     must(steps, Step::Capabilities(held(spec, who)));
     must(steps, Step::NoNewPrivs);
     must(steps, Step::Hide);
-    must(steps, Step::Verify);
 }
 
 /// User 0 holds the whole bounding set, everybody else nothing.
-fn held(spec: &Spec, who: &Identities) -> crate::spec::access::Capabilities {
+fn held(spec: &Spec, who: &Identities) -> Capabilities {
     if who.uid == 0 { spec.capabilities } else { Default::default() }
 }
 
 /// Steps of `Confine`.
 pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process) -> Result<Option<LandlockPlan>> {
+    steps.must(Stage::Confine, Step::Verify);
     // Init is one of the processes that the kernel counts.
     let init = u64::from(spec.program.init == Init::Own);
     steps.must(Stage::Confine, Step::Pids(spec.limits.pids + init));
@@ -111,13 +111,9 @@ fn places(spec: &Spec) -> Vec<(InnerPath, Grant)> {
     let mut places = vec![
         (InnerPath::known("/"), if written { Grant::Change } else { Grant::Read }),
         (InnerPath::known("/dev"), Grant::Devices),
-        (InnerPath::known("/proc"), Grant::WriteFiles),
-        (InnerPath::known("/dev/shm"), Grant::Change),
     ];
-    if !spec.share.ipc {
-        places.push((InnerPath::known("/dev/mqueue"), Grant::Change));
-    }
     if !written {
+        places.push((InnerPath::known("/proc"), Grant::WriteFiles));
         places.extend(["/tmp", "/run"].map(|path| (InnerPath::known(path), Grant::Change)));
         if spec.root.source == RootSource::Host {
             places.extend(

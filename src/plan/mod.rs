@@ -106,8 +106,6 @@ pub struct Plan {
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
     /// What the user is told before the start.
     pub(crate) notes: Vec<String>,
-    /// Memory of the one tmpfs in bytes.
-    pub(crate) store_size: u64,
 }
 
 /// The program and how sbx stands to it.
@@ -148,12 +146,11 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
     let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();
-    let store_size = mounts::store_size(spec, host);
     steps.must(Stage::Claim, Step::Claim(name.into()));
     steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
     environment::enter(&mut steps, spec, name);
-    mounts::root(&mut steps, spec, host, &process, name, store_size)?;
+    mounts::root(&mut steps, spec, host, &process, name)?;
     steps.must(Stage::Pivot, Step::Pivot);
     access::identity(&mut steps, spec, &identities);
     let landlock = access::confine(&mut steps, spec, host, &process)?;
@@ -161,7 +158,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
-    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes, store_size })
+    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes })
 }
 
 /// The steps while they are collected.
@@ -180,11 +177,6 @@ impl Steps {
     pub(crate) fn may_degrade(&mut self, stage: Stage, step: Step) {
         let need = if self.degrade == Degrade::BestEffort { Need::Try } else { Need::Must };
         self.list.push(Planned { stage, need, step });
-    }
-
-    /// A step that is always optional.
-    pub(crate) fn attempt(&mut self, stage: Stage, step: Step) {
-        self.list.push(Planned { stage, need: Need::Try, step });
     }
 }
 

@@ -31,11 +31,11 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
 const TMPFS_XATTRS: (u32, u32) = (6, 6);
 
-/// Bytes of the one tmpfs: as said, else a quarter of the machine's memory.
-pub(super) fn store_size(spec: &Spec, host: &Host) -> u64 {
+/// Bytes of the one tmpfs: as said, else left to the kernel as a share of the machine's memory.
+fn store_size(spec: &Spec) -> Option<u64> {
     match &spec.root.writes {
-        Writes::Upper(Upper::Tmpfs(Some(bytes))) | Writes::ReadOnly(Upper::Tmpfs(Some(bytes))) => *bytes,
-        _ => (host.memory / 4).max(64 << 20),
+        Writes::Upper(Upper::Tmpfs(bytes)) | Writes::ReadOnly(Upper::Tmpfs(bytes)) => *bytes,
+        _ => None,
     }
 }
 
@@ -87,16 +87,9 @@ pub(super) fn writable_host(spec: &Spec) -> bool {
 }
 
 /// All steps of the stage, in their order.
-pub(super) fn root(
-    steps: &mut Steps,
-    spec: &Spec,
-    host: &Host,
-    process: &Process,
-    name: &str,
-    store_size: u64,
-) -> Result<()> {
+pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process, name: &str) -> Result<()> {
     let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
-    must(steps, Step::Store(store_size));
+    must(steps, Step::Store(store_size(spec)));
     let upper = upper_at(spec, host, name);
     base(steps, spec, host, upper, name)?;
     must(steps, Step::Dev);

@@ -169,6 +169,7 @@ fn table_mount(table: &MountTable, caller: &Caller) -> Result<Mount> {
     const FIELD: &str = "[[mount]]";
     let kind = table.r#type.as_deref().unwrap_or("bind");
     let missing = |key: &str| Error::spec(FIELD, kind, format!("{key} is missing"));
+    foreign_keys(table, kind)?;
     let exec = choose(table.exec.unwrap_or(true), mount::Exec::Exec, mount::Exec::Noexec);
     let source = match kind {
         "bind" => {
@@ -197,6 +198,26 @@ fn table_mount(table: &MountTable, caller: &Caller) -> Result<Mount> {
         (None, _) => return Err(missing("dst")),
     };
     Ok(Mount { dst: destination(FIELD, &dst)?, source })
+}
+
+/// A key that means nothing for a type of mount is refused: the author meant something by it.
+fn foreign_keys(table: &MountTable, kind: &str) -> Result<()> {
+    let bind = [
+        ("src", table.src.is_some()),
+        ("access", table.access.is_some()),
+        ("dev", table.dev.is_some()),
+        ("optional", table.optional.is_some()),
+    ];
+    let tmpfs = [("size", table.size.is_some()), ("mode", table.mode.is_some())];
+    let foreign = match kind {
+        "bind" => tmpfs.iter().find(|(_, given)| *given),
+        "tmpfs" => bind.iter().find(|(_, given)| *given),
+        _ => bind.iter().chain(&tmpfs).chain(&[("exec", table.exec.is_some())]).find(|(_, given)| *given),
+    };
+    match foreign {
+        Some((key, _)) => Err(Error::spec("[[mount]]", key, format!("not a key of type = \"{kind}\""))),
+        None => Ok(()),
+    }
 }
 
 fn unmask(layers: &[Layer]) -> Result<Unmask> {

@@ -7,7 +7,6 @@ use crate::host::files::{c_path, read_regular};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Clears what the record in this directory names. A record that cannot be read names nothing.
@@ -117,10 +116,15 @@ fn open_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> crate::sys:
     fs::open_beneath(parent, name, Open::List)
 }
 
+/// All names in a directory that was opened for listing.
 fn entries(dir: BorrowedFd<'_>) -> crate::sys::Result<Vec<std::ffi::CString>> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
-    let list = std::fs::read_dir(path).map_err(|e| crate::sys::Errno(e.raw_os_error().unwrap_or(0)))?;
-    let names = list.flatten().map(|entry| std::ffi::CString::new(entry.file_name().as_bytes()).unwrap_or_default());
-    Ok(names.collect())
+    let mut all = Vec::new();
+    let mut buffer = fs::Entries::new();
+    loop {
+        let batch = fs::getdents(dir, &mut buffer)?;
+        if batch.is_end() {
+            return Ok(all);
+        }
+        all.extend(batch.map(CStr::to_owned));
+    }
 }

@@ -1,6 +1,6 @@
-//! What sbx keeps on disk of a sandbox while it lives: a directory of its own, a lock, a record.
+//! What sbx keeps on disk of a sandbox while it lives: a directory of its own, locked, and a record in it.
 //!
-//! A sandbox is alive exactly as long as its lock is held; the kernel frees the lock with its holder, so
+//! A sandbox is alive exactly as long as its directory is locked; the kernel frees the lock with its holder, so
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
 mod leftovers;
@@ -27,15 +27,13 @@ pub struct StateDir {
 
 /// A name that is taken, and its directory. Dropping it gives the name back.
 #[derive(Debug)]
-pub struct Claim {
+pub struct Claim<'a> {
     name: CString,
-    parent: OwnedFd,
+    parent: &'a StateDir,
     dir: OwnedFd,
     path: PathBuf,
-    _lock: OwnedFd,
 }
 
-const LOCK: &CStr = c"lock";
 const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
 
@@ -54,13 +52,13 @@ fn full(errno: Errno) -> bool {
 /// `State` where it is somebody else's, open to others, or cannot be made.
 pub fn private_dir(path: &Path) -> Result<OwnedFd> {
     let text = c_path(path);
-    let opened = match fs::openat(HERE, &text, Open::Directory) {
+    let opened = match fs::openat(HERE, &text, Open::List) {
         Err(ENOENT) => {
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(|e| unusable(path, e))?;
             }
             match fs::mkdirat(HERE, &text, 0o700) {
-                Ok(()) | Err(EEXIST) => fs::openat(HERE, &text, Open::Directory),
+                Ok(()) | Err(EEXIST) => fs::openat(HERE, &text, Open::List),
                 Err(errno) => Err(errno),
             }
         }
@@ -84,11 +82,12 @@ impl StateDir {
         Ok(StateDir { path: path.to_owned(), dir: private_dir(path)? })
     }
 
-    /// Takes a name. Exactly one of many that try at once gets it.
+    /// Takes a name. Exactly one of many that try at once gets it. The lock is on the directory itself: it needs no
+    /// file, and who finds it unlocked and still there knows that its holder is dead.
     ///
     /// # Errors
     /// `State` where the name is in use or the directory is full or read-only.
-    pub fn claim(&self, name: &str) -> Result<Claim> {
+    pub fn claim(&self, name: &str) -> Result<Claim<'_>> {
         let path = self.path.join(name);
         let text = c_path(Path::new(name));
         let fail = |errno: Errno| match full(errno) {
@@ -97,45 +96,44 @@ impl StateDir {
         };
         // Somebody may remove the directory between our opening it and locking it; then it is tried again.
         for _ in 0..64 {
-            match fs::mkdirat(self.dir.as_fd(), &text, 0o700) {
-                Ok(()) | Err(EEXIST) => {}
+            let fresh = match fs::mkdirat(self.dir.as_fd(), &text, 0o700) {
+                Ok(()) => true,
+                Err(EEXIST) => false,
                 Err(errno) => return Err(fail(errno)),
-            }
-            let Ok(dir) = fs::open_beneath(self.dir.as_fd(), &text, Open::Directory) else { continue };
-            let lock = match fs::openat(dir.as_fd(), LOCK, Open::Lock) {
+            };
+            let dir = match fs::open_beneath(self.dir.as_fd(), &text, Open::List) {
                 Err(ENOENT) => continue,
                 other => other.map_err(fail)?,
             };
-            if !fs::try_lock(lock.as_fd()).map_err(fail)? {
+            if !fs::try_lock(dir.as_fd()).map_err(fail)? {
                 let why = "a sandbox of this name is running".to_owned();
                 return Err(Error::State { on: name.into(), why, hint: Some("another --name".into()) });
             }
-            if fs::lstat(dir.as_fd(), LOCK).is_ok_and(|s| s.links > 0) {
-                leftovers::clear(dir.as_fd());
-                let parent = fs::openat(self.dir.as_fd(), c".", Open::Directory).map_err(fail)?;
-                return Ok(Claim { name: text, parent, dir, path, _lock: lock });
+            // A directory that was removed has no links left.
+            if fs::fstat(dir.as_fd()).is_ok_and(|stat| stat.links > 0) {
+                if !fresh {
+                    leftovers::clear(dir.as_fd());
+                }
+                return Ok(Claim { name: text, parent: self, dir, path });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
     }
 
     /// Clears what sandboxes left that were killed; whatever is alive holds its lock and is not touched. A
-    /// damaged record never stops the others.
+    /// damaged record never stops the others. One look at the directory, as many entries as it gives: what is
+    /// not seen now, the next command sees.
     pub fn sweep(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten() {
-            let name = c_path(Path::new(&entry.file_name()));
-            let _ = self.sweep_one(&name);
+        let mut entries = fs::Entries::new();
+        let Ok(names) = fs::getdents(self.dir.as_fd(), &mut entries) else { return };
+        for name in names {
+            let _ = self.sweep_one(name);
         }
     }
 
     fn sweep_one(&self, name: &CStr) -> crate::sys::Result<()> {
-        let dir = fs::open_beneath(self.dir.as_fd(), name, Open::Directory)?;
-        let lock = match fs::openat(dir.as_fd(), LOCK, Open::Lock) {
-            Ok(lock) => lock,
-            Err(_) => return Ok(()),
-        };
-        if fs::try_lock(lock.as_fd())? {
+        let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
+        if fs::try_lock(dir.as_fd())? {
             leftovers::clear(dir.as_fd());
             forget(self.dir.as_fd(), dir.as_fd(), name);
         }
@@ -143,25 +141,30 @@ impl StateDir {
     }
 }
 
-/// Removes the files of a sandbox's directory and the directory. The lock goes last but one, so that whoever
-/// waits for it sees that it has no name any more.
+/// Removes the record of a sandbox and its directory, whose lock the caller holds.
 fn forget(parent: std::os::fd::BorrowedFd<'_>, dir: std::os::fd::BorrowedFd<'_>, name: &CStr) {
-    for file in [RECORD, NEW_RECORD, LOCK] {
-        let _ = fs::unlinkat(dir, file, Kind::File);
+    let _ = fs::unlinkat(dir, RECORD, Kind::File);
+    if fs::unlinkat(parent, name, Kind::Directory).is_err() {
+        // Left by a writer that was killed.
+        let _ = fs::unlinkat(dir, NEW_RECORD, Kind::File);
+        let _ = fs::unlinkat(parent, name, Kind::Directory);
     }
-    let _ = fs::unlinkat(parent, name, Kind::Directory);
 }
 
-impl Claim {
+impl Claim<'_> {
     /// Writes the record, whole or not at all.
     ///
     /// # Errors
     /// `State` where there is no space or the file system is read-only.
     pub fn write(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).map_err(|e| Error::Bug(e.to_string()))?;
+        let new = || fs::openat(self.dir.as_fd(), NEW_RECORD, Open::New);
         let write = || {
-            let _ = fs::unlinkat(self.dir.as_fd(), NEW_RECORD, Kind::File);
-            let file = fs::openat(self.dir.as_fd(), NEW_RECORD, Open::New)?;
+            let file = match new() {
+                // Left by a writer that was killed.
+                Err(EEXIST) => fs::unlinkat(self.dir.as_fd(), NEW_RECORD, Kind::File).and_then(|()| new()),
+                other => other,
+            }?;
             fs::write_all(file.as_fd(), &text)?;
             fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
         };
@@ -174,8 +177,8 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        forget(self.parent.as_fd(), self.dir.as_fd(), &self.name);
+        forget(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name);
     }
 }

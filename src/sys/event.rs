@@ -64,16 +64,10 @@ pub fn next_signal(from: BorrowedFd<'_>) -> Result<Option<Caught>> {
     }
 }
 
-/// Sets every signal to its default action. Ignored ones survive an exec, SIGCHLD among them (the bug of
-/// bubblewrap issue 705), and Rust's runtime itself ignores SIGPIPE.
-pub fn default_actions() -> Result<()> {
-    const LAST: i32 = 64;
-    for signal in 1..=LAST {
-        // KILL and STOP cannot be set, and the C library keeps two real-time signals to itself: EINVAL.
-        // SAFETY: SIG_DFL is a valid action.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    Ok(())
+/// Sets the signals of this mask, bit n-1 for signal n, to their default action. Ignored ones survive an exec,
+/// SIGCHLD among them (the bug of bubblewrap issue 705), and Rust's runtime itself ignores SIGPIPE.
+pub fn default_actions(ignored: u64) {
+    (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1).for_each(default_action);
 }
 
 /// Sets one signal to its default action.
@@ -125,6 +119,11 @@ impl Watch {
     /// Whether anything came: what was asked for, an error, or the other end's hang-up.
     pub fn ready(&self) -> bool {
         self.0.revents != 0
+    }
+
+    /// Whether the descriptor is closed, or an `O_PATH` one.
+    pub fn invalid(&self) -> bool {
+        self.0.revents & libc::POLLNVAL != 0
     }
 
     /// Whether the other end is gone and nothing is left to read.

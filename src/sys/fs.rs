@@ -179,12 +179,13 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
     })
 }
 
-/// The number of the mount that a descriptor lies on, by `statx(2)` with `STATX_MNT_ID`. Linux 5.8.
-pub fn mount_id(of: BorrowedFd<'_>) -> Result<u64> {
+/// The number of the mount that a path leads to, by `statx(2)` with `STATX_MNT_ID`; an empty path means the
+/// descriptor itself. Linux 5.8.
+pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
     // SAFETY: all zero is a valid buffer, which the call fills in.
     let mut s: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
+    done(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
     Ok(s.stx_mnt_id)
 }
 
@@ -311,22 +312,6 @@ pub fn may_execute(dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
     done(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), libc::X_OK, libc::AT_EACCESS) })
 }
 
-/// The access mode a descriptor was opened with, and whether it is an `O_PATH` one: `fcntl(F_GETFL)`.
-pub fn flags(of: BorrowedFd<'_>) -> Result<OpenFlags> {
-    // SAFETY: takes integers.
-    let bits = ok(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_GETFL) }.into())? as c_int;
-    Ok(OpenFlags { path_only: bits & libc::O_PATH != 0, writable: bits & libc::O_ACCMODE != libc::O_RDONLY })
-}
-
-/// See [`flags`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenFlags {
-    /// Opened with `O_PATH`.
-    pub path_only: bool,
-    /// Opened for writing.
-    pub writable: bool,
-}
-
 /// `getrandom(2)`: fills the buffer.
 pub fn getrandom(into: &mut [u8]) -> Result<()> {
     // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.
@@ -342,10 +327,59 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok((fd(ends[0])?, fd(ends[1])?))
 }
 
-/// `splice(2)` or, where that refuses the descriptors, read and write: moves what there is, up to 64 KiB.
-/// Returns the number of bytes; 0 is the end.
-pub fn copy_some(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    let n = read(from, buffer)?;
-    write_all(to, &buffer[..n])?;
-    Ok(n)
+/// `getdents64(2)`, once: the names in a directory opened with [`Open::List`], but for `.` and `..`. An empty
+/// batch that took no bytes is the end.
+pub fn getdents<'b>(dir: BorrowedFd<'_>, into: &'b mut Entries) -> Result<Batch<'b>> {
+    // SAFETY: the pointer and the length describe the buffer, which is aligned as the records are.
+    let n = ok(unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), into.0.as_mut_ptr(), into.0.len()) })?;
+    Ok(Batch { rest: &into.0[..n as usize] })
+}
+
+/// Room for some directory entries.
+#[repr(align(8))]
+pub struct Entries([u8; 4096]);
+
+impl Entries {
+    /// An empty buffer.
+    pub const fn new() -> Entries {
+        Entries([0; 4096])
+    }
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Entries::new()
+    }
+}
+
+/// The names of one [`getdents`].
+#[derive(Debug)]
+pub struct Batch<'b> {
+    rest: &'b [u8],
+}
+
+impl Batch<'_> {
+    /// Whether the directory has no more entries.
+    pub fn is_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+impl<'b> Iterator for Batch<'b> {
+    type Item = &'b CStr;
+
+    fn next(&mut self) -> Option<&'b CStr> {
+        // struct linux_dirent64: inode and offset (8 bytes each), record length (2), type (1), name.
+        const NAME: usize = 19;
+        loop {
+            let length = u16::from_ne_bytes([*self.rest.get(16)?, *self.rest.get(17)?]) as usize;
+            let (record, rest) = self.rest.split_at_checked(length.max(NAME))?;
+            self.rest = rest;
+            match CStr::from_bytes_until_nul(&record[NAME..]) {
+                Ok(name) if name == c"." || name == c".." => {}
+                Ok(name) => return Some(name),
+                Err(_) => return None,
+            }
+        }
+    }
 }

@@ -319,13 +319,9 @@ pub fn die_with_parent() -> Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0).map(drop)
 }
 
-/// `PR_SET_NO_NEW_PRIVS`, read back.
+/// `PR_SET_NO_NEW_PRIVS`; /proc/self/status has the proof.
 pub fn no_new_privs() -> Result<()> {
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
-    match prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0)? {
-        1 => Ok(()),
-        _ => Err(super::NOT_TAKEN),
-    }
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
 /// `PR_SET_DUMPABLE` to 0, read back.
@@ -428,11 +424,14 @@ pub fn keep_open(fd: BorrowedFd<'_>) -> Result<()> {
     clear_cloexec(fd)
 }
 
-/// `close_range(2)` with `CLOSE_RANGE_CLOEXEC`: everything from `first` up is closed at the next exec. Linux 5.11.
-pub fn close_on_exec_from(first: u32) -> Result<()> {
+/// `close_range(2)` with `CLOSE_RANGE_CLOEXEC`: these are closed at the next exec. Linux 5.11.
+pub fn close_on_exec(first: u32, last: u32) -> Result<()> {
     const CLOEXEC: libc::c_uint = 4;
+    if first > last {
+        return Ok(());
+    }
     // SAFETY: takes integers; nothing is closed now.
-    done(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOEXEC) })
+    done(unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOEXEC) })
 }
 
 /// The pid that a pidfd stands for, in the caller's pid namespace, from

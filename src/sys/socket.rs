@@ -72,8 +72,8 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usi
     let flags = libc::MSG_CMSG_CLOEXEC | if wait == Wait::No { libc::MSG_DONTWAIT } else { 0 };
     // SAFETY: the message points at live buffers of the lengths given.
     let mut take = || retry(|| ok(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, flags) } as i64));
-    // An end that closes with a message of ours unread makes this error, which comes once and before what it had
-    // still said.
+    // A peer that closes before it has read all that we sent resets the connection. The kernel tells that once and
+    // first, and what the peer sent is still there.
     let n = match take() {
         Err(super::ECONNRESET) => take(),
         other => other,
@@ -91,4 +91,21 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usi
 pub fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut watch = [super::event::Watch::read(socket)];
     matches!(super::event::poll(&mut watch, Some(0)), Ok(1)) && watch[0].hung_up()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_peer_that_closes_unread_messages_is_still_heard() {
+        let (ours, theirs) = pair().expect("a pair");
+        send(ours.as_fd(), b"unread", None).expect("sent");
+        send(theirs.as_fd(), b"last", None).expect("sent");
+        drop(theirs);
+        let mut bytes = [0; 16];
+        let lengths = [(); 2].map(|()| receive(ours.as_fd(), &mut bytes, Wait::Yes).expect("received").0);
+        assert_eq!(lengths, [4, 0]);
+    }
 }
