@@ -439,9 +439,18 @@ fn words_that_are_not_utf8() {
     let place = Place::new();
     let bad = bytes(b"a\xff\xfeb");
     let rootfs = OsString::from(place.rootfs());
-    for option in
-        ["--name", "--hostname", "--user", "--map", "--pids", "--policy", "--umask", "--net", "--status-fd", "--workdir"]
-    {
+    for option in [
+        "--name",
+        "--hostname",
+        "--user",
+        "--map",
+        "--pids",
+        "--policy",
+        "--umask",
+        "--net",
+        "--status-fd",
+        "--workdir",
+    ] {
         let words = [option.into(), bad.clone(), rootfs.clone(), "true".into()];
         place.sbx_run(words).done().refused(125, &[]);
         let mut joined = OsString::from(option);
@@ -567,11 +576,8 @@ fn very_many_and_very_long_words() {
     let words = variables.chain([place.rootfs().into(), "sh".into(), "-c".into(), "env | grep -c ^V".into()]);
     place.sbx_run(words).limit(120).done().exits(0).says("100000");
     // What fits sbx's own stack limit but not the program's with what sbx adds: refused by the kernel, and said so.
-    let script = format!(
-        "ulimit -s unlimited; exec {} run {} true \"$@\"",
-        support::sbx().display(),
-        place.rootfs().display()
-    );
+    let script =
+        format!("ulimit -s unlimited; exec {} run {} true \"$@\"", support::sbx().display(), place.rootfs().display());
     let words = ["-c", script.as_str(), "sh"].map(OsString::from).into_iter();
     let done = place.run("sh", words.chain(std::iter::repeat_n(OsString::from(&long[..100_000]), 15))).done();
     assert!([0, 126].contains(&done.code()), "{}: {}", done.code(), done.err);
@@ -625,8 +631,7 @@ fn descriptors_that_open_the_host() {
     let place = Place::new();
     let run = |redirect: &str, options: &str, program: &str| {
         let sbx = support::sbx();
-        let script =
-            format!("exec {} run {options} {} {program} {redirect}", sbx.display(), place.rootfs().display());
+        let script = format!("exec {} run {options} {} {program} {redirect}", sbx.display(), place.rootfs().display());
         place.run("bash", ["-c", &script]).done()
     };
     run("</", "", "true").refused(125, &["0", "directory"]);
@@ -645,7 +650,12 @@ fn policy_refused(content: &[u8], at: &str, naming: &[&str]) {
     let rootfs = place.rootfs();
     let words = ["--policy".as_ref(), "./p.toml".as_ref(), rootfs.as_os_str(), "true".as_ref()];
     let done = place.sbx_run(words).done().refused(125, naming);
-    assert!(done.err.starts_with(&format!("sbx: ./p.toml{at}")), "{:?}: {}", String::from_utf8_lossy(content), done.err);
+    assert!(
+        done.err.starts_with(&format!("sbx: ./p.toml{at}")),
+        "{:?}: {}",
+        String::from_utf8_lossy(content),
+        done.err
+    );
     let column = at.trim_end_matches(": ").rsplit(':').next().and_then(|c| c.parse::<usize>().ok());
     if let Some(column) = column {
         let mut lines = done.err.lines();

@@ -118,7 +118,11 @@ fn the_program_ends_at_once_when_sbx_is_killed() {
     let place = Place::new();
     for options in [&[][..], &["--no-init"], &["--map", "keep"]] {
         let running = place.shell(options, "sleep 1000 & setsid sleep 1000 & echo up; sleep 1000").start();
-        assert!(soon(|| place.processes().iter().filter(|p| p.name == "sleep").count() == 3), "{:?}", place.processes());
+        assert!(
+            soon(|| place.processes().iter().filter(|p| p.name == "sleep").count() == 3),
+            "{:?}",
+            place.processes()
+        );
         running.signal("KILL");
         assert_eq!(running.done().code(), 1009);
         place.assert_no_processes();

@@ -7,7 +7,7 @@
 use super::channel::{Call, Message, hear, tell};
 use super::confine::Confined;
 use super::init;
-use super::mounts::{self, Tree};
+use super::mounts::{self, Tree, Trees};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
 use crate::sys::fs::{HERE, Open};
@@ -35,15 +35,21 @@ pub(super) struct Child<'a> {
 pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
     sys::alloc::forbid();
     match &script.above {
-        None => begin(script, channel),
+        None => begin(script, channel, Trees::default()),
         Some(above) => between(script, above, channel),
     }
 }
 
 /// Init's own way through the stages.
-fn begin(script: &Script, channel: BorrowedFd<'_>) -> ! {
-    let mut child =
-        Child { script, channel, tree: Tree::new(script.creator), terminal: None, terminal_back: -1, host_proc: None };
+fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees) -> ! {
+    let mut child = Child {
+        script,
+        channel,
+        tree: Tree::new(script.creator, trees),
+        terminal: None,
+        terminal_back: -1,
+        host_proc: None,
+    };
     if script.awaits_maps {
         child.await_maps();
     }
@@ -59,7 +65,20 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
         let _ = tell(channel, Message::Failed(failure.at(above.step)), None);
         process::exit_now(FAILED)
     };
-    if process::die_with_parent().is_err() || !matches!(hear(channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
+    let mut trees = Trees::default();
+    loop {
+        match hear(channel, Wait::Yes) {
+            Ok(Some((Message::Tree, Some(tree)))) => trees.keep(tree),
+            Ok(Some((Message::Go, _))) => break,
+            _ => process::exit_now(FAILED),
+        }
+    }
+    if above.from_root
+        && let Err(failure) = become_root()
+    {
+        fail(failure);
+    }
+    if process::die_with_parent().is_err() || sys::socket::hung_up(channel) {
         process::exit_now(FAILED);
     }
     let limit = sys::cred::Limit { soft: above.pids, hard: above.pids };
@@ -68,7 +87,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
         fail(failure);
     }
     match process::clone3(script.new, ChildOf::CallersParent).called(Call::Clone) {
-        Ok(Forked::Child) => begin(script, channel),
+        Ok(Forked::Child) => begin(script, channel, trees),
         Ok(Forked::Parent { pid, pidfd }) => {
             if let Err(failure) = write_maps(pid, above) {
                 let _ = process::pidfd_send_signal(pidfd.as_fd(), sys::event::SIGKILL);
@@ -241,6 +260,16 @@ fn session() -> Result<(), Failure> {
     process::setsid().called(Call::Setsid)?;
     process::umask(0);
     process::die_with_parent().called(Call::Prctl)
+}
+
+/// Real root is nobody in a sandbox: an owner that is not mapped can make neither a namespace (EPERM) nor a file
+/// (EOVERFLOW). The change of ids took "dumpable" away, and with it the right to write the maps of init, which
+/// inherits it; init gives it up for good in `Identity`.
+fn become_root() -> Result<(), Failure> {
+    sys::cred::setgroups(&[]).called(Call::Setgroups)?;
+    sys::cred::setresgid(0).called(Call::Setresgid)?;
+    sys::cred::setresuid(0).called(Call::Setresuid)?;
+    process::dumpable().called(Call::Prctl)
 }
 
 /// A process may map one id, its own, once it has given up setgroups (user_namespaces(7), Linux 3.19).

@@ -1,6 +1,7 @@
 //! Writing the id maps, and knowing beforehand which mount points will be made in host directories.
 
 use super::prepare;
+use super::root::Range;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
@@ -23,15 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// `Step` where the kernel refuses, `Helper` where a helper fails.
-pub(super) fn write(plan: &Plan, host: &Host, pid: i32) -> Result<()> {
+pub(super) fn write(plan: &Plan, host: &Host, range: Option<&Range>, pid: i32) -> Result<()> {
     let who = &plan.identities;
     match who.by {
         MapsBy::Helpers => by_helpers(host, pid, &who.uids, &who.gids),
         // A single id the child maps itself.
         MapsBy::Caller => Ok(()),
         MapsBy::Root => {
-            put(plan, pid, "uid_map", &prepare::lines(&who.uids))?;
-            put(plan, pid, "gid_map", &prepare::lines(&who.gids))
+            let private = range.map(Range::extents);
+            let [uids, gids] = [&who.uids, &who.gids].map(|extents| private.as_ref().map_or(&extents[..], |p| &p[..]));
+            put(plan, pid, "uid_map", &prepare::lines(uids))?;
+            put(plan, pid, "gid_map", &prepare::lines(gids))
         }
     }
 }

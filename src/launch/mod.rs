@@ -10,6 +10,7 @@ mod monitor;
 mod mounts;
 mod prepare;
 mod relay;
+mod root;
 mod script;
 
 pub use crate::sys::process::Ended;
@@ -78,6 +79,7 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     let upper = Upper::make(plan)?;
+    let range = root::Range::take(plan, host)?;
     let mut record = record(plan, request, &upper);
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
@@ -87,11 +89,11 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
         |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
-    let cloned = Cloned::new(plan, host, &script, claim)?;
-    let mapped = cloned.map(plan, host, observer)?;
+    let cloned = Cloned::new(plan, &script, claim)?;
+    let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     mapped.go(plan);
     record.pid = Some(mapped.pid);
-    mapped.serve(plan, host, request, record, (signals, feed), upper, observer)
+    mapped.serve(plan, request, record, (signals, feed), upper, observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
@@ -124,7 +126,7 @@ struct Mapped<'a> {
 }
 
 impl<'a> Cloned<'a> {
-    fn new(plan: &Plan, host: &Host, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
+    fn new(plan: &Plan, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
         single_thread()?;
         let fail = |call: &'static str| {
             let place = plan.place(plan.number(|step| matches!(step, Step::Clone(_))));
@@ -135,7 +137,6 @@ impl<'a> Cloned<'a> {
             Some(_) => process::Namespaces::USER,
             None => script.new,
         };
-        let _ = host;
         match process::clone3(new, ChildOf::Caller).map_err(fail("clone3"))? {
             Forked::Child => {
                 drop(ours);
@@ -146,10 +147,20 @@ impl<'a> Cloned<'a> {
     }
 
     /// Writes the maps; with ranges, init is then the process that the child has made, and takes its place.
-    fn map(self, plan: &Plan, host: &Host, observer: &mut dyn Observer) -> Result<Mapped<'a>> {
+    fn map(
+        self,
+        plan: &Plan,
+        host: &Host,
+        script: &Script,
+        range: Option<&root::Range>,
+        observer: &mut dyn Observer,
+    ) -> Result<Mapped<'a>> {
         let mut guard = Guard { pidfd: Some(self.pidfd) };
         observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
-        maps::write(plan, host, self.pid)?;
+        maps::write(plan, host, range, self.pid)?;
+        for tree in root::trees(script, self.pid)? {
+            tell(self.channel.as_fd(), Message::Tree, Some(tree.as_fd())).map_err(|errno| gone(plan, errno))?;
+        }
         let mut pid = self.pid;
         if plan.identities.pids_above.is_some() {
             tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
@@ -158,7 +169,7 @@ impl<'a> Cloned<'a> {
                     guard.replace(init);
                     pid
                 }
-                Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, host, fault)),
+                Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
                 _ => return Err(gone(plan, sys::EPIPE)),
             };
         }
@@ -206,7 +217,6 @@ impl Mapped<'_> {
     fn serve(
         self,
         plan: &Plan,
-        host: &Host,
         request: &Request<'_>,
         record: Record,
         (signals, feed): (OwnedFd, Option<OwnedFd>),
@@ -218,18 +228,10 @@ impl Mapped<'_> {
         // Written while the child works; a guard holds it already.
         self.claim.write(&record)?;
         let littered = !record.made.is_empty() || record.upper.is_some();
-        let served = monitor::Monitor::new(
-            plan,
-            host,
-            request,
-            record,
-            &self.claim,
-            self.channel.as_fd(),
-            pidfd,
-            signals.as_fd(),
-        )
-        .feeding(feed)
-        .run(observer);
+        let served =
+            monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
+                .feeding(feed)
+                .run(observer);
         match served {
             // Init has been waited for.
             Ok(_) => drop(guard.release()),
@@ -253,25 +255,36 @@ fn gone(plan: &Plan, errno: sys::Errno) -> Error {
 }
 
 /// A failed step as an error: the words come from the plan, the fault from the child.
-fn step_error(plan: &Plan, host: &Host, fault: Fault) -> Error {
+fn step_error(plan: &Plan, fault: Fault) -> Error {
     let number = usize::from(fault.step);
     let place = plan.place(number);
     if let Some(Step::Workdir(path)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step) {
         let why = fault.errno.to_string();
         return Error::spec("--workdir", path.display(), why).or_try("a directory that exists inside");
     }
-    if let (Some(Step::Overlay(layers)), sys::EINVAL) =
-        (plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step), fault.errno)
+    if let Some(Step::Overlay(layers)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step)
+        && fault.errno == sys::EINVAL
+        && let Some(error) = refused_layer(layers)
     {
-        let below: Vec<_> = layers.lower.iter().flat_map(|l| crate::host::mounts_below(l.as_path())).collect();
-        if let Some(first) = below.first() {
+        return error;
+    }
+    Error::Step { place, call: fault.call.name(), errno: fault.errno }
+}
+
+/// Why the kernel takes a directory as no layer of an overlay: it is told only afterwards, for asking costs time.
+fn refused_layer(layers: &crate::plan::Layers) -> Option<Error> {
+    for layer in &layers.lower {
+        if crate::host::is_own_root(layer.as_path()) {
+            let why = "this machine's own root cannot be an overlay of itself";
+            return Some(Error::spec("ROOTFS", layer, why).or_try("sbx run @host"));
+        }
+        if let Some(first) = crate::host::mounts_below(layer.as_path()).first() {
             let why =
                 format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
-            return Error::spec("ROOTFS", &layers.lower[0], why).or_try("unmount them, or --rw");
+            return Some(Error::spec("ROOTFS", layer, why).or_try("unmount them, or --rw"));
         }
     }
-    let _ = host;
-    Error::Step { place, call: fault.call.name(), errno: fault.errno }
+    None
 }
 
 fn skipped(plan: &Plan, fault: Fault) -> Skipped {

@@ -5,7 +5,6 @@ use super::channel::{Fullness, Message, hear, tell};
 use super::relay::{Pump, Terminal};
 use super::{Request, skipped, step_error};
 use crate::error::{Error, Result};
-use crate::host::Host;
 use crate::plan::{Plan, Step};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
@@ -74,7 +73,6 @@ enum Phase {
 /// The supervisor's state.
 pub(super) struct Monitor<'a> {
     plan: &'a Plan,
-    host: &'a Host,
     request: &'a Request<'a>,
     record: Record,
     claim: &'a Claim<'a>,
@@ -97,7 +95,6 @@ impl<'a> Monitor<'a> {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         plan: &'a Plan,
-        host: &'a Host,
         request: &'a Request<'a>,
         record: Record,
         claim: &'a Claim<'a>,
@@ -107,7 +104,6 @@ impl<'a> Monitor<'a> {
     ) -> Monitor<'a> {
         Monitor {
             plan,
-            host,
             request,
             record,
             claim,
@@ -206,7 +202,7 @@ impl<'a> Monitor<'a> {
         observer: &mut dyn super::Observer,
     ) -> Result<()> {
         match message {
-            Message::Failed(fault) => return Err(step_error(self.plan, self.host, fault)),
+            Message::Failed(fault) => return Err(step_error(self.plan, fault)),
             Message::NotExecuted(errno) => return Err(self.not_executed(errno)),
             Message::Skipped(fault) => {
                 let skipped = skipped(self.plan, fault);
@@ -222,7 +218,7 @@ impl<'a> Monitor<'a> {
                 // Nothing more comes; what is left is to wait for the end of init.
                 self.channel_open = false;
             }
-            Message::Go | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
+            Message::Go | Message::Tree | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
         }
         Ok(())
     }

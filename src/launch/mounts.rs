@@ -7,7 +7,8 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::{Child, decimal_path};
-use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Target, UpperDirs};
+use super::prepare::MAX_TREES;
+use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Src, Target, UpperDirs};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
 use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
@@ -16,11 +17,41 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 type Done = Result<(), Failure>;
 
+/// Descriptor numbers in the order in which the parent sent them.
+#[derive(Clone, Copy)]
+pub(super) struct Trees {
+    numbers: [i32; MAX_TREES],
+    count: usize,
+}
+
+impl Trees {
+    /// Takes the next one over. More than there is room for are never sent.
+    pub(super) fn keep(&mut self, tree: OwnedFd) {
+        if let Some(place) = self.numbers.get_mut(self.count) {
+            *place = tree.as_raw_fd();
+            std::mem::forget(tree);
+            self.count += 1;
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<&i32> {
+        self.numbers[..self.count].get(index)
+    }
+}
+
+impl Default for Trees {
+    fn default() -> Self {
+        Trees { numbers: [-1; MAX_TREES], count: 0 }
+    }
+}
+
 /// What is open while the root is built.
 #[derive(Default)]
 pub(super) struct Tree {
     /// User and group, as seen inside, of what this process makes.
     creator: (u32, u32),
+    /// Numbers of the mounts that the parent made.
+    trees: Trees,
     /// The one tmpfs.
     store: Option<OwnedFd>,
     /// The new root's mount.
@@ -70,7 +101,10 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Supply { name, content, parent, entry } => tree.supply(name, content, parent, entry),
         Op::Place { path, content } => new_file(held(&tree.store)?, path, content),
         Op::Bind { src, target, attr } => {
-            let bound = clone_tree(HERE, src, Depth::Recursive, *attr)?;
+            let bound = match src {
+                Src::Path(path) => clone_tree(HERE, path, Depth::Recursive, *attr)?,
+                Src::Tree(index, _) => tree.handed_over(*index)?,
+            };
             let kind = fs::fstat(bound.as_fd()).called(Call::Stat)?.kind;
             tree.attach(bound, target, kind)
         }
@@ -211,8 +245,8 @@ fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<Owned
 
 impl Tree {
     /// Nothing is open yet.
-    pub(super) fn new(creator: (u32, u32)) -> Tree {
-        Tree { creator, ..Tree::default() }
+    pub(super) fn new(creator: (u32, u32), trees: Trees) -> Tree {
+        Tree { creator, trees, ..Tree::default() }
     }
 
     /// The store is attached on top of `/`, where it hides nothing from this process, whose own root lies
@@ -289,7 +323,7 @@ impl Tree {
     /// Writes a file into the root's upper layer before the overlay exists.
     fn seed(&mut self, overlay: &OverlayOp, dir: &CStr, like: (u32, u32, u32), file: &CStr, content: &[u8]) -> Done {
         if self.seeded.is_none() {
-            let lower = fs::openat(HERE, &overlay.lower[0], Open::Directory).called(Call::Open)?;
+            let lower = self.layer(&overlay.lower[0])?;
             let (upper, work) = self.upper_dirs(&overlay.upper, Some(lower.as_fd()))?;
             let (mode, uid, gid) = like;
             fs::mkdirat(upper.as_fd(), dir, mode).called(Call::Mkdir)?;
@@ -314,7 +348,7 @@ impl Tree {
                     .called(Call::Fsconfig)?;
                 continue;
             }
-            let layer = fs::openat(HERE, lower, Open::Directory).called(Call::Open)?;
+            let layer = self.layer(lower)?;
             add_layer(context.as_fd(), c"lowerdir+", layer.as_fd(), overlay.naming).called(Call::Fsconfig)?;
             if top.is_none() {
                 top = Some(layer);
@@ -343,6 +377,29 @@ impl Tree {
             std::mem::forget((context, top));
         }
         made
+    }
+
+    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be attached before an overlay
+    /// takes it.
+    fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
+        match src {
+            Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),
+            Src::Tree(index, name) => {
+                let tree = self.handed_over(*index)?;
+                let store = held(&self.store)?;
+                make_dir(store, name, 0o755)?;
+                mount::move_mount_to(tree.as_fd(), store, name).called(Call::MoveMount)?;
+                Ok(tree)
+            }
+        }
+    }
+
+    /// A mount that the parent made.
+    fn handed_over(&self, index: usize) -> Result<OwnedFd, Failure> {
+        match self.trees.get(index) {
+            Some(&number) if number >= 0 => Ok(sys::adopt(number)),
+            _ => Err(Failure(Call::Receive, ENOENT)),
+        }
     }
 
     fn link(&self, target: &CStr, at: &Target) -> Done {

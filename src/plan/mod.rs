@@ -16,7 +16,7 @@ mod steps;
 pub mod syscalls;
 
 pub use access::{Grant, LandlockPlan};
-pub use identity::{GroupSet, Identities, MapsBy};
+pub use identity::{GroupSet, Identities, MapsBy, ROOT_BASE, ROOT_COUNT};
 pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 
 use crate::error::{Error, Place, Result};
@@ -143,6 +143,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let identities = identity::identities(spec, host)?;
     let terminal = terminal(spec, host);
     check_stdio(host)?;
+    mounts::check_root(spec, host)?;
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
     let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();

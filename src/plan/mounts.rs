@@ -5,8 +5,9 @@ use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Process, Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
-use crate::host::{Host, RootFacts};
+use crate::host::{Host, Power, RootFacts};
 use crate::spec::access::Nesting;
+use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
@@ -66,9 +67,40 @@ impl From<std::path::PathBuf> for HostPath {
     }
 }
 
+/// As real root: what its sandbox could write of the host's root, or could not even read, is refused (DESIGN 4.10).
+pub(super) fn check_root(spec: &Spec, host: &Host) -> Result<()> {
+    if host.power == Power::Ordinary || matches!(spec.map, Map::Explicit(_)) {
+        return Ok(());
+    }
+    let refuse = |option: &str, path: &HostPath| {
+        let why = "belongs to root, and a sandbox of root's could leave set-id programs there";
+        Err(Error::spec(option, path, why)
+            .or_try("the option `overlay` or `ro`, --map, or run sbx as an ordinary user"))
+    };
+    let written = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { src, access: Access::Rw, .. } => Some(src),
+        _ => None,
+    });
+    if let Some(src) = written.into_iter().find(|src| host.roots_own.contains(src)) {
+        return refuse("--volume", src);
+    }
+    match (&spec.root.source, &spec.root.writes) {
+        (RootSource::Layers(layers), Writes::Through) if host.root.owner == 0 => refuse("--rw", &layers[0]),
+        (RootSource::Layers(layers), _) if host.power == Power::RootWithoutAdmin && host.root.mode & 0o005 != 0o005 => {
+            let why = "root without CAP_SYS_ADMIN cannot show it with other owners, and others may not read it";
+            Err(Error::spec("ROOTFS", &layers[0], why).or_try("chmod o+rx, or an outer container with CAP_SYS_ADMIN"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What the user should be told about the root.
 pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
     let mut notes = Vec::new();
+    if host.power == Power::RootWithoutAdmin {
+        notes
+            .push("root without CAP_SYS_ADMIN: the host's files appear as nobody's, and only what all may read".into());
+    }
     let tmpfs = matches!(spec.root.writes, Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)));
     if tmpfs && host.kernel < TMPFS_XATTRS {
         let (major, minor) = host.kernel;

@@ -213,15 +213,26 @@ pub fn groups(group: &str) -> impl Iterator<Item = (&str, u32, Vec<&str>)> + '_ 
 /// The ranges that subuid(5) or subgid(5) gives to a user, named or by number: first id and count.
 pub fn subordinate(text: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
     let number = uid.to_string();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let owner = fields.next()?;
-            let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-            let mine = fields.next().is_none() && (owner == name || owner == number);
-            (mine && count > 0 && u32::checked_add(first, count).is_some()).then_some((first, count))
-        })
+    owned_ranges(text)
+        .filter(|(owner, ..)| *owner == name || *owner == number)
+        .map(|(_, first, count)| (first, count))
         .collect()
+}
+
+/// All ranges of a subuid(5) text, whoever has them.
+pub fn all_subordinate(text: &str) -> Vec<(u32, u32)> {
+    owned_ranges(text).map(|(_, first, count)| (first, count)).collect()
+}
+
+/// Owner, first id and count of each line that makes sense.
+fn owned_ranges(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        let (first, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let whole = fields.next().is_none() && count > 0 && first.checked_add(count).is_some();
+        whole.then_some((owner, first, count))
+    })
 }
 
 #[cfg(test)]

@@ -209,10 +209,11 @@ fn foreign_keys(table: &MountTable, kind: &str) -> Result<()> {
         ("optional", table.optional.is_some()),
     ];
     let tmpfs = [("size", table.size.is_some()), ("mode", table.mode.is_some())];
+    let exec = [("exec", table.exec.is_some())];
     let foreign = match kind {
         "bind" => tmpfs.iter().find(|(_, given)| *given),
         "tmpfs" => bind.iter().find(|(_, given)| *given),
-        _ => bind.iter().chain(&tmpfs).chain(&[("exec", table.exec.is_some())]).find(|(_, given)| *given),
+        _ => bind.iter().chain(&tmpfs).chain(&exec).find(|(_, given)| *given),
     };
     match foreign {
         Some((key, _)) => Err(Error::spec("[[mount]]", key, format!("not a key of type = \"{kind}\""))),

@@ -324,6 +324,11 @@ pub fn no_new_privs() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
+/// `PR_SET_DUMPABLE` to 1.
+pub fn dumpable() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop)
+}
+
 /// `PR_SET_DUMPABLE` to 0, read back.
 pub fn not_dumpable() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0)?;

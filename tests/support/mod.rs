@@ -454,7 +454,8 @@ pub fn tree(root: &Path) -> String {
         } else if meta.is_symlink() {
             line += &format!(" -> {:?}", fs::read_link(&path).ok());
         } else {
-            line += &format!(" {} {} {:?}", meta.len(), meta.mtime(), (meta.len() < 4096).then(|| fs::read(&path).ok()));
+            line +=
+                &format!(" {} {} {:?}", meta.len(), meta.mtime(), (meta.len() < 4096).then(|| fs::read(&path).ok()));
         }
         found.insert(path.as_os_str().as_bytes().to_vec(), line);
     }
