@@ -304,11 +304,12 @@ impl Tree {
         let stat = like.map(fs::fstat).transpose().called(Call::Stat)?;
         let fresh = fs::mkdirat(dir, names.0, stat.map_or(0o755, |s| s.mode)).is_ok();
         make_dir(dir, names.1, 0o700)?;
-        let upper = fs::openat(dir, names.0, Open::Directory).called(Call::Open)?;
+        // In a kept layer these could be links to anywhere.
+        let upper = fs::open_beneath(dir, names.0, Open::Directory).called(Call::Openat2)?;
         if let (true, Some(stat)) = (fresh, stat) {
             self.give(upper.as_fd(), stat.uid, stat.gid);
         }
-        Ok((upper, fs::openat(dir, names.1, Open::Directory).called(Call::Open)?))
+        Ok((upper, fs::open_beneath(dir, names.1, Open::Directory).called(Call::Openat2)?))
     }
 
     /// Gives a directory that this process made the owner of the one below it. Fails for an owner outside the map;

@@ -59,6 +59,8 @@ pub enum Map {
 
 /// The kernel takes at most 340 lines (Linux 4.15).
 pub const MAX_EXTENTS: usize = 340;
+/// And less than a page of text (user_namespaces(7)).
+const MAX_TEXT: usize = 4095;
 
 impl Map {
     /// Parses the values of all `--map` options of one layer.
@@ -96,6 +98,11 @@ fn extent(field: &str, text: &str) -> Result<Extent> {
 pub fn check(field: &str, extents: &[Extent]) -> Result<()> {
     if extents.len() > MAX_EXTENTS {
         return Err(Error::spec(field, format!("{} ranges", extents.len()), "the kernel takes at most 340"));
+    }
+    let text: usize = extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count).len()).sum();
+    if text > MAX_TEXT {
+        let why = format!("a map of {text} bytes; the kernel takes at most {MAX_TEXT}");
+        return Err(Error::spec(field, format!("{} ranges", extents.len()), why).or_try("fewer and longer ranges"));
     }
     if let Some(zero) = extents.iter().find(|e| e.outer == 0) {
         let why = "sbx never maps the host's id 0 into a sandbox";
@@ -243,9 +250,10 @@ mod tests {
             parse(&["0:1000:1", "1:100000:10"]).map(|m| matches!(m, Map::Explicit(e) if e.len() == 2)),
             Ok(true)
         );
-        let many: Vec<String> = (1..=341).map(|n| format!("{n}:{}:1", n + 1000)).collect();
-        assert!(Map::parse(&many[..340]).is_ok());
-        assert!(Map::parse(&many).is_err());
+        let many = |first: u32| (1..=341).map(|n| format!("{n}:{}:1", n + first)).collect::<Vec<String>>();
+        assert!(Map::parse(&many(1000)[..340]).is_ok());
+        assert!(Map::parse(&many(1000)).is_err());
+        assert!(Map::parse(&many(1_000_000)[..340]).is_err_and(|e| e.to_string().contains("bytes")));
         for bad in [
             &["0:0:1"][..],
             &["0:1:0"],

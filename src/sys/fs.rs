@@ -297,9 +297,13 @@ pub fn try_lock(of: BorrowedFd<'_>) -> Result<bool> {
 
 /// `renameat(2)` within one directory.
 pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
-    let d = dir.as_raw_fd();
+    renameat(dir, from, dir, to)
+}
+
+/// `renameat(2)`
+pub fn renameat(dir: BorrowedFd<'_>, from: &CStr, to_dir: BorrowedFd<'_>, to: &CStr) -> Result<()> {
     // SAFETY: two C strings.
-    done(unsafe { libc::renameat(d, from.as_ptr(), d, to.as_ptr()) })
+    done(unsafe { libc::renameat(dir.as_raw_fd(), from.as_ptr(), to_dir.as_raw_fd(), to.as_ptr()) })
 }
 
 /// `faccessat(2)`: whether the effective user may execute it.
