@@ -171,3 +171,166 @@ fn fault(feature: Feature, facts: &Facts) -> Option<(String, String)> {
 fn words(row: &Row) -> (String, String) {
     (row.why.clone().unwrap_or_default(), row.fix.clone().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sbx::host::check::{self, Findings, Outcome, Refusal};
+    use sbx::plan::Step;
+
+    fn at(stage: &'static str, step: impl ToString, call: &'static str, errno: i32) -> Error {
+        let place = Place { number: 7, of: 9, stage, step: step.to_string() };
+        Error::Step { place, call, errno: Errno(errno) }
+    }
+
+    /// The facts of a machine where only this was refused.
+    fn facts(change: impl FnOnce(&mut Findings, &mut check::Facts)) -> Facts {
+        let works = Outcome::Works;
+        let mut findings = Findings {
+            user: works.clone(),
+            kinds: vec![works.clone(); 7],
+            overlay: works.clone(),
+            proc: works.clone(),
+            devices: works.clone(),
+            sysfs: works.clone(),
+            seccomp: works.clone(),
+            ranges: works,
+            ..Findings::default()
+        };
+        let mut facts = check::Facts { release: "6.18.1".into(), user: "ann".into(), ..check::Facts::default() };
+        change(&mut findings, &mut facts);
+        Facts { rows: check::rows(&findings, &facts), real_root: facts.real_root }
+    }
+
+    fn refused(call: &str, errno: i32) -> Outcome {
+        Outcome::Refused(Refusal { call: call.into(), errno: Errno(errno) })
+    }
+
+    /// Holds that why and try have these words.
+    fn says(error: &Error, facts: &Facts, why: &str, hint: &str) {
+        let advice = advice(error, facts);
+        let (found_why, found_hint) = (advice.why.unwrap_or_default(), advice.hint.unwrap_or_default());
+        assert!(found_why.contains(why), "{found_why:?} lacks {why:?}");
+        assert!(found_hint.contains(hint), "{found_hint:?} lacks {hint:?}");
+    }
+
+    #[test]
+    fn an_obstacle_of_the_host_explains_a_refused_clone() {
+        let error = at("clone", "make new namespaces", "clone3", EPERM);
+        let sysctl = facts(|findings, facts| {
+            findings.user = refused("clone3", EPERM);
+            facts.sysctls.insert("kernel.unprivileged_userns_clone".into(), "0".into());
+        });
+        says(&error, &sysctl, "kernel.unprivileged_userns_clone is 0", "sysctl -w");
+        let filter = facts(|findings, facts| {
+            findings.user = refused("clone3", EPERM);
+            facts.seccomp = true;
+        });
+        says(&error, &filter, "seccomp filter", "--security-opt seccomp=unconfined");
+        let most = facts(|findings, facts| {
+            findings.user = refused("clone3", ENOSPC);
+            facts.sysctls.insert("user.max_user_namespaces".into(), "0".into());
+        });
+        says(&at("clone", "make new namespaces", "clone3", ENOSPC), &most, "user.max_user_namespaces is 0", "sysctl");
+        let nets = facts(|findings, _| findings.kinds[4] = refused("clone3", ENOSPC));
+        says(&at("clone", "make new namespaces", "clone3", ENOSPC), &nets, "user.max_net_namespaces", "--net host");
+        says(&at("clone", "make new namespaces", "clone3", EAGAIN), &Facts::default(), "as many processes", "end some");
+        assert_eq!(advice(&error, &Facts::default()).hint.as_deref(), Some("sbx check"));
+    }
+
+    #[test]
+    fn apparmor_explains_maps_and_the_first_mount() {
+        let stripped = facts(|findings, facts| {
+            findings.user = refused("sethostname", EPERM);
+            facts.sysctls.insert("kernel.apparmor_restrict_unprivileged_userns".into(), "1".into());
+            facts.exe = Some("/usr/bin/sbx".into());
+        });
+        for error in [
+            at("maps", "map uid", "write setgroups", EACCES),
+            at("root", Step::Store(1), "fsmount", EPERM),
+            at("enter", Step::HostName("a".into()), "sethostname", EPERM),
+            at("enter", Step::Network, "ioctl", EPERM),
+        ] {
+            says(&error, &stripped, "AppArmor", "the profile that `sbx check` prints");
+        }
+    }
+
+    #[test]
+    fn each_mount_is_explained_by_its_own_row() {
+        let masked = facts(|findings, facts| {
+            findings.proc = refused("fsmount of proc", EPERM);
+            facts.proc_options = Some("rw".into());
+            facts.proc_covered = vec!["/proc/kcore".into()];
+        });
+        says(&at("root", Step::Proc, "fsmount", EPERM), &masked, "/proc/kcore", "systempaths=unconfined");
+        // Another mount that fails is not explained by it.
+        says(&at("root", Step::Devpts, "fsmount", EPERM), &masked, "the kernel refused step 7", "sbx check");
+        let sysfs = facts(|findings, _| findings.sysfs = refused("fsmount of sysfs", EPERM));
+        says(&at("root", Step::Sys(sbx::plan::SysKind::Fresh), "fsmount", EPERM), &sysfs, "/sys", "--best-effort");
+        let null = facts(|_, facts| facts.devices = vec!["/dev/null: no such file or directory".into()]);
+        says(&at("root", Step::Dev, "open_tree", ENOENT), &null, "/dev/null", "mknod");
+        let overlay = facts(|findings, _| findings.overlay = refused("fsopen of overlay", ENODEV));
+        says(&at("root", "mount the overlay on /", "fsopen", ENODEV), &overlay, "no overlayfs", "modprobe overlay");
+        let hidden = facts(|findings, facts| {
+            findings.calls = vec![("mount_setattr".into(), refused("mount_setattr", ENOSYS))];
+            facts.seccomp = true;
+        });
+        says(&at("root", Step::Store(1), "mount_setattr", ENOSYS), &hidden, "mount_setattr is refused", "seccomp=");
+    }
+
+    #[test]
+    fn where_overlays_work_the_layers_are_at_fault() {
+        let fine = facts(|_, _| {});
+        let overlay = |call, errno| at("root", "mount the overlay on /: lower /r, upper /u", call, errno);
+        says(&overlay("fsconfig", EINVAL), &fine, "NFS", "--upper tmpfs");
+        says(&overlay("open", EACCES), &fine, "closed to you", "chmod u+rx");
+        let root = facts(|_, facts| facts.real_root = true);
+        says(&overlay("open", EACCES), &root, "ids from 524288", "chmod o+x");
+        says(&at("root", "bind /a on /b", "open_tree", ENOENT), &fine, "gone", "optional");
+    }
+
+    #[test]
+    fn a_helper_that_fails_is_explained_by_what_takes_its_privileges() {
+        let error = Error::Helper { program: "newuidmap".into(), status: "exit status: 1".into(), stderr: "".into() };
+        let helper = || check::HelperFile {
+            name: "newuidmap".into(),
+            path: Some("/h/newuidmap".into()),
+            set_uid: true,
+            ..check::HelperFile::default()
+        };
+        let with = |change: fn(&mut check::Facts)| {
+            facts(|findings, facts| {
+                findings.ranges = refused("newuidmap said \"no\"", EPERM);
+                facts.helpers = vec![helper()];
+                (facts.subuids, facts.subgids) = (vec![(1, 65_536)], vec![(1, 65_536)]);
+                change(facts);
+            })
+        };
+        says(&error, &with(|facts| facts.no_new_privs = true), "no_new_privs", "--map root");
+        says(&error, &with(|facts| facts.helpers[0].nosuid = true), "mounted nosuid", "--map root");
+        says(&error, &with(|facts| facts.helpers[0].set_uid = false), "neither a set-uid bit", "chmod u+s");
+        says(&error, &Facts::default(), "must be set-uid root", "package uidmap");
+    }
+
+    #[test]
+    fn an_unsupported_feature_without_advice_gets_what_is_in_the_way() {
+        let error = Error::Unsupported { feature: "x".into(), why: "y".into(), hint: None };
+        let old = facts(|_, facts| facts.release = "5.4.0".into());
+        says(&error, &old, "Linux 5.4.0", "5.14");
+        assert_eq!(advice(&error, &facts(|_, _| {})), Advice::default());
+    }
+
+    #[test]
+    fn advice_that_an_error_carries_wins() {
+        let error = Error::spec("--mem", "0", "a size of 0").or_try("512M");
+        assert_eq!(advice(&error, &Facts::default()), Advice { why: None, hint: Some("512M".into()) });
+        assert!(!wants_facts(&error));
+    }
+
+    #[test]
+    fn the_machine_is_asked_only_where_it_can_explain_something() {
+        assert!(wants_facts(&at("clone", "", "clone3", EPERM)) && wants_facts(&at("root", "", "open", EACCES)));
+        assert!(!wants_facts(&at("clone", "", "clone3", EMFILE)) && !wants_facts(&at("claim", "", "open", EACCES)));
+        assert!(!wants_facts(&Error::Bug("x".into())));
+    }
+}

@@ -8,6 +8,8 @@ use crate::sys::{EACCES, EINVAL, ENOSPC, ENOSYS, EPERM, Errno};
 
 /// ENODEV: a file system that the kernel does not have.
 const ENODEV: Errno = Errno(19);
+/// A helper that gave no answer.
+pub(super) const ETIMEDOUT: Errno = Errno(110);
 /// The kernel nests user namespaces no deeper (user_namespaces(7)).
 const DEEPEST: u32 = 33;
 
@@ -55,7 +57,7 @@ pub(super) fn user_namespaces(outcome: &Outcome, facts: &Facts) -> Cause {
     match refusal.errno {
         ENOSPC => no_more("user", facts),
         EINVAL => cause("this kernel is built without user namespaces (CONFIG_USER_NS)", "another kernel"),
-        ENOSYS => outer_filter(facts),
+        ENOSYS if facts.seccomp => outer_filter(facts),
         _ if refused && !facts.real_root && is(facts, "kernel.unprivileged_userns_clone", "0") => cause(
             "kernel.unprivileged_userns_clone is 0: only root may make user namespaces",
             "as root: sysctl -w kernel.unprivileged_userns_clone=1",
@@ -130,7 +132,8 @@ fn no_more(kind: &str, facts: &Facts) -> Cause {
 /// A mount or another use of capabilities that failed for no reason of its own.
 fn mount(refusal: &Refusal, facts: &Facts) -> Cause {
     match refusal.errno {
-        ENOSYS => outer_filter(facts),
+        ENOSYS if facts.seccomp => outer_filter(facts),
+        ENOSYS => cause(format!("{}, in Linux {}", said(refusal), facts.release), "a kernel from 5.14"),
         EPERM | EACCES => match confined(facts) {
             Some(profile) => cause(
                 format!("{}; the AppArmor profile \"{profile}\" around sbx forbids mounts", said(refusal)),
@@ -238,6 +241,10 @@ pub(super) fn calls(missing: &[(String, Outcome)], facts: &Facts) -> Cause {
 
 /// Why newuidmap cannot write a map; the facts before what it said itself.
 pub(super) fn ranges(outcome: &Outcome, facts: &Facts) -> Cause {
+    if facts.user.is_empty() {
+        let why = "what this machine says of its users and programs could not be read within 2 s";
+        return cause(why, "look in PATH for a directory of a file server that does not answer");
+    }
     const INSTALL: &str = "install the package uidmap (Debian, Ubuntu), shadow-utils (Fedora) or shadow (Arch)";
     if let Some(absent) = facts.helpers.iter().find(|helper| helper.path.is_none()) {
         return cause(format!("{} is not on PATH", absent.name), INSTALL);
@@ -245,6 +252,10 @@ pub(super) fn ranges(outcome: &Outcome, facts: &Facts) -> Cause {
     for (file, ranges) in [("/etc/subuid", &facts.subuids), ("/etc/subgid", &facts.subgids)] {
         if ranges.is_empty() {
             let user = &facts.user;
+            if facts.nested {
+                let why = format!("{file} has no line for {user}, which you are only in this user namespace");
+                return cause(why, "start sbx outside of this user namespace");
+            }
             let fix = format!(
                 "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user} (a range that no \
                  other line has)"
@@ -256,6 +267,9 @@ pub(super) fn ranges(outcome: &Outcome, facts: &Facts) -> Cause {
         Ok(refusal) => refusal,
         Err(cause) => return cause,
     };
+    if refusal.errno == ETIMEDOUT {
+        return cause(refusal.call, "see what that program is, first on PATH; or --map root, which needs none");
+    }
     let odd = |odd: fn(&super::HelperFile) -> bool| facts.helpers.iter().find(|helper| odd(helper));
     let at = |helper: &super::HelperFile| helper.path.as_deref().unwrap_or("".as_ref()).display().to_string();
     if facts.no_new_privs {

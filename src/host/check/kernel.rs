@@ -33,8 +33,8 @@ pub(super) fn user_namespace(probes: &Probes) -> Outcome {
     if !made.works() {
         return made;
     }
-    // A kernel without one of the other kinds says EINVAL; that is told in the row of that kind.
-    let lacking = |outcome: &Outcome| outcome.errno() == Some(sys::EINVAL);
+    // A kernel without one of the other kinds says EINVAL, one without a call ENOSYS; that is told in their rows.
+    let lacking = |outcome: &Outcome| matches!(outcome.errno(), Some(sys::EINVAL | ENOSYS));
     let named = probes.run(Namespaces::USER | Namespaces::UTS, || net::sethostname(b"sbx-check").by("sethostname"));
     if !named.works() && !lacking(&named) && !out_of(&named) {
         return named;

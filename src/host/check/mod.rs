@@ -12,6 +12,8 @@ mod mounts;
 mod probe;
 mod ranges;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use cgroup::{Cgroup, Layout};
 pub use facts::{Facts, HelperFile};
@@ -150,8 +152,8 @@ pub struct Report {
     pub facts: Facts,
 }
 
-/// What the probes found.
-#[derive(Clone, Debug)]
+/// What the probes found; by default all were left untried.
+#[derive(Clone, Debug, Default)]
 pub struct Findings {
     /// A user namespace, its maps, and a use of its capabilities.
     pub user: Outcome,
@@ -186,7 +188,9 @@ pub fn look(caller: &Caller) -> Report {
     let probes = Probes::new(crate::host::power(cred::geteuid()));
     // In a process of its own too: PATH may lead to the directory of a dead file server.
     let read = probes.ask(|| serde_json::to_string(&Facts::read(caller)).unwrap_or_default());
-    let facts = read.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let facts = read.and_then(|text| serde_json::from_str(&text).ok());
+    let unread = || Facts { release: crate::host::files::release(), uid: cred::geteuid(), ..Facts::default() };
+    let facts = facts.unwrap_or_else(unread);
     let rows = rows(&find(&probes, &facts), &facts);
     let works = !rows.iter().any(|row| row.needed && matches!(row.state, State::Missing | State::Untried));
     Report { works, rows, facts }

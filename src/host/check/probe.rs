@@ -80,6 +80,7 @@ impl<T> By<T> for sys::Result<T> {
 /// Runs probes until their common time is over.
 pub(super) struct Probes {
     until: u64,
+    patience: u64,
     power: Power,
 }
 
@@ -95,7 +96,7 @@ enum Answer {
 impl Probes {
     /// The time starts now.
     pub fn new(power: Power) -> Probes {
-        Probes { until: monotonic_ms() + TOTAL_MS, power }
+        Probes { until: monotonic_ms() + TOTAL_MS, patience: PATIENCE_MS, power }
     }
 
     /// Tries `body` in a process in these new namespaces; in a user namespace it is root, by maps as a run has them.
@@ -134,7 +135,7 @@ impl Probes {
     }
 
     fn fork(&self, new: Namespaces, between: impl FnOnce(i32) -> Tried, body: impl FnOnce() -> String) -> Answer {
-        let deadline = self.until.min(monotonic_ms() + PATIENCE_MS);
+        let deadline = self.until.min(monotonic_ms() + self.patience);
         if monotonic_ms() >= self.until {
             return Answer::NoTime;
         }
@@ -264,5 +265,18 @@ mod tests {
         assert_eq!(outcome_of(""), Outcome::Works);
         let refused = Outcome::Refused(Refusal { call: "write uid_map".into(), errno: Errno(1) });
         assert_eq!(outcome_of("1 write uid_map"), refused);
+    }
+
+    /// The test's process has threads, so the bodies here do without the heap.
+    #[test]
+    fn a_probe_that_hangs_or_dies_is_ended_and_told() {
+        let probes = |until| Probes { until: monotonic_ms() + until, patience: 50, power: Power::Ordinary };
+        let hang = || sys::retry(|| poll(&mut [], None)).map(drop).by("");
+        assert_eq!(probes(10_000).run(Namespaces::NONE, hang), Outcome::Hung);
+        assert_eq!(probes(0).run(Namespaces::NONE, hang), Outcome::Untried);
+        assert_eq!(probes(10_000).ask(|| hang().map_or_else(|_| String::new(), |()| String::new())), None);
+        let die = || process::kill(process::getpid(), SIGKILL).by("");
+        assert_eq!(probes(10_000).run(Namespaces::NONE, die), Outcome::Killed(SIGKILL));
+        assert_eq!(probes(10_000).run(Namespaces::NONE, || Ok(())), Outcome::Works);
     }
 }

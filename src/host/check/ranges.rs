@@ -1,13 +1,15 @@
 //! Whether newuidmap and newgidmap write a map of this user's subordinate ids. They are run: whether a set-uid bit
 //! or a file capability takes effect depends on no_new_privs, the mount, and the user namespace around us.
 
+use super::causes::ETIMEDOUT;
 use super::facts::Facts;
 use super::probe::{By, Outcome, Probes, Refusal, Tried};
-use crate::sys::event::{Watch, monotonic_ms, poll};
-use crate::sys::process::{Namespaces, pidfd_open};
+use crate::sys::event::{SIGKILL, Watch, monotonic_ms, poll};
+use crate::sys::process::{Namespaces, kill, pidfd_open};
 use crate::sys::{EPERM, Errno, cred};
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -36,7 +38,7 @@ fn help(program: &Path, pid: i32, own: u32, first: u32) -> Tried {
     let failed = |what: &str, errno| Refusal { call: format!("{name}{what}"), errno };
     let numbers = [0, own, 1, 1, first, 1].map(|number| number.to_string());
     let mut command = Command::new(program);
-    command.arg(pid.to_string()).args(numbers).env_clear();
+    command.arg(pid.to_string()).args(numbers).env_clear().process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let spawned = command.spawn().map_err(|error| failed("", Errno(error.raw_os_error().unwrap_or(0))));
     let mut child = spawned?;
@@ -52,9 +54,10 @@ fn help(program: &Path, pid: i32, own: u32, first: u32) -> Tried {
         }
     };
     if !ended {
-        let _ = child.kill();
+        // Its group: a script in the place of a helper may have started something.
+        let _ = kill(-(child.id() as i32), SIGKILL);
         let _ = child.wait();
-        return Err(failed(" (no answer)", Errno(110)));
+        return Err(failed(" gave no answer in 2 s", ETIMEDOUT));
     }
     let status = child.wait();
     if status.is_ok_and(|status| status.success()) {

@@ -5,7 +5,7 @@ use super::cgroup::Layout;
 use super::facts::Facts;
 use super::probe::Outcome;
 use super::{Feature, Findings, Row, State, kernel};
-use crate::sys::EDQUOT;
+use crate::sys::{EDQUOT, ENOENT};
 
 /// The oldest kernel with all that sbx stands on: mount_setattr, cgroup.kill, process limits of a user namespace.
 const OLDEST: (u32, u32) = (5, 14);
@@ -47,8 +47,7 @@ fn version(facts: &Facts) -> Row {
     let mut numbers = facts.release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let row = row(Feature::Kernel, true, "everything");
-    // Where nothing could be read, the other rows tell.
-    if facts.release.is_empty() || version >= OLDEST {
+    if version >= OLDEST {
         return row;
     }
     row.but(State::Missing, cause(format!("this is Linux {}", facts.release), "a kernel from 5.14"))
@@ -79,6 +78,9 @@ fn system_calls(found: &Findings, facts: &Facts) -> Row {
     if !found.calls.is_empty() {
         return row.but(State::Missing, causes::calls(&found.calls, facts));
     }
+    if found.clone3 == Outcome::Untried {
+        return Row { state: State::Untried, ..row };
+    }
     if found.clone3.errno() == Some(crate::sys::ENOSYS) {
         let hidden = causes::calls(&[("clone3".to_owned(), found.clone3.clone())], facts);
         return row.but(State::Limited, hidden);
@@ -107,7 +109,7 @@ fn landlock(found: &Findings, facts: &Facts) -> Row {
             row.but(State::Missing, cause(format!("landlock is not among the active modules ({now})"), fix))
         }
         (0, Some(true)) => row.but(State::Missing, causes::calls(&[("landlock".to_owned(), Outcome::Untried)], facts)),
-        (0, None) if facts.release.is_empty() => Row { state: State::Untried, ..row },
+        (0, None) if facts.user.is_empty() => Row { state: State::Untried, ..row },
         (0, None) => {
             let fix = "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= list";
             row.but(State::Missing, cause("the kernel answers that it has none, or that it is off", fix))
@@ -173,9 +175,9 @@ fn fuse(found: &Findings, facts: &Facts) -> Row {
     }
     row.by(&found.fuse, || {
         let errno = found.fuse.errno().map_or_else(|| "no answer".to_owned(), |errno| errno.to_string());
-        let fix = match facts.container {
-            Some(_) => "the container's --device /dev/fuse",
-            None => "as root: modprobe fuse; chmod 666 /dev/fuse",
+        let fix = match (&facts.container, found.fuse.errno()) {
+            (Some(_), Some(ENOENT)) => "the container's --device /dev/fuse",
+            _ => "as root: modprobe fuse; chmod 666 /dev/fuse",
         };
         cause(format!("/dev/fuse: {errno}"), fix)
     })
