@@ -2,6 +2,7 @@
 //! anything. Only this folder prints.
 
 mod args;
+mod check;
 mod report;
 mod run;
 
@@ -64,6 +65,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     let rest: Vec<OsString> = globals.into_iter().chain(words).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
+        Some("check" | "doctor") => check::check(&rest),
         Some("--help" | "-h" | "help") => print(HELP),
         Some("--version" | "-V") => print(&format!("sbx {}\n", env!("CARGO_PKG_VERSION"))),
         _ => unknown(&command),
@@ -108,7 +110,11 @@ fn say(text: &str) {
 
 /// At most four lines: what on what; where; why; try.
 fn fail(error: &Error) -> u8 {
-    let facts = hint::Facts::default();
+    let facts = match hint::wants_facts(error) {
+        // A caller whose working directory is gone can still be told what its variables do not decide.
+        true => sbx::host::check::look(&sbx::host::caller().unwrap_or_default()).into(),
+        false => hint::Facts::default(),
+    };
     let advice = hint::advice(error, &facts);
     let mut text = error.to_string();
     if let Some(place) = error.place() {
