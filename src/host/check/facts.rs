@@ -210,7 +210,7 @@ impl HelperFile {
         let stat = file.as_deref().and_then(|file| stat(file).ok());
         let nosuid = || {
             let open = openat(HERE, file.as_deref()?, Open::Path).ok()?;
-            let id = mount_id(open.as_fd()).ok()?;
+            let id = mount_id(open.as_fd(), c"").ok()?;
             Some(mounts.0.iter().find(|mount| mount.id == id)?.options.split(',').any(|word| word == "nosuid"))
         };
         HelperFile {
