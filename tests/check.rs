@@ -387,6 +387,21 @@ fn an_outer_filter_that_refuses_user_namespaces_is_named() {
     }
 }
 
+/// Ubuntu 24.04's way: the namespace is made, and then good for nothing.
+#[test]
+fn a_user_namespace_without_its_capabilities_is_none() {
+    const NAME: &str = "a_user_namespace_without_its_capabilities_is_none";
+    needs!("a_user_namespace_without_its_capabilities_is_none", "-Ur");
+    for call in [libc::SYS_sethostname, libc::SYS_move_mount] {
+        let useless = [(call, None, RET_ERRNO | EPERM)];
+        check_behind(&useless).misses("user_namespaces", "a seccomp filter refuses it");
+        if let Some((status, said)) = run_behind(NAME, &useless) {
+            assert_eq!(status, Some(125), "{said}");
+            assert!(said.contains("seccomp filter"), "{said}");
+        }
+    }
+}
+
 #[test]
 fn a_filter_that_kills_is_told_from_one_that_refuses() {
     let checked = check_behind(&[(libc::SYS_fsopen, None, KILL)]);

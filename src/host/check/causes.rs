@@ -4,10 +4,12 @@
 use super::facts::Facts;
 use super::probe::{Outcome, Refusal};
 use super::{ReadyFile, kernel};
-use crate::sys::{EACCES, EINVAL, ENOSPC, ENOSYS, EPERM, Errno};
+use crate::sys::{EACCES, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, Errno};
 
 /// ENODEV: a file system that the kernel does not have.
 const ENODEV: Errno = Errno(19);
+/// From here on an overlay's upper layer can be a tmpfs; a run on an older kernel takes a directory by itself.
+pub(super) const TMPFS_XATTRS: (u32, u32) = (6, 6);
 /// A helper that gave no answer.
 pub(super) const ETIMEDOUT: Errno = Errno(110);
 /// The kernel nests user namespaces no deeper (user_namespaces(7)).
@@ -67,7 +69,11 @@ pub(super) fn user_namespaces(outcome: &Outcome, facts: &Facts) -> Cause {
         _ if refused && restricted(facts) => apparmor(facts),
         _ if refused && facts.chrooted => cause(
             "sbx runs in a chroot, where the kernel lets nobody make user namespaces",
-            "start it outside, or enter that directory by pivot_root or `unshare --root`",
+            "start it outside, or make that directory the root by pivot_root",
+        ),
+        _ if refused && facts.proc_options.is_none() => cause(
+            format!("{}; without /proc nothing tells why, but a chroot refuses just so", said(&refusal)),
+            "start it outside of a chroot, or mount -t proc proc /proc and check again",
         ),
         _ if refusal.errno == EACCES && facts.selinux => selinux(),
         _ => unknown(&refusal),
@@ -78,7 +84,7 @@ pub(super) fn user_namespaces(outcome: &Outcome, facts: &Facts) -> Cause {
 fn useless(refusal: &Refusal, facts: &Facts) -> Cause {
     match refusal.errno {
         EPERM | EACCES if restricted(facts) => apparmor(facts),
-        Errno(2) if refusal.call.starts_with("write ") => no_proc(),
+        ENOENT if refusal.call.starts_with("write ") => no_proc(),
         _ => mount(refusal, facts),
     }
 }
@@ -196,10 +202,13 @@ pub(super) fn overlay(outcome: &Outcome, facts: &Facts) -> Cause {
         ENODEV => {
             cause("this kernel has no overlayfs, or may not load it for you", "as root: modprobe overlay; or --rw")
         }
-        Errno(5) | Errno(95) => cause(
+        EIO | EOPNOTSUPP if facts.version() < TMPFS_XATTRS => cause(
             format!("{}: tmpfs has no user xattrs before Linux 6.6", said(&refusal)),
-            "--upper disk, or a kernel from 6.6",
+            "nothing to do: changes go to a directory on disk (--upper disk)",
         ),
+        EIO | EOPNOTSUPP => {
+            cause(format!("{}: tmpfs has no user xattrs (CONFIG_TMPFS_XATTR)", said(&refusal)), "--upper disk")
+        }
         EINVAL => cause(
             format!("{}: this kernel's overlayfs does not know userxattr (Linux 5.11)", said(&refusal)),
             "a newer kernel, or --rw",

@@ -119,6 +119,12 @@ fn word(path: &str) -> Option<String> {
 }
 
 impl Facts {
+    /// The kernel's version, as its release has it.
+    pub(super) fn version(&self) -> (u32, u32) {
+        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+
     /// Reads all of them.
     pub(super) fn read(caller: &Caller) -> Facts {
         let uid = cred::geteuid();

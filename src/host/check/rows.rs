@@ -1,11 +1,11 @@
 //! The table: one row a feature, from what the probes found and what was read. Pure.
 
-use super::causes::{self, Cause, cause};
+use super::causes::{self, Cause, TMPFS_XATTRS, cause};
 use super::cgroup::Layout;
 use super::facts::Facts;
 use super::probe::Outcome;
 use super::{Feature, Findings, Row, State, kernel};
-use crate::sys::{EDQUOT, ENOENT};
+use crate::sys::{EDQUOT, EIO, ENOENT, EOPNOTSUPP};
 
 /// The oldest kernel with all that sbx stands on: mount_setattr, cgroup.kill, process limits of a user namespace.
 const OLDEST: (u32, u32) = (5, 14);
@@ -44,10 +44,8 @@ impl Row {
 }
 
 fn version(facts: &Facts) -> Row {
-    let mut numbers = facts.release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let row = row(Feature::Kernel, true, "everything");
-    if version >= OLDEST {
+    if facts.version() >= OLDEST {
         return row;
     }
     row.but(State::Missing, cause(format!("this is Linux {}", facts.release), "a kernel from 5.14"))
@@ -129,13 +127,12 @@ fn landlock(found: &Findings, facts: &Facts) -> Row {
 
 fn mounts(found: &Findings, facts: &Facts) -> [Row; 4] {
     let overlay = row(Feature::Overlay, true, "a root that is never written");
-    let overlay = match causes::overlay(&found.overlay, facts) {
-        // `run` takes a directory on disk by itself there.
-        on_disk if !found.overlay.works() && on_disk.fix.starts_with("--upper disk") => {
-            overlay.but(State::Limited, on_disk)
-        }
-        other => overlay.by(&found.overlay, || other),
-    };
+    let mut overlay = overlay.by(&found.overlay, || causes::overlay(&found.overlay, facts));
+    // Where the reason is an old tmpfs, a run goes to disk by itself.
+    let old_tmpfs = matches!(found.overlay.errno(), Some(EIO | EOPNOTSUPP)) && facts.version() < TMPFS_XATTRS;
+    if old_tmpfs {
+        overlay.state = State::Limited;
+    }
     let devices = row(Feature::Devices, true, "a minimal /dev");
     let devices = match (found.devices.works(), facts.devices.is_empty()) {
         (true, false) => devices.but(State::Missing, causes::devices(&found.devices, facts)),

@@ -182,6 +182,7 @@ fn a_chroot_and_security_modules_are_named() {
     };
     says(&by("clone3", EPERM, |facts| facts.chrooted = true), "chroot", "start it outside");
     says(&by("clone3", EACCES, |facts| facts.selinux = true), "SELinux", "ausearch");
+    says(&by("clone3", EPERM, |facts| facts.proc_options = None), "without /proc", "outside of a chroot");
     // An outer module that lets nobody mount or change propagation.
     let confined = by("move_mount", EACCES, |facts| facts.label = Some("docker-default (enforce)".into()));
     says(&confined, "\"docker-default\"", "--security-opt apparmor=unconfined");
@@ -223,7 +224,13 @@ fn a_refused_overlay_says_which_way_is_left() {
     says(&by(Errno(19)), "no overlayfs", "modprobe overlay");
     says(&by(EINVAL), "userxattr", "--rw");
     says(&by(EPERM), "operation not permitted", "--rw");
-    let old = by(EIO);
+    let odd = by(EIO);
+    says(&odd, "CONFIG_TMPFS_XATTR", "--upper disk");
+    assert_eq!(odd.state, State::Missing, "a run of a new kernel trusts its tmpfs");
+    let old = row(Feature::Overlay, |findings, facts| {
+        findings.overlay = refused("mkdir in an overlay", EIO);
+        facts.release = "6.1.0-49-amd64".into();
+    });
     says(&old, "no user xattrs before Linux 6.6", "--upper disk");
     assert_eq!(old.state, State::Limited, "a run puts its changes on disk there");
 }
