@@ -247,7 +247,7 @@ mod tests {
         });
         for error in [
             at("maps", "map uid", "write setgroups", EACCES),
-            at("root", Step::Store(1), "fsmount", EPERM),
+            at("root", Step::Store(Some(1)), "fsmount", EPERM),
             at("enter", Step::HostName("a".into()), "sethostname", EPERM),
             at("enter", Step::Network, "ioctl", EPERM),
         ] {
@@ -275,7 +275,12 @@ mod tests {
             findings.calls = vec![("mount_setattr".into(), refused("mount_setattr", ENOSYS))];
             facts.seccomp = true;
         });
-        says(&at("root", Step::Store(1), "mount_setattr", ENOSYS), &hidden, "mount_setattr is refused", "seccomp=");
+        says(
+            &at("root", Step::Store(Some(1)), "mount_setattr", ENOSYS),
+            &hidden,
+            "mount_setattr is refused",
+            "seccomp=",
+        );
     }
 
     #[test]

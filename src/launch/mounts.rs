@@ -12,7 +12,7 @@ use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Src, Target, Upper
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
 use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 type Done = Result<(), Failure>;
@@ -118,7 +118,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             tree.attach(made, target, Kind::Directory)
         }
         Op::Device { src, target } => tree.device(src, target),
-        Op::SealRoot => mount::mount_setattr(held(&tree.root)?, Attr::RDONLY, Depth::Single).called(Call::MountSetattr),
+        Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { uid } => open_terminal(child, *uid),
         other => kernel_fs(tree, other),
@@ -565,6 +565,16 @@ impl Tree {
         std::mem::forget(at);
         self.sys = Some(sysfs);
         Ok(())
+    }
+
+    /// Makes the root's mount read-only, and the overlays that `@host` is made of.
+    fn seal(&self, below: &[CString]) -> Done {
+        let root = held(&self.root)?;
+        for path in below {
+            let at = fs::open_in_root(root, path, Open::Path).called(Call::Openat2)?;
+            mount::mount_setattr(at.as_fd(), Attr::RDONLY, Depth::Single).called(Call::MountSetattr)?;
+        }
+        mount::mount_setattr(root, Attr::RDONLY, Depth::Single).called(Call::MountSetattr)
     }
 
     /// The new root becomes the root, and nothing of the old one stays reachable (S18).

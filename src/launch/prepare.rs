@@ -227,7 +227,13 @@ impl Context<'_> {
                 Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
             }
             Step::Supply(etc) => self.supply(etc)?,
-            Step::SealRoot => Op::SealRoot,
+            Step::SealRoot => {
+                let overlays = self.plan.steps.iter().filter_map(|p| match &p.step {
+                    Step::HostOverlay(path) => Some(path),
+                    _ => None,
+                });
+                Op::SealRoot(overlays.map(|path| target(path).map(|t| t.path)).collect::<Result<_>>()?)
+            }
             _ => Op::Pivot,
         })
     }

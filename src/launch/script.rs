@@ -219,7 +219,8 @@ pub(crate) enum Op {
     Terminal {
         uid: u32,
     },
-    SealRoot,
+    /// The root's mount, and these below it, made read-only.
+    SealRoot(Vec<CString>),
     Pivot,
     Keyring,
     Bounding(Vec<u32>),

@@ -103,7 +103,6 @@ pub(super) fn namespace(kind: &str, outcome: &Outcome, facts: &Facts) -> Cause {
     let mut found = match refusal.errno {
         ENOSPC => no_more(kind, facts),
         EINVAL => cause(format!("this kernel has no {kind} namespaces"), "another kernel"),
-        ENOSYS => cause("clone3 is hidden, and clone cannot make a time namespace", outer_filter(facts).fix),
         EPERM | EACCES if facts.seccomp => outer_filter(facts),
         _ => unknown(&refusal),
     };

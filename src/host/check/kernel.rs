@@ -103,13 +103,11 @@ pub(super) fn calls(probes: &Probes, namespaces_work: bool) -> Vec<(String, Outc
     missing
 }
 
-/// Whether clone3 is there: without it sbx falls back to clone, which cannot make a time namespace in one go.
-/// The kernel answers for a time namespace by EPERM, or EINVAL where it has none, but never by ENOSYS.
+/// Whether clone3 is there: without it sbx falls back to clone.
 pub(super) fn clone3(probes: &Probes) -> Outcome {
-    probes.run(Namespaces::NONE, || match process::clone3(Namespaces::TIME, ChildOf::Caller) {
-        Ok(process::Forked::Child) => process::exit_now(0),
-        Err(errno @ ENOSYS) => Err(errno).by("clone3"),
-        _ => Ok(()),
+    probes.run(Namespaces::NONE, || match process::has_clone3() {
+        true => Ok(()),
+        false => Err(ENOSYS).by("clone3"),
     })
 }
 

@@ -145,7 +145,7 @@ impl Probes {
         };
         match process::clone3(new, ChildOf::Caller) {
             Err(errno) => Answer::Refused(Refusal { call: "clone3".into(), errno }),
-            Ok(Forked::Child) => {
+            Ok(Forked::Child { .. }) => {
                 drop((go.1, answer.0));
                 child(go.0.as_fd(), answer.1.as_fd(), body)
             }
