@@ -64,11 +64,6 @@ pub fn release() -> String {
     crate::sys::host::release()
 }
 
-/// Physical memory in bytes, by sysinfo(2).
-pub fn memory_total() -> u64 {
-    crate::sys::host::memory_total()
-}
-
 /// How many processors the kernel may ever have.
 pub fn cpus_possible() -> usize {
     let text = read_text(Path::new("/sys/devices/system/cpu/possible"), 256).unwrap_or_default();

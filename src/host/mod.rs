@@ -3,6 +3,7 @@
 //! `Host::look` gathers what every run's plan needs and must stay cheap: it is on the start path.
 //! What `sbx check` tells beyond that is probed by doing, in the other files of this folder.
 
+pub mod check;
 pub mod files;
 mod rootfs;
 
@@ -17,7 +18,6 @@ use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -36,8 +36,6 @@ pub struct Host {
     pub groups: Vec<u32>,
     /// What this process may do as uid 0.
     pub power: Power,
-    /// Physical memory in bytes.
-    pub memory: u64,
     /// Landlock's ABI version, 0 without Landlock.
     pub landlock: u32,
     /// Ranges of /etc/subuid and /etc/subgid that are this user's: first id and count.
@@ -61,6 +59,12 @@ pub struct Host {
     /// Sources of mounts that are not there or cannot be reached, and why.
     #[serde(skip)]
     pub missing: Vec<(HostPath, String)>,
+    /// Sources of mounts that belong to the host's root; looked at only where the caller is root.
+    #[serde(skip)]
+    pub roots_own: Vec<HostPath>,
+    /// As root: all ranges of /etc/subuid and /etc/subgid, whoever has them.
+    #[serde(skip)]
+    pub foreign_ranges: Vec<(u32, u32)>,
     /// Descriptors to pass on, and what they are.
     pub passed: Vec<(i32, Stdio)>,
     /// Working directory, home and environment.
@@ -124,7 +128,6 @@ impl Host {
             gid: sys::cred::getegid(),
             groups: groups(),
             power,
-            memory: memory(),
             landlock: sys::landlock::abi(),
             subuids: ranges("/etc/subuid"),
             subgids: ranges("/etc/subgid"),
@@ -132,11 +135,13 @@ impl Host {
             newgidmap: helper("newgidmap"),
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
-            stdio: [0, 1, 2].map(stdio),
+            stdio: stdio([0, 1, 2]),
             root: RootFacts::look(&spec.root.source, grouped)?,
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
-            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio(fd))).collect(),
+            roots_own: if power == Power::Ordinary { Vec::new() } else { roots_own(spec) },
+            foreign_ranges: if power == Power::Ordinary { Vec::new() } else { foreign_ranges() },
+            passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             user,
             caller,
         })
@@ -205,10 +210,6 @@ fn groups() -> Vec<u32> {
     }
 }
 
-fn memory() -> u64 {
-    files::memory_total()
-}
-
 fn core_piped() -> bool {
     files::read_value(Path::new("/proc/sys/kernel/core_pattern")).is_ok_and(|text| text.starts_with('|'))
 }
@@ -221,12 +222,22 @@ fn throttled_cpus() -> usize {
     }
 }
 
-fn stdio(number: i32) -> Stdio {
+/// poll(2) knows no `O_PATH` descriptors: it calls them invalid, as it does closed ones.
+fn stdio<const N: usize>(numbers: [i32; N]) -> [Stdio; N] {
+    let mut watches = numbers.map(|number| sys::event::Watch::read(sys::process::stdio(number)));
+    let _ = sys::event::poll(&mut watches, Some(0));
+    let mut n = 0;
+    numbers.map(|number| {
+        n += 1;
+        one_stdio(number, watches[n - 1].invalid())
+    })
+}
+
+fn one_stdio(number: i32, invalid: bool) -> Stdio {
     let fd = sys::process::stdio(number);
     let Ok(stat) = sys::fs::fstat(fd) else { return Stdio::Closed };
-    let path_only = sys::fs::flags(fd).is_ok_and(|flags| flags.path_only);
     match stat.kind {
-        _ if path_only => Stdio::Place,
+        _ if invalid => Stdio::Place,
         Kind::Directory => Stdio::Place,
         Kind::File => Stdio::File,
         Kind::Character(..) if sys::tty::is_terminal(fd) => Stdio::Terminal,
@@ -245,12 +256,27 @@ pub fn find_program(caller: &Caller, name: &str) -> Option<PathBuf> {
     })
 }
 
-fn missing(spec: &Spec) -> Vec<(HostPath, String)> {
-    let sources = spec.mounts.iter().filter_map(|mount| match &mount.source {
+/// The host paths that the spec mounts.
+fn sources(spec: &Spec) -> impl Iterator<Item = &HostPath> {
+    spec.mounts.iter().filter_map(|mount| match &mount.source {
         Source::Bind { src, .. } | Source::Device { src } => Some(src),
         Source::Tmpfs { .. } | Source::Mqueue => None,
-    });
-    sources.filter_map(|src| Some((src.clone(), files::exists(src.as_path()).err()?.to_string()))).collect()
+    })
+}
+
+fn roots_own(spec: &Spec) -> Vec<HostPath> {
+    let own = |src: &&HostPath| sys::fs::stat(&files::c_path(src.as_path())).is_ok_and(|stat| stat.uid == 0);
+    sources(spec).filter(own).cloned().collect()
+}
+
+fn foreign_ranges() -> Vec<(u32, u32)> {
+    let texts =
+        ["/etc/subuid", "/etc/subgid"].map(|file| files::read_text(Path::new(file), 1 << 20).unwrap_or_default());
+    texts.iter().flat_map(|text| ids::all_subordinate(text)).collect()
+}
+
+fn missing(spec: &Spec) -> Vec<(HostPath, String)> {
+    sources(spec).filter_map(|src| Some((src.clone(), files::exists(src.as_path()).err()?.to_string()))).collect()
 }
 
 fn resolv_conf(spec: &Spec) -> String {
@@ -267,10 +293,6 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
         return refuse("longer than a path can be (4095 bytes)".into(), "a shorter path, or cd there and use ./");
     }
     match sys::fs::openat(HERE, &files::c_path(path), Open::Directory) {
-        // However it is spelled: `/tmp/..`, a symlink, a bind.
-        Ok(root) if same_directory(root.as_fd(), c"/") => {
-            refuse("this machine's own root cannot be an overlay of itself".into(), "sbx run @host")
-        }
         Ok(root) => Ok(root),
         Err(sys::ENOENT) => refuse("no such directory".into(), "a directory that holds a root file system, or @host"),
         Err(sys::ENOTDIR) => refuse("not a directory".into(), "unpack an image or archive into a directory first"),
@@ -280,8 +302,9 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
     }
 }
 
-fn same_directory(one: std::os::fd::BorrowedFd<'_>, other: &std::ffi::CStr) -> bool {
-    match (sys::fs::fstat(one), sys::fs::stat(other)) {
+/// Whether a path leads to this machine's own root, however it is spelled: `/`, `/tmp/..`, a symlink, a bind.
+pub fn is_own_root(path: &Path) -> bool {
+    match (sys::fs::stat(&files::c_path(path)), sys::fs::stat(c"/")) {
         (Ok(one), Ok(other)) => (one.dev, one.ino) == (other.dev, other.ino),
         _ => false,
     }

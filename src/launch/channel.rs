@@ -4,6 +4,7 @@
 //!   parent                                   child (init)
 //!     | ---- clone3 -------------------------> |
 //!     |  writes the id maps                    |  waits
+//!     | ---- Tree + mount ---------------------> |  (idmapped sources, as root)
 //!     | ---- Go -----------------------------> |  Enter, Root, Pivot, Identity, Confine
 //!     | <--- Done{step} ---------------------- |  (where somebody follows)
 //!     | <--- Skipped{step, call, errno} ------ |  (for steps that may be)
@@ -35,6 +36,8 @@ const SIZE: usize = 16;
 pub enum Message {
     /// Parent: the maps are written.
     Go,
+    /// Parent: carries the next of the idmapped sources, before `Go`.
+    Tree,
     /// Parent: the program may start.
     Start,
     /// Parent: pass this signal on.
@@ -129,6 +132,7 @@ impl Message {
             Message::AtGate => (8, (0, 0, 0)),
             Message::NotExecuted(errno) => (9, (errno.0, 0, 0)),
             Message::Started(pid) => (10, (pid, 0, 0)),
+            Message::Tree => (13, (0, 0, 0)),
             Message::Done(step) => (12, (i32::from(step), 0, 0)),
             Message::Ended(Ended::Code(code), full) => (11, (0, code, full as i32)),
             Message::Ended(Ended::Signal(signal), full) => (11, (1, signal, full as i32)),
@@ -157,6 +161,7 @@ impl Message {
             (8, true) => Message::AtGate,
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
+            (13, true) => Message::Tree,
             (12, true) => Message::Done(u16::try_from(a).ok()?),
             (11, true) if a == 0 => Message::Ended(Ended::Code(b), full),
             (11, true) => Message::Ended(Ended::Signal(b), full),
@@ -191,6 +196,7 @@ mod tests {
         let fault = Fault { step: 300, call: Call::Terminal, errno: Errno(13) };
         for message in [
             Message::Go,
+            Message::Tree,
             Message::Start,
             Message::Signal(15),
             Message::Forked(7),

@@ -7,7 +7,7 @@
 use super::channel::{Call, Message, hear, tell};
 use super::confine::Confined;
 use super::init;
-use super::mounts::{self, Tree};
+use super::mounts::{self, Tree, Trees};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
 use crate::sys::fs::{HERE, Open};
@@ -32,22 +32,33 @@ pub(super) struct Child<'a> {
 }
 
 /// The entry: everything the new process does. `channel` is its end of the pair.
-pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
+pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces) -> ! {
     sys::alloc::forbid();
     match &script.above {
-        None => begin(script, channel),
+        None => begin(script, channel, Trees::default(), missing),
         Some(above) => between(script, above, channel),
     }
 }
 
 /// Init's own way through the stages.
-fn begin(script: &Script, channel: BorrowedFd<'_>) -> ! {
-    let mut child =
-        Child { script, channel, tree: Tree::new(script.creator), terminal: None, terminal_back: -1, host_proc: None };
+fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namespaces) -> ! {
+    let mut child = Child {
+        script,
+        channel,
+        tree: Tree::new(script.creator, trees),
+        terminal: None,
+        terminal_back: -1,
+        host_proc: None,
+    };
     if script.awaits_maps {
         child.await_maps();
     }
     child.all(&script.enter);
+    if missing.has(Namespaces::TIME)
+        && let Err(failure) = new_time(None)
+    {
+        child.give_up(failure);
+    }
     let confined = child.root_beside_own();
     init::start(&mut child, confined.ignored)
 }
@@ -59,7 +70,20 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
         let _ = tell(channel, Message::Failed(failure.at(above.step)), None);
         process::exit_now(FAILED)
     };
-    if process::die_with_parent().is_err() || !matches!(hear(channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
+    let mut trees = Trees::default();
+    loop {
+        match hear(channel, Wait::Yes) {
+            Ok(Some((Message::Tree, Some(tree)))) => trees.keep(tree),
+            Ok(Some((Message::Go, _))) => break,
+            _ => process::exit_now(FAILED),
+        }
+    }
+    if above.from_root
+        && let Err(failure) = become_root()
+    {
+        fail(failure);
+    }
+    if process::die_with_parent().is_err() || sys::socket::hung_up(channel) {
         process::exit_now(FAILED);
     }
     let limit = sys::cred::Limit { soft: above.pids, hard: above.pids };
@@ -68,7 +92,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
         fail(failure);
     }
     match process::clone3(script.new, ChildOf::CallersParent).called(Call::Clone) {
-        Ok(Forked::Child) => begin(script, channel),
+        Ok(Forked::Child { missing }) => begin(script, channel, trees, missing),
         Ok(Forked::Parent { pid, pidfd }) => {
             if let Err(failure) = write_maps(pid, above) {
                 let _ = process::pidfd_send_signal(pidfd.as_fd(), sys::event::SIGKILL);
@@ -176,6 +200,8 @@ impl Child<'_> {
         }
         self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
         self.confine(&mut confined, &self.script.confine);
+        // Closed with all else before the program starts.
+        std::mem::forget(pipe);
         confined
     }
 
@@ -215,8 +241,8 @@ impl Child<'_> {
     fn enter(&mut self, op: &Op) -> Option<Result<(), Failure>> {
         Some(match op {
             Op::OwnMaps(uids, gids) => own_maps(uids, gids),
-            Op::Session => self.session(),
-            Op::TimeOffset(text) => time_offset(text),
+            Op::Session => session(),
+            Op::TimeOffset(text) => new_time(Some(text)),
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
             Op::Network => process::unshare(Namespaces::NET)
@@ -227,20 +253,28 @@ impl Child<'_> {
         })
     }
 
-    fn session(&self) -> Result<(), Failure> {
-        process::setsid().called(Call::Setsid)?;
-        process::umask(0);
-        process::die_with_parent().called(Call::Prctl)?;
-        // The parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is.
-        if sys::socket::hung_up(self.channel) { process::exit_now(FAILED) } else { Ok(()) }
-    }
-
     /// Paths are taken from a held descriptor, for the helper may pivot at any moment.
     fn write_proc(&self, path: &std::ffi::CStr, value: &[u8]) -> Result<(), Failure> {
         let proc = self.host_proc.as_ref().ok_or(Failure(Call::Open, sys::ENOENT))?;
         let file = sys::fs::openat(proc.as_fd(), path, Open::Write).called(Call::Open)?;
         sys::fs::write_all(file.as_fd(), value).called(Call::Write)
     }
+}
+
+fn session() -> Result<(), Failure> {
+    process::setsid().called(Call::Setsid)?;
+    process::umask(0);
+    process::die_with_parent().called(Call::Prctl)
+}
+
+/// Real root is nobody in a sandbox: an owner that is not mapped can make neither a namespace (EPERM) nor a file
+/// (EOVERFLOW). The change of ids took "dumpable" away, and with it the right to write the maps of init, which
+/// inherits it; init gives it up for good in `Identity`.
+fn become_root() -> Result<(), Failure> {
+    sys::cred::setgroups(&[]).called(Call::Setgroups)?;
+    sys::cred::setresgid(0).called(Call::Setresgid)?;
+    sys::cred::setresuid(0).called(Call::Setresuid)?;
+    process::dumpable().called(Call::Prctl)
 }
 
 /// A process may map one id, its own, once it has given up setgroups (user_namespaces(7), Linux 3.19).
@@ -250,15 +284,20 @@ fn own_maps(uids: &std::ffi::CStr, gids: &std::ffi::CStr) -> Result<(), Failure>
     {
         let file = sys::fs::openat(HERE, file, Open::Write).called(Call::Open)?;
         sys::fs::write_all(file.as_fd(), text.to_bytes()).called(Call::Write)?;
+        // Closed with all else before the program starts.
+        std::mem::forget(file);
     }
     Ok(())
 }
 
-/// Offsets can be written only before the first process enters the namespace, and this process enters it by
-/// itself, so that a child made with shared memory is in it too (before Linux 6.1 exec would not move it).
-fn time_offset(text: &std::ffi::CStr) -> Result<(), Failure> {
+/// A time namespace by unshare: offsets can be written only before the first process enters it. This process
+/// enters it by itself, so that a child made with shared memory is in it too (before Linux 6.1 exec would not move
+/// it).
+fn new_time(offsets: Option<&std::ffi::CStr>) -> Result<(), Failure> {
     process::unshare(Namespaces::TIME).called(Call::Unshare)?;
-    sys::fs::write_file(c"/proc/self/timens_offsets", text.to_bytes()).called(Call::Write)?;
+    if let Some(offsets) = offsets {
+        sys::fs::write_file(c"/proc/self/timens_offsets", offsets.to_bytes()).called(Call::Write)?;
+    }
     let children = sys::fs::openat(HERE, c"/proc/self/ns/time_for_children", Open::Read).called(Call::Open)?;
     process::setns(children.as_fd(), Namespaces::TIME).called(Call::Setns)
 }

@@ -6,7 +6,7 @@ use super::channel::{Call, Message, hear, tell};
 use super::child::Child;
 use super::script::{Expected, Failure, In, Op};
 use crate::sys::cred::CapSet;
-use crate::sys::fs::{HERE, Kind, Open};
+use crate::sys::fs::{HERE, Open};
 use crate::sys::socket::Wait;
 use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
@@ -27,7 +27,8 @@ impl Confined {
             Op::Bounding(dropped) => bound(dropped),
             Op::Groups(None) => Ok(()),
             Op::Groups(Some(groups)) => cred::setgroups(groups).called(Call::Setgroups),
-            Op::Ids(uid, gid) => become_user(*uid, *gid),
+            Op::Ids(None) => Ok(()),
+            Op::Ids(Some((uid, gid))) => become_user(*uid, *gid),
             Op::Capset(held) => cred::capset(*held, *held, CapSet(0)).called(Call::Capset),
             Op::NoNewPrivs => process::no_new_privs().called(Call::Prctl),
             Op::Hide => hide(child),
@@ -65,7 +66,9 @@ fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
     cred::setresuid(uid).called(Call::Setresuid)
 }
 
-/// A change of ids cleared the death signal and may have set "dumpable" again (prctl(2)), so both come here.
+/// A change of ids cleared the death signal and may have set "dumpable" again (prctl(2)), so both come here. The
+/// parent's identity cannot be asked for inside a new pid namespace, so its end of the channel is: a parent that
+/// died before the signal was set would go unnoticed.
 fn hide(child: &Child<'_>) -> Result<(), Failure> {
     process::die_with_parent().called(Call::Prctl)?;
     if sys::socket::hung_up(child.channel) {
@@ -83,10 +86,14 @@ fn hide(child: &Child<'_>) -> Result<(), Failure> {
 
 fn allow(ruleset: std::os::fd::BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -> Result<(), Failure> {
     let place = sys::fs::openat(HERE, place, Open::Path).called(Call::Open)?;
-    // Rights that only directories have are refused on anything else.
-    let directory = sys::fs::fstat(place.as_fd()).called(Call::Stat)?.kind == Kind::Directory;
-    let rights = if directory { rights } else { rights & file_rights };
-    sys::landlock::allow(ruleset, place.as_fd(), rights).called(Call::LandlockRule)
+    match sys::landlock::allow(ruleset, place.as_fd(), rights) {
+        // Rights that only directories have are refused on anything else.
+        Err(sys::EINVAL) => sys::landlock::allow(ruleset, place.as_fd(), rights & file_rights),
+        other => other,
+    }
+    .called(Call::LandlockRule)?;
+    std::mem::forget(place);
+    Ok(())
 }
 
 /// Enters the working directory and proves that it lies in the new root (S03, CVE-2024-21626).
@@ -113,6 +120,7 @@ fn verify(expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 8192];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
     let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
+    std::mem::forget(file);
     let status = &buffer[..length];
     match hex(status, b"SigIgn") {
         Some(ignored) if status_is(status, expected) => Ok(ignored),

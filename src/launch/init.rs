@@ -8,7 +8,6 @@ use super::channel::{Call, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
-use crate::sys::fs::{HERE, Open};
 use crate::sys::process::{Ended, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
@@ -71,7 +70,7 @@ fn fail(channel: BorrowedFd<'_>, program: &Program, failure: Option<Failure>, er
 }
 
 fn signals() -> Result<OwnedFd, Failure> {
-    event::block(&[SIGCHLD]).called(Call::Sigmask)?;
+    // The parent has blocked it, with all that it takes from a descriptor, and the mask is inherited.
     event::signalfd(&[SIGCHLD]).called(Call::Signalfd)
 }
 
@@ -148,7 +147,6 @@ fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
 fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
-    let store = sys::fs::openat(HERE, c"/dev", Open::Directory).ok();
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
         process::exit_now(FAILED);
@@ -159,7 +157,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     {
         process::exit_now(FAILED);
     }
-    keep_only(channel, signals.as_fd(), store.as_ref().map(AsFd::as_fd));
+    keep_only(channel, signals.as_fd());
     sys::alloc::drop_text();
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
@@ -175,25 +173,19 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
         // One SIGCHLD may stand for many ends; they are all taken below.
         let _ = event::next_signal(signals.as_fd());
         if let Some(ended) = reap(pid) {
-            let full = store.as_ref().map_or(Fullness::Room, |store| fullness(store.as_fd()));
-            let _ = tell(channel, Message::Ended(ended, full), None);
+            let _ = tell(channel, Message::Ended(ended, fullness()), None);
             process::exit_now(0)
         }
     }
 }
 
-/// Init needs three descriptors; what built the root would only keep mounts alive.
-fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>, store: Option<BorrowedFd<'_>>) {
-    let mut kept = [channel.as_raw_fd(), signals.as_raw_fd(), store.map_or(channel.as_raw_fd(), |s| s.as_raw_fd())];
-    kept.sort_unstable();
-    let mut first = 0;
-    for number in kept {
-        if number > first {
-            let _ = process::close_range(first as u32, number as u32 - 1);
-        }
-        first = first.max(number + 1);
+/// Init needs two descriptors; what built the root would only keep mounts alive.
+fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>) {
+    let (channel, signals) = (channel.as_raw_fd() as u32, signals.as_raw_fd() as u32);
+    let (low, high) = (channel.min(signals), channel.max(signals));
+    for (first, last) in [(0, low.saturating_sub(1)), (low + 1, high - 1), (high + 1, u32::MAX)] {
+        let _ = process::close_range(first, last);
     }
-    let _ = process::close_from(first);
 }
 
 /// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
@@ -216,20 +208,19 @@ fn stop_all() {
     let _ = process::kill(-1, event::SIGSTOP);
 }
 
-/// Takes away everything that has ended; the program's own end where it is among them.
+/// Takes away everything that has ended, up to the program itself, with which all the rest ends.
 fn reap(pid: i32) -> Option<Ended> {
-    let mut mine = None;
     while let Ok(Some((ended, how))) = process::wait(Which::Any, WaitFor::Nothing) {
         if ended == pid {
-            mine = Some(how);
+            return Some(how);
         }
     }
-    mine
+    None
 }
 
 /// /dev lies in the one tmpfs whatever the user mounted, so its space is the store's.
-fn fullness(store: BorrowedFd<'_>) -> Fullness {
-    match sys::mount::fstatfs(store) {
+fn fullness() -> Fullness {
+    match sys::mount::statfs(c"/dev") {
         Ok(space) if space.free == 0 || (space.inodes > 0 && space.free_inodes == 0) => Fullness::Full,
         _ => Fullness::Room,
     }

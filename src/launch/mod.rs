@@ -4,12 +4,14 @@
 mod channel;
 mod child;
 mod confine;
+mod faults;
 mod init;
 mod maps;
 mod monitor;
 mod mounts;
 mod prepare;
 mod relay;
+mod root;
 mod script;
 
 pub use crate::sys::process::Ended;
@@ -20,10 +22,12 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::{MapsBy, Plan, Step, UpperAt};
-use crate::state::{Claim, Record, Skipped, StateDir};
+use crate::spec::access::Degrade;
+use crate::state::{Claim, Record, StateDir};
 use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
-use channel::{Fault, Message, hear, tell};
+use channel::{Message, hear, tell};
+use faults::step_error;
 use script::Script;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -78,6 +82,7 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     let upper = Upper::make(plan)?;
+    let range = root::Range::take(plan, host)?;
     let mut record = record(plan, request, &upper);
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
@@ -87,11 +92,12 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
         |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
-    let cloned = Cloned::new(plan, host, &script, claim)?;
-    let mapped = cloned.map(plan, host, observer)?;
+    let cloned = Cloned::new(plan, &script, claim)?;
+    let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     mapped.go(plan);
     record.pid = Some(mapped.pid);
-    mapped.serve(plan, host, request, record, (signals, feed), upper, observer)
+    record.state = "running".into();
+    mapped.serve(plan, request, record, (signals, feed), upper, observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
@@ -124,7 +130,7 @@ struct Mapped<'a> {
 }
 
 impl<'a> Cloned<'a> {
-    fn new(plan: &Plan, host: &Host, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
+    fn new(plan: &Plan, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
         single_thread()?;
         let fail = |call: &'static str| {
             let place = plan.place(plan.number(|step| matches!(step, Step::Clone(_))));
@@ -135,21 +141,33 @@ impl<'a> Cloned<'a> {
             Some(_) => process::Namespaces::USER,
             None => script.new,
         };
-        let _ = host;
-        match process::clone3(new, ChildOf::Caller).map_err(fail("clone3"))? {
-            Forked::Child => {
+        match clone(new, plan.degrade).map_err(fail("clone3"))? {
+            Forked::Child { missing } => {
                 drop(ours);
-                child::run(script, theirs.as_fd())
+                child::run(script, theirs.as_fd(), missing)
             }
             Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim }),
         }
     }
 
     /// Writes the maps; with ranges, init is then the process that the child has made, and takes its place.
-    fn map(self, plan: &Plan, host: &Host, observer: &mut dyn Observer) -> Result<Mapped<'a>> {
+    fn map(
+        self,
+        plan: &Plan,
+        host: &Host,
+        script: &Script,
+        range: Option<&root::Range>,
+        observer: &mut dyn Observer,
+    ) -> Result<Mapped<'a>> {
         let mut guard = Guard { pidfd: Some(self.pidfd) };
-        observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
-        maps::write(plan, host, self.pid)?;
+        observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Clone(_)))));
+        if plan.identities.by != MapsBy::Caller {
+            observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
+        }
+        maps::write(plan, host, range, self.pid)?;
+        for tree in root::trees(script, self.pid)? {
+            tell(self.channel.as_fd(), Message::Tree, Some(tree.as_fd())).map_err(|errno| gone(plan, errno))?;
+        }
         let mut pid = self.pid;
         if plan.identities.pids_above.is_some() {
             tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
@@ -158,11 +176,22 @@ impl<'a> Cloned<'a> {
                     guard.replace(init);
                     pid
                 }
-                Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, host, fault)),
+                Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
                 _ => return Err(gone(plan, sys::EPIPE)),
             };
         }
         Ok(Mapped { pid, pidfd: guard.release(), channel: self.channel, claim: self.claim })
+    }
+}
+
+/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all.
+fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<Forked> {
+    let less = new.without(process::Namespaces::TIME | process::Namespaces::CGROUP);
+    match process::clone3(new, ChildOf::Caller) {
+        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && less != new => {
+            process::clone3(less, ChildOf::Caller)
+        }
+        other => other,
     }
 }
 
@@ -206,7 +235,6 @@ impl Mapped<'_> {
     fn serve(
         self,
         plan: &Plan,
-        host: &Host,
         request: &Request<'_>,
         record: Record,
         (signals, feed): (OwnedFd, Option<OwnedFd>),
@@ -218,18 +246,10 @@ impl Mapped<'_> {
         // Written while the child works; a guard holds it already.
         self.claim.write(&record)?;
         let littered = !record.made.is_empty() || record.upper.is_some();
-        let served = monitor::Monitor::new(
-            plan,
-            host,
-            request,
-            record,
-            &self.claim,
-            self.channel.as_fd(),
-            pidfd,
-            signals.as_fd(),
-        )
-        .feeding(feed)
-        .run(observer);
+        let served =
+            monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
+                .feeding(feed)
+                .run(observer);
         match served {
             // Init has been waited for.
             Ok(_) => drop(guard.release()),
@@ -250,33 +270,6 @@ fn gone(plan: &Plan, errno: sys::Errno) -> Error {
         call: "wait for the child",
         errno,
     }
-}
-
-/// A failed step as an error: the words come from the plan, the fault from the child.
-fn step_error(plan: &Plan, host: &Host, fault: Fault) -> Error {
-    let number = usize::from(fault.step);
-    let place = plan.place(number);
-    if let Some(Step::Workdir(path)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step) {
-        let why = fault.errno.to_string();
-        return Error::spec("--workdir", path.display(), why).or_try("a directory that exists inside");
-    }
-    if let (Some(Step::Overlay(layers)), sys::EINVAL) =
-        (plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step), fault.errno)
-    {
-        let below: Vec<_> = layers.lower.iter().flat_map(|l| crate::host::mounts_below(l.as_path())).collect();
-        if let Some(first) = below.first() {
-            let why =
-                format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
-            return Error::spec("ROOTFS", &layers.lower[0], why).or_try("unmount them, or --rw");
-        }
-    }
-    let _ = host;
-    Error::Step { place, call: fault.call.name(), errno: fault.errno }
-}
-
-fn skipped(plan: &Plan, fault: Fault) -> Skipped {
-    let place = plan.place(usize::from(fault.step));
-    Skipped { step: place.step, why: format!("{}: {}", fault.call.name(), fault.errno) }
 }
 
 /// Memory shared with other threads could hold a lock at the moment of the clone; the child would wait for ever.

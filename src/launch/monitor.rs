@@ -1,12 +1,12 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
+use super::Request;
 use super::channel::{Fullness, Message, hear, tell};
+use super::faults::{skipped, step_error};
 use super::relay::{Pump, Terminal};
-use super::{Request, skipped, step_error};
 use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, Stage, Step};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
 use crate::sys::event::{self, Caught, Watch};
@@ -74,7 +74,6 @@ enum Phase {
 /// The supervisor's state.
 pub(super) struct Monitor<'a> {
     plan: &'a Plan,
-    host: &'a Host,
     request: &'a Request<'a>,
     record: Record,
     claim: &'a Claim<'a>,
@@ -97,7 +96,6 @@ impl<'a> Monitor<'a> {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         plan: &'a Plan,
-        host: &'a Host,
         request: &'a Request<'a>,
         record: Record,
         claim: &'a Claim<'a>,
@@ -107,7 +105,6 @@ impl<'a> Monitor<'a> {
     ) -> Monitor<'a> {
         Monitor {
             plan,
-            host,
             request,
             record,
             claim,
@@ -206,7 +203,7 @@ impl<'a> Monitor<'a> {
         observer: &mut dyn super::Observer,
     ) -> Result<()> {
         match message {
-            Message::Failed(fault) => return Err(step_error(self.plan, self.host, fault)),
+            Message::Failed(fault) => return Err(step_error(self.plan, fault)),
             Message::NotExecuted(errno) => return Err(self.not_executed(errno)),
             Message::Skipped(fault) => {
                 let skipped = skipped(self.plan, fault);
@@ -217,8 +214,12 @@ impl<'a> Monitor<'a> {
             Message::Terminal => self.master = carried,
             Message::AtGate => self.phase = Phase::AtGate,
             Message::Started(_) => self.started(carried, observer)?,
-            Message::Ended(ended, full) => self.ended = Some((ended, full)),
-            Message::Go | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
+            Message::Ended(ended, full) => {
+                self.ended = Some((ended, full));
+                // Nothing more comes; what is left is to wait for the end of init.
+                self.channel_open = false;
+            }
+            Message::Go | Message::Tree | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
         }
         Ok(())
     }
@@ -235,6 +236,8 @@ impl<'a> Monitor<'a> {
         if !self.record.skipped.is_empty() {
             self.claim.write(&self.record)?;
         }
+        let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
+        last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
         observer.event(&Event::Started { pid, init });
         self.terminal = self.master.take().map(Terminal::new);
         if let Some((timeout, _)) = self.request.limits.timeout {

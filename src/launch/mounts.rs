@@ -7,20 +7,51 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::{Child, decimal_path};
-use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Target, UpperDirs};
+use super::prepare::MAX_TREES;
+use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Src, Target, UpperDirs};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
 use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 type Done = Result<(), Failure>;
+
+/// Descriptor numbers in the order in which the parent sent them.
+#[derive(Clone, Copy)]
+pub(super) struct Trees {
+    numbers: [i32; MAX_TREES],
+    count: usize,
+}
+
+impl Trees {
+    /// Takes the next one over. More than there is room for are never sent.
+    pub(super) fn keep(&mut self, tree: OwnedFd) {
+        if let Some(place) = self.numbers.get_mut(self.count) {
+            *place = tree.as_raw_fd();
+            std::mem::forget(tree);
+            self.count += 1;
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<&i32> {
+        self.numbers[..self.count].get(index)
+    }
+}
+
+impl Default for Trees {
+    fn default() -> Self {
+        Trees { numbers: [-1; MAX_TREES], count: 0 }
+    }
+}
 
 /// What is open while the root is built.
 #[derive(Default)]
 pub(super) struct Tree {
     /// User and group, as seen inside, of what this process makes.
     creator: (u32, u32),
+    /// Numbers of the mounts that the parent made.
+    trees: Trees,
     /// The one tmpfs.
     store: Option<OwnedFd>,
     /// The new root's mount.
@@ -30,6 +61,8 @@ pub(super) struct Tree {
     devpts: Option<OwnedFd>,
     proc: Option<OwnedFd>,
     sys: Option<OwnedFd>,
+    /// An empty read-only directory that already masks something.
+    empty: Option<OwnedFd>,
     /// Where init says the number of its sysfs, and where the terminal's number goes back.
     pub sysfs_from: Option<OwnedFd>,
 }
@@ -68,7 +101,10 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Supply { name, content, parent, entry } => tree.supply(name, content, parent, entry),
         Op::Place { path, content } => new_file(held(&tree.store)?, path, content),
         Op::Bind { src, target, attr } => {
-            let bound = clone_tree(HERE, src, Depth::Recursive, *attr)?;
+            let bound = match src {
+                Src::Path(path) => clone_tree(HERE, path, Depth::Recursive, *attr)?,
+                Src::Tree(index, _) => tree.handed_over(*index)?,
+            };
             let kind = fs::fstat(bound.as_fd()).called(Call::Stat)?.kind;
             tree.attach(bound, target, kind)
         }
@@ -82,7 +118,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             tree.attach(made, target, Kind::Directory)
         }
         Op::Device { src, target } => tree.device(src, target),
-        Op::SealRoot => mount::mount_setattr(held(&tree.root)?, Attr::RDONLY, Depth::Single).called(Call::MountSetattr),
+        Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { uid } => open_terminal(child, *uid),
         other => kernel_fs(tree, other),
@@ -95,9 +131,15 @@ fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
         Op::Dev(target) => tree.make_dev(target),
         Op::Devpts { gid } => tree.make_devpts(gid.as_deref()),
         Op::HostShm => tree.host_shm(),
+        Op::DevMqueue => {
+            let made = new_fs(c"mqueue", &[], GUARDED)?;
+            mount::move_mount_to(made.as_fd(), held(&tree.dev)?, c"mqueue").called(Call::MoveMount)?;
+            std::mem::forget(made);
+            Ok(())
+        }
         Op::Mqueue(target) => {
             let made = new_fs(c"mqueue", &[], GUARDED)?;
-            tree.attach_and_leave(made, target)
+            tree.attach(made, target, Kind::Directory)
         }
         Op::Proc(target) => {
             let proc = new_fs(c"proc", &[], GUARDED)?;
@@ -141,9 +183,7 @@ pub(super) fn new_sysfs() -> Result<OwnedFd, Failure> {
 
 /// A detached copy of a mount with attributes added before anybody can see it.
 fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth, attr: Attr) -> Result<OwnedFd, Failure> {
-    let tree = mount::open_tree(dir, path, depth).called(Call::OpenTree)?;
-    mount::mount_setattr(tree.as_fd(), attr, depth).called(Call::MountSetattr)?;
-    Ok(tree)
+    mount::open_tree_with(dir, path, attr, depth).called(Call::OpenTree)
 }
 
 fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
@@ -155,7 +195,9 @@ fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
 
 fn new_file(dir: BorrowedFd<'_>, path: &CStr, content: &[u8]) -> Done {
     let file = fs::openat_mode(dir, path, Open::New, 0o644).called(Call::Open)?;
-    fs::write_all(file.as_fd(), content).called(Call::Write)
+    let written = fs::write_all(file.as_fd(), content).called(Call::Write);
+    std::mem::forget(file);
+    written
 }
 
 /// Opens a place beneath the root, making what is missing: directories, and at last an entry of this kind.
@@ -203,8 +245,8 @@ fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<Owned
 
 impl Tree {
     /// Nothing is open yet.
-    pub(super) fn new(creator: (u32, u32)) -> Tree {
-        Tree { creator, ..Tree::default() }
+    pub(super) fn new(creator: (u32, u32), trees: Trees) -> Tree {
+        Tree { creator, trees, ..Tree::default() }
     }
 
     /// The store is attached on top of `/`, where it hides nothing from this process, whose own root lies
@@ -216,11 +258,9 @@ impl Tree {
         Ok(())
     }
 
-    /// Attaches the new root below the store, so that everything else can be mounted on it by descriptor.
+    /// Attaches the new root on top of the store, so that everything else can be mounted on it by descriptor.
     fn set_root(&mut self, root: OwnedFd) -> Done {
-        let store = held(&self.store)?;
-        make_dir(store, c"root", 0o755)?;
-        mount::move_mount_to(root.as_fd(), store, c"root").called(Call::MoveMount)?;
+        mount::move_mount_to(root.as_fd(), HERE, c"/").called(Call::MoveMount)?;
         self.root = Some(root);
         Ok(())
     }
@@ -264,11 +304,12 @@ impl Tree {
         let stat = like.map(fs::fstat).transpose().called(Call::Stat)?;
         let fresh = fs::mkdirat(dir, names.0, stat.map_or(0o755, |s| s.mode)).is_ok();
         make_dir(dir, names.1, 0o700)?;
-        let upper = fs::openat(dir, names.0, Open::Directory).called(Call::Open)?;
+        // In a kept layer these could be links to anywhere.
+        let upper = fs::open_beneath(dir, names.0, Open::Directory).called(Call::Openat2)?;
         if let (true, Some(stat)) = (fresh, stat) {
             self.give(upper.as_fd(), stat.uid, stat.gid);
         }
-        Ok((upper, fs::openat(dir, names.1, Open::Directory).called(Call::Open)?))
+        Ok((upper, fs::open_beneath(dir, names.1, Open::Directory).called(Call::Openat2)?))
     }
 
     /// Gives a directory that this process made the owner of the one below it. Fails for an owner outside the map;
@@ -282,7 +323,7 @@ impl Tree {
     /// Writes a file into the root's upper layer before the overlay exists.
     fn seed(&mut self, overlay: &OverlayOp, dir: &CStr, like: (u32, u32, u32), file: &CStr, content: &[u8]) -> Done {
         if self.seeded.is_none() {
-            let lower = fs::openat(HERE, &overlay.lower[0], Open::Directory).called(Call::Open)?;
+            let lower = self.layer(&overlay.lower[0])?;
             let (upper, work) = self.upper_dirs(&overlay.upper, Some(lower.as_fd()))?;
             let (mode, uid, gid) = like;
             fs::mkdirat(upper.as_fd(), dir, mode).called(Call::Mkdir)?;
@@ -307,7 +348,7 @@ impl Tree {
                     .called(Call::Fsconfig)?;
                 continue;
             }
-            let layer = fs::openat(HERE, lower, Open::Directory).called(Call::Open)?;
+            let layer = self.layer(lower)?;
             add_layer(context.as_fd(), c"lowerdir+", layer.as_fd(), overlay.naming).called(Call::Fsconfig)?;
             if top.is_none() {
                 top = Some(layer);
@@ -331,7 +372,34 @@ impl Tree {
             mount::fsconfig_flag(context.as_fd(), flag).called(Call::Fsconfig)?;
         }
         mount::fsconfig_create(context.as_fd()).called(Call::Fsconfig)?;
-        mount::fsmount(context.as_fd(), attr).called(Call::Fsmount)
+        let made = mount::fsmount(context.as_fd(), attr).called(Call::Fsmount);
+        if overlay.is_root {
+            std::mem::forget((context, top));
+        }
+        made
+    }
+
+    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be attached before an overlay
+    /// takes it.
+    fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
+        match src {
+            Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),
+            Src::Tree(index, name) => {
+                let tree = self.handed_over(*index)?;
+                let store = held(&self.store)?;
+                make_dir(store, name, 0o755)?;
+                mount::move_mount_to(tree.as_fd(), store, name).called(Call::MoveMount)?;
+                Ok(tree)
+            }
+        }
+    }
+
+    /// A mount that the parent made.
+    fn handed_over(&self, index: usize) -> Result<OwnedFd, Failure> {
+        match self.trees.get(index) {
+            Some(&number) if number >= 0 => Ok(sys::adopt(number)),
+            _ => Err(Failure(Call::Receive, ENOENT)),
+        }
     }
 
     fn link(&self, target: &CStr, at: &Target) -> Done {
@@ -383,14 +451,12 @@ impl Tree {
         for (name, to) in LINKS {
             fs::symlinkat(to, dev.as_fd(), name).called(Call::Symlink)?;
         }
-        for name in [c"pts", c"shm", c"mqueue"] {
-            make_dir(dev.as_fd(), name, 0o755)?;
+        for (name, mode) in [(c"pts", 0o755), (c"shm", 0o1777), (c"mqueue", 0o1777)] {
+            fs::mkdirat(dev.as_fd(), name, mode).called(Call::Mkdir)?;
         }
-        let shm = self.store_dir(c"shm", 0o1777, PLAIN)?;
-        mount::move_mount_to(shm.as_fd(), dev.as_fd(), c"shm").called(Call::MoveMount)?;
         let guarded = Attr(Attr::NOSUID.0 | Attr::NOEXEC.0);
         mount::mount_setattr(dev.as_fd(), guarded, Depth::Recursive).called(Call::MountSetattr)?;
-        std::mem::forget((at, shm));
+        std::mem::forget(at);
         self.dev = Some(dev);
         Ok(())
     }
@@ -432,33 +498,34 @@ impl Tree {
     /// a proc file system of our own is no hostile path, so the call's own lookup will do.
     fn read_only(&self, path: &CStr) -> Done {
         let proc = held(&self.proc)?;
-        let tree = match mount::open_tree(proc, path, Depth::Single) {
+        let tree = match mount::open_tree_with(proc, path, Attr::RDONLY, Depth::Single) {
             Err(ENOENT) => return Ok(()),
             other => other.called(Call::OpenTree)?,
         };
-        mount::mount_setattr(tree.as_fd(), Attr::RDONLY, Depth::Single).called(Call::MountSetattr)?;
         mount::move_mount_to(tree.as_fd(), proc, path).called(Call::MoveMount)?;
         std::mem::forget(tree);
         Ok(())
     }
 
     /// Directories read as empty, files as the null device.
-    fn mask(&self, base: Base, path: &CStr, asked: bool) -> Done {
+    fn mask(&mut self, base: Base, path: &CStr, asked: bool) -> Done {
         let kernels = match base {
             Base::Proc => held(&self.proc)?,
             Base::Sys if self.sys.is_none() => return Ok(()),
             Base::Sys => held(&self.sys)?,
             Base::Root => return self.mask_in_root(path, asked),
         };
-        match fs::lstat(kernels, path) {
-            Err(ENOENT) if !asked => Ok(()),
-            found => {
-                let cover = self.cover(found.called(Call::Stat)?.kind)?;
-                mount::move_mount_to(cover.as_fd(), kernels, path).called(Call::MoveMount)?;
-                std::mem::forget(cover);
-                Ok(())
-            }
+        let kind = match fs::lstat(kernels, path) {
+            Err(ENOENT) if !asked => return Ok(()),
+            found => found.called(Call::Stat)?.kind,
+        };
+        let cover = self.cover(kind)?;
+        mount::move_mount_to(cover.as_fd(), kernels, path).called(Call::MoveMount)?;
+        match kind {
+            Kind::Directory => self.empty = Some(cover),
+            _ => std::mem::forget(cover),
         }
+        Ok(())
     }
 
     fn mask_in_root(&self, path: &CStr, asked: bool) -> Done {
@@ -473,8 +540,12 @@ impl Tree {
     /// What lies over a masked place: an empty directory of the store, or the null device of our own /dev, which
     /// was proven to be one.
     fn cover(&self, kind: Kind) -> Result<OwnedFd, Failure> {
-        match kind {
-            Kind::Directory => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0)),
+        match (kind, &self.empty) {
+            // A copy of a read-only mount is one too.
+            (Kind::Directory, Some(empty)) => {
+                mount::open_tree(empty.as_fd(), c"", Depth::Single).called(Call::OpenTree)
+            }
+            (Kind::Directory, None) => self.store_dir(c"empty", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0)),
             _ => mount::open_tree(held(&self.dev)?, c"null", Depth::Single).called(Call::OpenTree),
         }
     }
@@ -496,6 +567,16 @@ impl Tree {
         Ok(())
     }
 
+    /// Makes the root's mount read-only, and the overlays that `@host` is made of.
+    fn seal(&self, below: &[CString]) -> Done {
+        let root = held(&self.root)?;
+        for path in below {
+            let at = fs::open_in_root(root, path, Open::Path).called(Call::Openat2)?;
+            mount::mount_setattr(at.as_fd(), Attr::RDONLY, Depth::Single).called(Call::MountSetattr)?;
+        }
+        mount::mount_setattr(root, Attr::RDONLY, Depth::Single).called(Call::MountSetattr)
+    }
+
     /// The new root becomes the root, and nothing of the old one stays reachable (S18).
     fn pivot(&self) -> Done {
         fs::fchdir(held(&self.root)?).called(Call::Chdir)?;
@@ -506,9 +587,9 @@ impl Tree {
         }
         fs::chdir(c"/").called(Call::Chdir)?;
         // Proof: what lies on top of the root, which `..` of it leads to, is the new root's own mount.
-        let top = fs::openat(HERE, c"/..", Open::Path).called(Call::Open)?;
-        let id = |of: BorrowedFd<'_>| fs::mount_id(of).called(Call::Stat);
-        if id(top.as_fd())? == id(held(&self.root)?)? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
+        let top = fs::mount_id(HERE, c"/..").called(Call::Stat)?;
+        let root = fs::mount_id(held(&self.root)?, c"").called(Call::Stat)?;
+        if top == root { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
     }
 
     /// The number that the helper's terminal has in the table that both share.

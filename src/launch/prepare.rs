@@ -1,10 +1,12 @@
 //! Plan → Script: the last place that may allocate. C strings, numbers, BPF and Landlock rules are made and
 //! checked here; the child only makes calls.
 
-use super::script::{Above, Base, Expected, Naming, Op, OverlayOp, Prepared, Program, Script, Target, UpperDirs};
+use super::script::{
+    Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Program, Script, Src, Target, UpperDirs,
+};
 use crate::error::{Error, Result};
-use crate::host::Host;
 use crate::host::files::c_path;
+use crate::host::{Host, Power};
 use crate::plan::{
     Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal,
     UpperAt, bpf,
@@ -13,7 +15,7 @@ use crate::spec::Init;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
-use crate::sys::mount::Attr;
+use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::{Namespaces, Pointers, argv_area};
 use crate::sys::seccomp::Insn;
 use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
@@ -38,9 +40,10 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
+        idmapped: Vec::new(),
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
-        creator: (inner_id(&plan.identities.uids, host.uid), inner_id(&plan.identities.gids, host.gid)),
+        creator: (0, 0),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
@@ -51,11 +54,21 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         followed: told.steps,
         program: program(plan, told.pid)?,
     };
-    let mut context = Context { host, plan, count: 0, lower: Vec::new(), scratch: Vec::new() };
+    let mut context = Context {
+        host,
+        plan,
+        count: 0,
+        lower: Vec::new(),
+        scratch: Vec::new(),
+        root_lower: Vec::new(),
+        idmapped: Vec::new(),
+    };
+    script.creator = context.creator();
     context.find_lower();
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
     }
+    script.idmapped = context.idmapped;
     Ok(script)
 }
 
@@ -73,6 +86,10 @@ struct Context<'a> {
     lower: Vec<Layers>,
     /// Directories of the store that are mounted: where, and their name there.
     scratch: Vec<(InnerPath, String)>,
+    /// The root overlay's layers as sources, made once.
+    root_lower: Vec<Src>,
+    /// Sources for the parent.
+    idmapped: Vec<IdMapped>,
 }
 
 impl Context<'_> {
@@ -102,6 +119,7 @@ impl Context<'_> {
                 if let (Some(pids), false) = (identities.pids_above, identities.by == MapsBy::Caller) {
                     script.above = Some(Above {
                         step: number,
+                        from_root: identities.by == MapsBy::Root,
                         pids,
                         uid_map: c_text(identity_map(&identities.uids))?,
                         gid_map: c_text(identity_map(&identities.gids))?,
@@ -193,12 +211,15 @@ impl Context<'_> {
 
     fn root(&mut self, step: &Step) -> Result<Op> {
         Ok(match step {
-            Step::Store(bytes) => Op::Store(c_text(bytes.to_string())?),
+            Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
             Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,
             Step::HostOverlay(path) => Op::OverlayBind(self.overlay(path)?, target(path)?, PLAIN),
-            Step::HostBind(path) => Op::Bind { src: c_path(path), target: target(path)?, attr: PLAIN | Attr::RDONLY },
+            Step::HostBind(path) => {
+                let attr = PLAIN | Attr::RDONLY;
+                Op::Bind { src: self.source(path, Depth::Recursive, attr)?, target: target(path)?, attr }
+            }
             Step::Link(path, to) => Op::Link(c_path(to), target(path)?),
             Step::Scratch(path, mode) => {
                 let name = self.fresh("scratch")?;
@@ -206,7 +227,13 @@ impl Context<'_> {
                 Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
             }
             Step::Supply(etc) => self.supply(etc)?,
-            Step::SealRoot => Op::SealRoot,
+            Step::SealRoot => {
+                let overlays = self.plan.steps.iter().filter_map(|p| match &p.step {
+                    Step::HostOverlay(path) => Some(path),
+                    _ => None,
+                });
+                Op::SealRoot(overlays.map(|path| target(path).map(|t| t.path)).collect::<Result<_>>()?)
+            }
             _ => Op::Pivot,
         })
     }
@@ -220,7 +247,7 @@ impl Context<'_> {
                 Op::Devpts { gid: if tty_group { Some(c_text("5")?) } else { None } }
             }
             Step::HostShm => Op::HostShm,
-            Step::Mqueue => Op::Mqueue(at("/dev/mqueue")?),
+            Step::Mqueue => Op::DevMqueue,
             Step::Proc => Op::Proc(at("/proc")?),
             Step::NoUserNamespaces => Op::NoUserNamespaces,
             Step::ReadOnly(path) => Op::ReadOnly(below(path, "/proc")?),
@@ -239,7 +266,11 @@ impl Context<'_> {
         if let (EtcWay::Upper(mode, uid, gid), Some(layers)) = (&etc.way, self.lower.first().cloned()) {
             let dir = parent.file_name().unwrap_or_default().as_bytes();
             let who = &self.plan.identities;
-            let (uid, gid) = (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid));
+            // Through an idmapped mount an owner on disk is that very id inside.
+            let (uid, gid) = match who.by {
+                MapsBy::Root => (uid, gid),
+                _ => (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid)),
+            };
             let overlay = self.root_overlay(&layers)?;
             return Ok(Op::Seed {
                 overlay,
@@ -256,6 +287,20 @@ impl Context<'_> {
         Ok(Op::Supply { name: self.fresh("file")?, content, parent: target(parent)?, entry: c_text(name)? })
     }
 
+    /// A source that is only read: as real root it is shown through the sandbox's own ids.
+    fn source(&mut self, path: &Path, depth: Depth, attr: Attr) -> Result<Src> {
+        let path = c_path(path);
+        if self.host.power != Power::Root {
+            return Ok(Src::Path(path));
+        }
+        self.idmapped.push(IdMapped { path, depth, attr: attr | Attr::RDONLY });
+        if self.idmapped.len() > MAX_TREES {
+            let why = format!("as root sbx shows at most {MAX_TREES} directories of the host");
+            return Err(Error::spec("--volume", "too many", why).or_try("run sbx as an ordinary user"));
+        }
+        Ok(Src::Tree(self.idmapped.len() - 1, self.fresh("lower")?))
+    }
+
     fn naming(&self) -> Naming {
         match self.host.kernel {
             kernel if kernel >= (6, 13) => Naming::Descriptor,
@@ -264,20 +309,25 @@ impl Context<'_> {
         }
     }
 
-    fn root_overlay(&self, layers: &Layers) -> Result<OverlayOp> {
+    fn root_overlay(&mut self, layers: &Layers) -> Result<OverlayOp> {
         let (upper, volatile) = match &layers.upper {
             UpperAt::Store => (UpperDirs::Store(c_text("upper")?, c_text("work")?), false),
             UpperAt::Dropped(at) => (UpperDirs::Host(c_path(at.as_path())), true),
             UpperAt::Kept(at) => (UpperDirs::Host(c_path(at.as_path())), false),
         };
-        let lower = layers.lower.iter().map(|layer| c_path(layer.as_path())).collect();
+        if self.root_lower.is_empty() {
+            let paths: Vec<&Path> = layers.lower.iter().map(|layer| layer.as_path()).collect();
+            self.root_lower = paths.into_iter().map(|p| self.source(p, Depth::Single, PLAIN)).collect::<Result<_>>()?;
+        }
+        let lower = self.root_lower.clone();
         Ok(OverlayOp { lower, upper, naming: self.naming(), volatile, is_root: true })
     }
 
     /// An overlay of one directory of the host with its changes in the store.
     fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
         let upper = UpperDirs::Store(self.fresh("upper")?, self.fresh("work")?);
-        Ok(OverlayOp { lower: vec![c_path(src)], upper, naming: self.naming(), volatile: false, is_root: false })
+        let lower = vec![self.source(src, Depth::Single, PLAIN)?];
+        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile: false, is_root: false })
     }
 
     fn mount(&mut self, mount: &Mount) -> Result<Op> {
@@ -289,8 +339,11 @@ impl Context<'_> {
                 let attr = Attr::NOSUID | nodev | noexec(exec);
                 match access {
                     Access::Overlay => Op::OverlayBind(self.overlay(src.as_path())?, target, attr),
-                    Access::Ro => Op::Bind { src: c_path(src.as_path()), target, attr: attr | Attr::RDONLY },
-                    Access::Rw => Op::Bind { src: c_path(src.as_path()), target, attr },
+                    Access::Ro => {
+                        let attr = attr | Attr::RDONLY;
+                        Op::Bind { src: self.source(src.as_path(), Depth::Recursive, attr)?, target, attr }
+                    }
+                    Access::Rw => Op::Bind { src: Src::Path(c_path(src.as_path())), target, attr },
                 }
             }
             Source::Tmpfs { size: Some(bytes), mode, exec } => Op::Tmpfs {
@@ -316,7 +369,9 @@ impl Context<'_> {
             Step::Bounding(held) => Op::Bounding((0..64).filter(|n| *n >= last || held.0 >> n & 1 == 0).collect()),
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
-            Step::Ids(uid, gid) => Op::Ids(*uid, *gid),
+            // What the process is already, it need not become.
+            Step::Ids(uid, gid) if (*uid, *gid) == self.creator() => Op::Ids(None),
+            Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
             Step::Hide => Op::Hide,
@@ -338,6 +393,15 @@ impl Context<'_> {
         })
     }
 
+    /// User and group inside of the process itself.
+    fn creator(&self) -> (u32, u32) {
+        let who = &self.plan.identities;
+        if who.by == MapsBy::Root {
+            return (0, 0);
+        }
+        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
+    }
+
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
         let found = self.plan.steps.iter().find(|p| is(&p.step));
         found.map_or(0, |p| match &p.step {
@@ -346,6 +410,9 @@ impl Context<'_> {
         })
     }
 }
+
+/// The process in between keeps the sources it is handed in an array of this length.
+pub(super) const MAX_TREES: usize = 64;
 
 const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 

@@ -4,7 +4,7 @@ use super::channel::{Call, Fault};
 use crate::plan::Need;
 use crate::sys::Errno;
 use crate::sys::cred::{CapSet, Limit};
-use crate::sys::mount::Attr;
+use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::{ArgvArea, Namespaces, Pointers};
 use crate::sys::seccomp::Insn;
 use std::ffi::CString;
@@ -13,6 +13,8 @@ use std::os::fd::OwnedFd;
 /// All that the child does, in the order of its branches. It outlives the clone: in the child nothing is dropped.
 #[derive(Debug)]
 pub(crate) struct Script {
+    /// Sources that the parent hands over as idmapped mounts.
+    pub idmapped: Vec<IdMapped>,
     /// What the clone makes new.
     pub new: Namespaces,
     /// Made in between where the map is one of ranges; see `MapsAbove`.
@@ -46,12 +48,31 @@ pub(crate) struct Script {
 pub(crate) struct Above {
     /// Step of the maps, for faults.
     pub step: u16,
+    /// Whether the caller is real root, who is nobody in the sandbox.
+    pub from_root: bool,
     /// RLIMIT_NPROC for all that is below.
     pub pids: u64,
     /// uid_map of the sandbox's own namespace, in the ids of the one above.
     pub uid_map: CString,
     /// gid_map likewise.
     pub gid_map: CString,
+}
+
+/// A source that the parent makes an idmapped mount of.
+#[derive(Debug)]
+pub(crate) struct IdMapped {
+    pub path: CString,
+    pub depth: Depth,
+    pub attr: Attr,
+}
+
+/// Where a directory or file of the host comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Src {
+    /// By its path.
+    Path(CString),
+    /// The idmapped mount of this number; as a layer it is attached in the store under this name.
+    Tree(usize, CString),
 }
 
 /// One prepared step.
@@ -97,7 +118,7 @@ pub(crate) enum UpperDirs {
 /// One overlay.
 #[derive(Clone, Debug)]
 pub(crate) struct OverlayOp {
-    pub lower: Vec<CString>,
+    pub lower: Vec<Src>,
     pub upper: UpperDirs,
     pub naming: Naming,
     /// Nothing of it is synced: it is thrown away anyway.
@@ -166,6 +187,8 @@ pub(crate) enum Op {
         gid: Option<CString>,
     },
     HostShm,
+    /// The message queues on /dev/mqueue.
+    DevMqueue,
     Mqueue(Target),
     Proc(Target),
     NoUserNamespaces,
@@ -178,7 +201,7 @@ pub(crate) enum Op {
     Sys(Target),
     EmptySys(Target),
     Bind {
-        src: CString,
+        src: Src,
         target: Target,
         attr: Attr,
     },
@@ -196,12 +219,14 @@ pub(crate) enum Op {
     Terminal {
         uid: u32,
     },
-    SealRoot,
+    /// The root's mount, and these below it, made read-only.
+    SealRoot(Vec<CString>),
     Pivot,
     Keyring,
     Bounding(Vec<u32>),
     Groups(Option<Vec<u32>>),
-    Ids(u32, u32),
+    /// User and group to become, where the process is not that already.
+    Ids(Option<(u32, u32)>),
     Capset(CapSet),
     NoNewPrivs,
     Hide,

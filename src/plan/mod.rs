@@ -16,7 +16,7 @@ mod steps;
 pub mod syscalls;
 
 pub use access::{Grant, LandlockPlan};
-pub use identity::{GroupSet, Identities, MapsBy};
+pub use identity::{GroupSet, Identities, MapsBy, ROOT_BASE, ROOT_COUNT};
 pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 
 use crate::error::{Error, Place, Result};
@@ -102,6 +102,8 @@ pub struct Plan {
     pub(crate) identities: Identities,
     pub(crate) process: Process,
     pub(crate) landlock: Option<LandlockPlan>,
+    /// Whether namespaces that a host may lack can be left out.
+    pub(crate) degrade: Degrade,
     /// Filters of the program in the order they are loaded.
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
     /// What the user is told before the start.
@@ -143,15 +145,15 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let identities = identity::identities(spec, host)?;
     let terminal = terminal(spec, host);
     check_stdio(host)?;
+    mounts::check_root(spec, host)?;
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
     let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();
-    let store_size = mounts::store_size(spec, host);
     steps.must(Stage::Claim, Step::Claim(name.into()));
     steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
     environment::enter(&mut steps, spec, name);
-    mounts::root(&mut steps, spec, host, &process, name, store_size)?;
+    mounts::root(&mut steps, spec, host, &process, name)?;
     steps.must(Stage::Pivot, Step::Pivot);
     access::identity(&mut steps, spec, &identities);
     let landlock = access::confine(&mut steps, spec, host, &process)?;
@@ -159,7 +161,16 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
-    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes })
+    Ok(Plan {
+        name: name.into(),
+        steps: steps.list,
+        identities,
+        process,
+        landlock,
+        degrade: spec.degrade,
+        filters,
+        notes,
+    })
 }
 
 /// The steps while they are collected.

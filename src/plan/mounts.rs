@@ -5,8 +5,9 @@ use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Process, Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
-use crate::host::{Host, RootFacts};
+use crate::host::{Host, Power, RootFacts};
 use crate::spec::access::Nesting;
+use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
@@ -31,11 +32,11 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
 const TMPFS_XATTRS: (u32, u32) = (6, 6);
 
-/// Bytes of the one tmpfs: as said, else a quarter of the machine's memory.
-pub(super) fn store_size(spec: &Spec, host: &Host) -> u64 {
+/// Bytes of the one tmpfs: as said, else left to the kernel as a share of the machine's memory.
+fn store_size(spec: &Spec) -> Option<u64> {
     match &spec.root.writes {
-        Writes::Upper(Upper::Tmpfs(Some(bytes))) | Writes::ReadOnly(Upper::Tmpfs(Some(bytes))) => *bytes,
-        _ => (host.memory / 4).max(64 << 20),
+        Writes::Upper(Upper::Tmpfs(bytes)) | Writes::ReadOnly(Upper::Tmpfs(bytes)) => *bytes,
+        _ => None,
     }
 }
 
@@ -66,9 +67,40 @@ impl From<std::path::PathBuf> for HostPath {
     }
 }
 
+/// As real root: what its sandbox could write of the host's root, or could not even read, is refused (DESIGN 4.10).
+pub(super) fn check_root(spec: &Spec, host: &Host) -> Result<()> {
+    if host.power == Power::Ordinary || matches!(spec.map, Map::Explicit(_)) {
+        return Ok(());
+    }
+    let refuse = |option: &str, path: &HostPath| {
+        let why = "belongs to root, and a sandbox of root's could leave set-id programs there";
+        Err(Error::spec(option, path, why)
+            .or_try("the option `overlay` or `ro`, --map, or run sbx as an ordinary user"))
+    };
+    let written = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { src, access: Access::Rw, .. } => Some(src),
+        _ => None,
+    });
+    if let Some(src) = written.into_iter().find(|src| host.roots_own.contains(src)) {
+        return refuse("--volume", src);
+    }
+    match (&spec.root.source, &spec.root.writes) {
+        (RootSource::Layers(layers), Writes::Through) if host.root.owner == 0 => refuse("--rw", &layers[0]),
+        (RootSource::Layers(layers), _) if host.power == Power::RootWithoutAdmin && host.root.mode & 0o005 != 0o005 => {
+            let why = "root without CAP_SYS_ADMIN cannot show it with other owners, and others may not read it";
+            Err(Error::spec("ROOTFS", &layers[0], why).or_try("chmod o+rx, or an outer container with CAP_SYS_ADMIN"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What the user should be told about the root.
 pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
     let mut notes = Vec::new();
+    if host.power == Power::RootWithoutAdmin {
+        notes
+            .push("root without CAP_SYS_ADMIN: the host's files appear as nobody's, and only what all may read".into());
+    }
     let tmpfs = matches!(spec.root.writes, Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)));
     if tmpfs && host.kernel < TMPFS_XATTRS {
         let (major, minor) = host.kernel;
@@ -87,16 +119,10 @@ pub(super) fn writable_host(spec: &Spec) -> bool {
 }
 
 /// All steps of the stage, in their order.
-pub(super) fn root(
-    steps: &mut Steps,
-    spec: &Spec,
-    host: &Host,
-    process: &Process,
-    name: &str,
-    store_size: u64,
-) -> Result<()> {
+pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process, name: &str) -> Result<()> {
     let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
-    must(steps, Step::Store(store_size));
+    must(steps, Step::Store(store_size(spec)));
+    check_unmask(spec)?;
     let upper = upper_at(spec, host, name);
     base(steps, spec, host, upper, name)?;
     must(steps, Step::Dev);
@@ -210,6 +236,22 @@ fn host_scratch(steps: &mut Steps, host: &Host) {
     let home = InnerPath::parse("HOME", &host.caller.home).ok();
     if let Some(home) = home.filter(|home| home.depth() > 1 && home.as_path() != Path::new("/root")) {
         steps.must(Stage::Root, Step::Scratch(home, 0o700));
+    }
+}
+
+/// A path to unmask that no mask covers is a mistake of the user's.
+fn check_unmask(spec: &Spec) -> Result<()> {
+    let known = |path: &Path| {
+        let listed = MASKED_PROC.iter().chain(&MASKED_SYS).chain(&READ_ONLY);
+        listed.into_iter().any(|masked| path == Path::new(masked)) || path.ends_with("thermal_throttle")
+    };
+    match &spec.unmask {
+        Unmask::Paths(paths) => match paths.iter().find(|path| !known(path.as_path())) {
+            Some(path) => Err(Error::spec("--unmask", path, "not masked or read-only by default")
+                .or_try("sbx run --dry-run lists what is")),
+            None => Ok(()),
+        },
+        Unmask::All => Ok(()),
     }
 }
 

@@ -33,8 +33,8 @@ pub enum Step {
     OomScoreAdj(i32),
     /// Nice value.
     Nice(i32),
-    /// The one tmpfs, of this many bytes.
-    Store(u64),
+    /// The one tmpfs, of this many bytes or a quarter of the memory.
+    Store(Option<u64>),
     /// An overlay as the new root.
     Overlay(Layers),
     /// A directory as the new root, writable.
@@ -215,7 +215,8 @@ impl fmt::Display for Step {
             Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
             Step::OomScoreAdj(score) => write!(f, "set oom_score_adj to {score}"),
             Step::Nice(nice) => write!(f, "set the nice value to {nice}"),
-            Step::Store(bytes) => write!(f, "mount a tmpfs of {bytes} bytes for all that is writable"),
+            Step::Store(Some(bytes)) => write!(f, "mount a tmpfs of {bytes} bytes for all that is writable"),
+            Step::Store(None) => write!(f, "mount a tmpfs of a quarter of the memory for all that is writable"),
             Step::Overlay(layers) => write!(f, "mount the overlay on /: {layers}"),
             Step::BindRoot(src) => write!(f, "bind {src} on /, writable"),
             Step::EmptyRoot => write!(f, "mount an empty tmpfs on /"),

@@ -59,6 +59,8 @@ pub enum Map {
 
 /// The kernel takes at most 340 lines (Linux 4.15).
 pub const MAX_EXTENTS: usize = 340;
+/// And less than a page of text (user_namespaces(7)).
+const MAX_TEXT: usize = 4095;
 
 impl Map {
     /// Parses the values of all `--map` options of one layer.
@@ -96,6 +98,11 @@ fn extent(field: &str, text: &str) -> Result<Extent> {
 pub fn check(field: &str, extents: &[Extent]) -> Result<()> {
     if extents.len() > MAX_EXTENTS {
         return Err(Error::spec(field, format!("{} ranges", extents.len()), "the kernel takes at most 340"));
+    }
+    let text: usize = extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count).len()).sum();
+    if text > MAX_TEXT {
+        let why = format!("a map of {text} bytes; the kernel takes at most {MAX_TEXT}");
+        return Err(Error::spec(field, format!("{} ranges", extents.len()), why).or_try("fewer and longer ranges"));
     }
     if let Some(zero) = extents.iter().find(|e| e.outer == 0) {
         let why = "sbx never maps the host's id 0 into a sandbox";
@@ -206,15 +213,26 @@ pub fn groups(group: &str) -> impl Iterator<Item = (&str, u32, Vec<&str>)> + '_ 
 /// The ranges that subuid(5) or subgid(5) gives to a user, named or by number: first id and count.
 pub fn subordinate(text: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
     let number = uid.to_string();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let owner = fields.next()?;
-            let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-            let mine = fields.next().is_none() && (owner == name || owner == number);
-            (mine && count > 0 && u32::checked_add(first, count).is_some()).then_some((first, count))
-        })
+    owned_ranges(text)
+        .filter(|(owner, ..)| *owner == name || *owner == number)
+        .map(|(_, first, count)| (first, count))
         .collect()
+}
+
+/// All ranges of a subuid(5) text, whoever has them.
+pub fn all_subordinate(text: &str) -> Vec<(u32, u32)> {
+    owned_ranges(text).map(|(_, first, count)| (first, count)).collect()
+}
+
+/// Owner, first id and count of each line that makes sense.
+fn owned_ranges(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        let (first, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let whole = fields.next().is_none() && count > 0 && first.checked_add(count).is_some();
+        whole.then_some((owner, first, count))
+    })
 }
 
 #[cfg(test)]
@@ -232,9 +250,10 @@ mod tests {
             parse(&["0:1000:1", "1:100000:10"]).map(|m| matches!(m, Map::Explicit(e) if e.len() == 2)),
             Ok(true)
         );
-        let many: Vec<String> = (1..=341).map(|n| format!("{n}:{}:1", n + 1000)).collect();
-        assert!(Map::parse(&many[..340]).is_ok());
-        assert!(Map::parse(&many).is_err());
+        let many = |first: u32| (1..=341).map(|n| format!("{n}:{}:1", n + first)).collect::<Vec<String>>();
+        assert!(Map::parse(&many(1000)[..340]).is_ok());
+        assert!(Map::parse(&many(1000)).is_err());
+        assert!(Map::parse(&many(1_000_000)[..340]).is_err_and(|e| e.to_string().contains("bytes")));
         for bad in [
             &["0:0:1"][..],
             &["0:1:0"],

@@ -116,6 +116,12 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
                 .or_try("-v DIR:DIR for the directories to write"));
         }
         (true, false, None) => Writes::Through,
+        (false, _, Some(Upper::Disk | Upper::Directory(_))) if source == RootSource::Host => {
+            let why = "the changes of @host are always dropped, from memory";
+            return Err(
+                Error::spec("--upper", "@host", why).or_try("-v DIR:DIR for what is to stay; --upper tmpfs:SIZE")
+            );
+        }
         (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
         (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
     };
@@ -412,6 +418,11 @@ fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
     let filter =
         scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
     let mut found = Seccomp { filter, ..Seccomp::default() };
+    let denied = layers.iter().any(|l| l.origin != Origin::Argv && !l.seccomp.deny.is_empty());
+    if filter == Filter::Off && denied && layers.iter().any(|l| l.origin == Origin::Argv && l.seccomp.filter.is_some())
+    {
+        notes.push("--seccomp off lifts a policy's denials".into());
+    }
     for layer in layers {
         if layer.origin == Origin::Argv {
             for name in layer.seccomp.allow.iter().filter(|name| found.deny.contains(name)) {

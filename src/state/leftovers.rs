@@ -51,27 +51,69 @@ pub(crate) fn remove_tree(path: &Path) -> crate::sys::Result<()> {
     let parent = fs::openat(HERE, &c_path(parent), Open::Directory)?;
     let name = c_path(Path::new(name));
     let stat = fs::lstat(parent.as_fd(), &name)?;
-    remove_below(parent.as_fd(), &name, stat.dev)
+    if stat.kind != Kind::Directory {
+        return fs::unlinkat(parent.as_fd(), &name, Kind::File);
+    }
+    let top = open_directory(parent.as_fd(), &name, stat.mode)?;
+    let mut removal = Removal { top: top.as_fd(), dev: stat.dev, moved: 0 };
+    // What lay too deep has been moved up to the top, so it is listed until it is empty.
+    loop {
+        let names = entries(top.as_fd())?;
+        if names.is_empty() {
+            break;
+        }
+        names.iter().try_for_each(|entry| removal.remove(top.as_fd(), entry, 1))?;
+    }
+    fs::unlinkat(parent.as_fd(), &name, Kind::Directory)
 }
 
-fn remove_below(parent: BorrowedFd<'_>, name: &CStr, dev: u64) -> crate::sys::Result<()> {
-    let stat = fs::lstat(parent, name)?;
-    if stat.kind != Kind::Directory {
-        return fs::unlinkat(parent, name, Kind::File);
+/// Each level down costs a descriptor and some stack, of which a tree that the program has made could ask for
+/// any number.
+const DEEPEST: u32 = 32;
+
+struct Removal<'a> {
+    top: BorrowedFd<'a>,
+    dev: u64,
+    moved: u32,
+}
+
+impl Removal<'_> {
+    fn remove(&mut self, parent: BorrowedFd<'_>, name: &CStr, depth: u32) -> crate::sys::Result<()> {
+        let stat = fs::lstat(parent, name)?;
+        if stat.kind != Kind::Directory {
+            return fs::unlinkat(parent, name, Kind::File);
+        }
+        if stat.dev != self.dev {
+            return Err(crate::sys::EBUSY);
+        }
+        let dir = open_directory(parent, name, stat.mode)?;
+        if depth == DEEPEST {
+            return self.move_up(parent, name);
+        }
+        for entry in entries(dir.as_fd())? {
+            self.remove(dir.as_fd(), &entry, depth + 1)?;
+        }
+        fs::unlinkat(parent, name, Kind::Directory)
     }
-    if stat.dev != dev {
-        return Err(crate::sys::EBUSY);
+
+    /// To a name at the top that nothing else has.
+    fn move_up(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
+        loop {
+            self.moved += 1;
+            let to = c_path(Path::new(&format!("moved-{}", self.moved)));
+            match fs::renameat(parent, name, self.top, &to) {
+                Err(crate::sys::EEXIST | crate::sys::ENOTEMPTY | crate::sys::ENOTDIR) => {}
+                other => return other,
+            }
+        }
     }
-    if stat.mode & 0o700 != 0o700 {
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> crate::sys::Result<std::os::fd::OwnedFd> {
+    if mode & 0o700 != 0o700 {
         fs::chmodat(parent, name, 0o700)?;
     }
-    // The directory is opened anew at each level by its own name below a held parent; deep trees cost
-    // descriptors, so they are walked with at most one open at a time per level.
-    let dir = fs::open_beneath(parent, name, Open::List)?;
-    for entry in entries(dir.as_fd())? {
-        remove_below(dir.as_fd(), &entry, dev)?;
-    }
-    fs::unlinkat(parent, name, Kind::Directory)
+    fs::open_beneath(parent, name, Open::List)
 }
 
 /// All names in a directory that was opened for listing.

@@ -55,16 +55,4 @@ pub struct Made {
     /// The place below it; symlinks on the way are resolved as if `tree` were the root.
     #[serde(with = "super::path")]
     pub path: PathBuf,
-    /// What is to be removed.
-    pub kind: MadeKind,
-}
-
-/// See [`Made`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MadeKind {
-    /// An empty directory.
-    Directory,
-    /// An empty file, or an empty directory: which is known only inside.
-    Either,
 }

@@ -121,6 +121,11 @@ impl Watch {
         self.0.revents != 0
     }
 
+    /// Whether the descriptor is closed, or an `O_PATH` one.
+    pub fn invalid(&self) -> bool {
+        self.0.revents & libc::POLLNVAL != 0
+    }
+
     /// Whether the other end is gone and nothing is left to read.
     pub fn hung_up(&self) -> bool {
         self.0.revents & (libc::POLLHUP | libc::POLLERR) != 0 && self.0.revents & libc::POLLIN == 0

@@ -179,12 +179,13 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
     })
 }
 
-/// The number of the mount that a descriptor lies on, by `statx(2)` with `STATX_MNT_ID`. Linux 5.8.
-pub fn mount_id(of: BorrowedFd<'_>) -> Result<u64> {
+/// The number of the mount that a path leads to, by `statx(2)` with `STATX_MNT_ID`; an empty path means the
+/// descriptor itself. Linux 5.8.
+pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
     // SAFETY: all zero is a valid buffer, which the call fills in.
     let mut s: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
+    done(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
     Ok(s.stx_mnt_id)
 }
 
@@ -296,31 +297,19 @@ pub fn try_lock(of: BorrowedFd<'_>) -> Result<bool> {
 
 /// `renameat(2)` within one directory.
 pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
-    let d = dir.as_raw_fd();
+    renameat(dir, from, dir, to)
+}
+
+/// `renameat(2)`
+pub fn renameat(dir: BorrowedFd<'_>, from: &CStr, to_dir: BorrowedFd<'_>, to: &CStr) -> Result<()> {
     // SAFETY: two C strings.
-    done(unsafe { libc::renameat(d, from.as_ptr(), d, to.as_ptr()) })
+    done(unsafe { libc::renameat(dir.as_raw_fd(), from.as_ptr(), to_dir.as_raw_fd(), to.as_ptr()) })
 }
 
 /// `faccessat(2)`: whether the effective user may execute it.
 pub fn may_execute(dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
     // SAFETY: a C string and integers.
     done(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), libc::X_OK, libc::AT_EACCESS) })
-}
-
-/// The access mode a descriptor was opened with, and whether it is an `O_PATH` one: `fcntl(F_GETFL)`.
-pub fn flags(of: BorrowedFd<'_>) -> Result<OpenFlags> {
-    // SAFETY: takes integers.
-    let bits = ok(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_GETFL) }.into())? as c_int;
-    Ok(OpenFlags { path_only: bits & libc::O_PATH != 0, writable: bits & libc::O_ACCMODE != libc::O_RDONLY })
-}
-
-/// See [`flags`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenFlags {
-    /// Opened with `O_PATH`.
-    pub path_only: bool,
-    /// Opened for writing.
-    pub writable: bool,
 }
 
 /// `getrandom(2)`: fills the buffer.

@@ -16,14 +16,3 @@ pub fn release() -> String {
     // SAFETY: the field is NUL-terminated and lives as long as `names`.
     unsafe { CStr::from_ptr(names.release.as_ptr()) }.to_string_lossy().into_owned()
 }
-
-/// `sysinfo(2)`: physical memory in bytes.
-pub fn memory_total() -> u64 {
-    // SAFETY: all zero is a valid buffer, which the call fills in.
-    let info = unsafe {
-        let mut info: libc::sysinfo = zeroed();
-        libc::sysinfo(&mut info);
-        info
-    };
-    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
-}

@@ -44,6 +44,8 @@ pub const EBUSY: Errno = Errno(libc::EBUSY);
 pub const ELOOP: Errno = Errno(libc::ELOOP);
 /// A component of a path is no directory.
 pub const ENOTDIR: Errno = Errno(libc::ENOTDIR);
+/// A directory that holds something.
+pub const ENOTEMPTY: Errno = Errno(libc::ENOTEMPTY);
 /// A directory where a file was expected.
 pub const EISDIR: Errno = Errno(libc::EISDIR);
 /// No space left.

@@ -16,7 +16,10 @@ pub fn loopback_up() -> Result<()> {
     request.ifr_name[1] = b'o' as _;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request is whole and names an interface that every network namespace has.
-    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })
+    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })?;
+    // The caller is on its way to an exec, which closes it.
+    std::mem::forget(socket);
+    Ok(())
 }
 
 /// `sethostname(2)` in the caller's UTS namespace.

@@ -1,0 +1,235 @@
+//! What the program inherits: descriptors, environment, working directory, its own and sbx's executable; and inputs of
+//! extreme size (security.md S01–S03, S32, S60). A sandbox inside a sandbox comes last.
+
+mod common;
+
+use common::{Scratch, has, host_facts, plain, probe, rootfs, sandbox, sbx, volume};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+fn descriptors(facts: &Value) -> Vec<String> {
+    let mut numbers: Vec<u32> = facts["fds"].as_object().expect("fds").keys().filter_map(|n| n.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers.iter().map(u32::to_string).collect()
+}
+
+#[test]
+fn descriptors_are_the_three_and_no_others() {
+    let mut ways =
+        vec![&[][..], &["--no-init"], &["--net", "host"], &["--landlock", "off"], &["--seccomp", "off"], &["--rw"]];
+    if has("subids") {
+        ways.push(&["--map", "full"]);
+    }
+    for options in ways {
+        let scratch = Scratch::new();
+        let facts = sandbox(options).root(scratch.rootfs()).caller("hold", &["200"]).probe("self").sees();
+        assert_eq!(descriptors(&facts), ["0", "1", "2"], "{options:?} {}", facts["fds"]);
+    }
+}
+
+#[test]
+fn declared_descriptors_are_passed_and_places_refused() {
+    // `hold` opens from 3: a directory, an O_PATH place, a socket, a pidfd, a file, a pipe, and so on.
+    let with = |options: &[&str]| sandbox(options).caller("hold", &["12"]);
+    let facts = with(&["--pass-fd", "7", "--pass-fd", "5"]).probe("self").sees();
+    assert_eq!(descriptors(&facts), ["0", "1", "2", "5", "7"]);
+    assert_eq!(facts["fds"]["7"], "/etc/passwd");
+    for number in ["3", "4"] {
+        with(&["--pass-fd", number]).command(&["true"]).run().refused().says("directory");
+    }
+    for number in ["99", "-1", "x", "4294967296", ""] {
+        with(&["--pass-fd", number]).command(&["true"]).run().refused();
+    }
+}
+
+#[test]
+fn a_directory_on_stdin_is_refused() {
+    let directory = fs::File::open("/").expect("the root");
+    plain().stdin_from(directory).command(&["true"]).run().refused().says("descriptor");
+    // Number 4 of those that `hold` opens is an O_PATH one.
+    let place = plain().caller("hold", &["2"]).under(&["sh", "-c", "exec \"$@\" <&4", "sh"]);
+    place.command(&["true"]).run().refused().says("descriptor");
+}
+
+#[test]
+fn a_file_on_stdin_is_read_and_cannot_be_written() {
+    let scratch = Scratch::new();
+    let text = "line\n".repeat(30_000);
+    let file = scratch.file("input", &text);
+    for options in [&[][..], &["--landlock", "off"]] {
+        let open = || fs::File::open(&file).expect("the file");
+        let all = sandbox(options).stdin_from(open()).command(&["cat"]).run().exits(0);
+        assert!(all.stdout == text, "{options:?}: {} of {} bytes", all.stdout.len(), text.len());
+        // Read first: a pipe may stand in for the file, and a full one makes its writer wait.
+        let write = "cat >/dev/null; echo x 2>/dev/null >/proc/self/fd/0; echo x 2>/dev/null >>/dev/stdin; true";
+        sandbox(options).stdin_from(open()).sh(write).run().exits(0);
+        assert_eq!(fs::read_to_string(&file).expect("the file"), text, "{options:?}");
+    }
+}
+
+#[test]
+fn the_environment_is_what_the_contract_says() {
+    let callers = [
+        ("SECRET_TOKEN", "canary"),
+        ("LD_PRELOAD", "/x.so"),
+        ("TERM", "vt100"),
+        ("LANG", "C.UTF-8"),
+        ("LC_ALL", "C"),
+        ("SHELL", "/bin/zsh"),
+    ];
+    let asked = |options: &[&str]| callers.iter().fold(sandbox(options), |s, (name, value)| s.env(name, value));
+    let facts = asked(&[]).probe("self").sees();
+    let mut env: Vec<&str> = facts["env"].as_array().expect("env").iter().filter_map(Value::as_str).collect();
+    env.sort_unstable();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let wanted = ["HOME=/root", "LANG=C.UTF-8", "LC_ALL=C", path, "TERM=vt100", "USER=root", "container=sbx"];
+    assert_eq!(env, wanted);
+    let facts = asked(&["--clear-env", "-e", "A=1", "-e", "SECRET_TOKEN", "-e", "A=2"]).probe("self").sees();
+    let mut env: Vec<&str> = facts["env"].as_array().expect("env").iter().filter_map(Value::as_str).collect();
+    env.sort_unstable();
+    assert_eq!(env, ["A=2", "SECRET_TOKEN=canary"]);
+    for bad in ["=x", "*", "A*", "", "A B=1"] {
+        let outcome = asked(&["-e", bad]).probe("self").run();
+        assert!(outcome.status == 125 || !outcome.stdout.contains("canary"), "{bad}: {outcome:?}");
+    }
+}
+
+#[test]
+fn nothing_of_the_environment_is_left_with_init() {
+    let pids = plain().env("SECRET_TOKEN", "canary").probe("pids").sees();
+    assert!(!pids.to_string().contains("canary"));
+    let script = "cat /proc/1/environ /proc/*/environ 2>/dev/null | grep -c canary";
+    plain().env("SECRET_TOKEN", "canary").sh(script).run().exits(1).prints("0");
+}
+
+#[test]
+fn the_working_directory_lies_inside() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    symlink(scratch.path(), root.join("out")).expect("link");
+    symlink("../../../../../..", root.join("etc/up")).expect("link");
+    let inside = "cd .. && cd .. && cd .. && [ \"$(stat -c %d:%i .)\" = \"$(stat -c %d:%i /)\" ] && [ -e bin/busybox ] || exit 9";
+    for number in 0..64 {
+        for place in ["/proc/self/fd", "/proc/1/fd", "/dev/fd", "/proc/self/task/1/fd"] {
+            let outcome = sandbox(&["-w", &format!("{place}/{number}")]).root(&root).sh(inside).run();
+            assert!(matches!(outcome.status, 0 | 125), "{place}/{number}: {outcome:?}");
+        }
+        if number > 8 && number % 8 != 0 {
+            continue;
+        }
+        let held =
+            sandbox(&["-w", &format!("/proc/self/fd/{number}")]).root(&root).caller("hold", &["60"]).sh(inside).run();
+        assert!(matches!(held.status, 0 | 125), "{number}: {held:?}");
+    }
+    for place in ["/out", "/etc/up", "/proc/self/root", "/proc/self/cwd", "/proc/1/root", "/proc/1/cwd", "/"] {
+        let outcome = sandbox(&["-w", place]).root(&root).sh(inside).run();
+        assert!(matches!(outcome.status, 0 | 125), "{place}: {outcome:?}");
+    }
+    for place in ["relative", "..", "/..", &"/..".repeat(40), "/no/such", "/etc/passwd", ""] {
+        sandbox(&["-w", place]).root(&root).command(&["true"]).run().refused();
+    }
+    sandbox(&["-w", "/home/user"]).root(&root).command(&["pwd"]).run().exits(0).prints("/home/user");
+}
+
+#[test]
+fn a_removed_working_directory_of_the_caller_does_no_harm() {
+    let scratch = Scratch::new();
+    let gone = scratch.dir("gone");
+    let remove = ["sh", "-c", "rmdir \"$PWD\"; exec \"$@\"", "sh"];
+    let outcome = plain().cwd(&gone).under(&remove).command(&["pwd"]).run();
+    assert!(
+        outcome.status == 125 && outcome.stderr.starts_with("sbx: ") || outcome.stdout.trim() == "/",
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn executables_cannot_be_written() {
+    let before = (fs::read(sbx()).expect("sbx"), fs::read(probe()).expect("the probe"));
+    let write = |path: &str, flags: i32| format!("{} -100 s:{path} {flags}", libc::SYS_openat);
+    let calls: Vec<String> = ["/proc/1/exe", "/proc/self/exe", "/probe", "/proc/1/map_files", "/proc/1/mem"]
+        .iter()
+        .flat_map(|path| [write(path, libc::O_WRONLY), write(path, libc::O_RDWR | libc::O_TRUNC)])
+        .collect();
+    let unprotected = ["--seccomp", "off", "--landlock", "off"];
+    for options in [&[][..], &unprotected, &["--map", "keep"]] {
+        for _ in 0..100 {
+            let answers = sandbox(options).probe_with("calls", &calls).sees();
+            for call in &calls {
+                assert_ne!(answers[call], 0, "{options:?} {call}");
+            }
+        }
+    }
+    assert!(before == (fs::read(sbx()).expect("sbx"), fs::read(probe()).expect("the probe")));
+}
+
+#[test]
+fn ten_thousand_variables_arrive() {
+    let options: Vec<String> = (0..10_000).flat_map(|n| ["-e".to_owned(), format!("VARIABLE_{n}=value-{n}")]).collect();
+    let facts = sandbox(&options).probe("self").sees();
+    let env = facts["env"].as_array().expect("env");
+    let found = env.iter().filter(|v| v.as_str().is_some_and(|v| v.starts_with("VARIABLE_"))).count();
+    assert_eq!(found, 10_000);
+    assert!(env.iter().any(|v| v == "VARIABLE_9999=value-9999"));
+}
+
+#[test]
+fn long_arguments_arrive_and_long_paths_are_refused() {
+    let long = "a".repeat(64 << 10);
+    let facts = plain().probe_with("self", &[&long]).sees();
+    assert_eq!(facts["args"][2].as_str().map(str::len), Some(64 << 10));
+    let path = format!("/{long}");
+    let deep = "/a".repeat(32 << 10);
+    for path in [&path, &deep] {
+        plain().root(path).command(&["true"]).run().refused();
+        sandbox(&["-w", path]).command(&["true"]).run().refused();
+        sandbox(&["--upper", path]).command(&["true"]).run().refused();
+        sandbox(&["--mask", path]).command(&["true"]).run().refused();
+        for option in [format!("{path}:/v"), format!("/tmp:{path}")] {
+            sandbox(&["-v", &option]).command(&["true"]).run().refused();
+        }
+        let ended = plain().command(&[path]).run();
+        assert!(matches!(ended.status, 126 | 127), "{}", ended.status);
+    }
+}
+
+#[test]
+fn a_thousand_mounts_are_made() {
+    let scratch = Scratch::new();
+    scratch.file("shared/file", "found");
+    let options: Vec<String> =
+        (0..1000).flat_map(|n| ["-v".to_owned(), format!("{}:/m/{n}:ro", scratch.join("shared").display())]).collect();
+    let script = "grep -c ' /m/' /proc/self/mountinfo; cat /m/999/file";
+    sandbox(&options).sh(script).run().exits(0).prints("1000\nfound");
+}
+
+#[test]
+fn a_sandbox_works_inside_a_nesting_one() {
+    let outer = || {
+        let shared = volume(&rootfs(), "/inner:ro");
+        let own = format!("type=bind,src={},dst=/sbx,ro", sbx().display());
+        sandbox(&["--nest", "-v"]).option(shared).option("--mount").option(own).bring_probe()
+    };
+    let inner =
+        ["/sbx", "run", "--state", "/tmp/state", "--mount", "src=/probe,dst=/probe,ro", "/inner", "/probe", "self"];
+    let facts = outer().command(&inner).run().exits(0).facts();
+    assert_eq!((&facts["max_user_namespaces"], &facts["status"]["NoNewPrivs"]), (&"0".into(), &"1".into()));
+    assert_eq!(facts["status"]["Seccomp"], "2");
+    assert_eq!(facts["uid_map"], "0 0 1", "{}", host_facts());
+    // Without --nest the inner one is refused, in words.
+    let plain = ["/sbx", "run", "--state", "/tmp/state", "/inner", "true"];
+    let shared = volume(&rootfs(), "/inner:ro");
+    let own = format!("type=bind,src={},dst=/sbx,ro", sbx().display());
+    sandbox(&["-v"]).option(shared).option("--mount").option(own).command(&plain).run().refused();
+}
+
+#[test]
+fn bubblewrap_works_inside_a_nesting_sandbox() {
+    if !has("bwrap") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let words = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"];
+    sandbox(&["--nest"]).root("@host").cwd(scratch.path()).command(&words).run().exits(0);
+}

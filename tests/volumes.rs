@@ -1,0 +1,321 @@
+//! What is mounted by the user: binds in all their ways, tmpfs, the writable layer, set-id bits (S15, S16, S24).
+
+mod common;
+
+use common::tree::picture;
+use common::{Scratch, has, plain, sandbox, volume};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+
+fn text(path: &std::path::Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn read_only_volumes_are_read_only() {
+    let scratch = Scratch::new();
+    scratch.file("shared/file", "old");
+    let option = volume(&scratch.join("shared"), "/v:ro");
+    let before = picture(&scratch.join("shared"));
+    let script = "cat /v/file; (echo new >/v/file; touch /v/x; mkdir /v/y; rm /v/file; mv /v/file /v/z; chmod 777 /v/file; \
+                  ln /v/file /v/l; truncate -s 0 /v/file) 2>/dev/null; true";
+    for way in [&[][..], &["--landlock", "off"], &["--rw"]] {
+        let root = scratch.join("rootfs");
+        let root = if root.exists() { root } else { scratch.rootfs() };
+        sandbox(way).root(root).option("-v").option(&option).sh(script).run().exits(0).prints("old");
+        assert_eq!(picture(&scratch.join("shared")), before, "{way:?}");
+    }
+    let open = format!("{} -100 s:/v/file 2", libc::SYS_openat);
+    let answers = sandbox(&["--landlock", "off"]).option("-v").option(&option).probe_with("calls", &[&open]).sees();
+    assert_eq!(answers[&open], libc::EROFS);
+}
+
+#[test]
+fn read_only_reaches_mounts_below() {
+    if !has("userns") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let shared = text(scratch.dir("shared/nested/deep").parent().and_then(|p| p.parent()).expect("shared"));
+    let script = "mount -t tmpfs t $1/nested && mkdir $1/nested/deep && mount -t tmpfs t $1/nested/deep && \
+                  echo old >$1/nested/deep/file && shift && exec \"$@\"";
+    let mounted = ["unshare", "-Urm", "sh", "-c", script, "sh", &shared];
+    let opens = ["/v/x", "/v/nested/x", "/v/nested/deep/file"];
+    let opens = opens.map(|path| format!("{} -100 s:{path} {} 420", libc::SYS_openat, libc::O_CREAT | libc::O_WRONLY));
+    let asked = sandbox(&["--landlock", "off", "-v", &format!("{shared}:/v:ro")]).under(&mounted);
+    let answers = asked.probe_with("calls", &opens).sees();
+    for open in &opens {
+        assert_eq!(answers[open], libc::EROFS, "{open}");
+    }
+    // The mounts are there at all, and writable where that is asked for.
+    let written = sandbox(&["-v", &format!("{shared}:/v")]).under(&mounted);
+    written.sh("echo new >>/v/nested/deep/file; cat /v/nested/deep/file").run().exits(0).prints("old\nnew");
+}
+
+#[test]
+fn locked_flags_of_a_mount_are_kept() {
+    if !has("userns") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let shared = text(&scratch.dir("shared"));
+    let script =
+        "mount -t tmpfs -o noexec,nodev t $1 && cp /bin/busybox $1/b && chmod 755 $1/b && shift && exec \"$@\"";
+    let mounted = ["unshare", "-Urm", "sh", "-c", script, "sh", &shared];
+    for options in ["rw", "ro", "rw,exec"] {
+        let asked = sandbox(&["-v", &format!("{shared}:/v:{options}")]).under(&mounted);
+        let outcome = asked.sh("/v/b true 2>/dev/null; echo $?").run();
+        // Executable again is what nobody may make it; refused or kept, never lifted.
+        assert!(outcome.status == 125 || outcome.stdout.trim() == "126", "{options}: {outcome:?}");
+    }
+}
+
+#[test]
+fn writable_volumes_write_through() {
+    let scratch = Scratch::new();
+    let shared = scratch.dir("shared");
+    plain().option("-v").option(volume(&shared, "/v")).sh("echo new >/v/file").run().exits(0);
+    assert_eq!(fs::read_to_string(shared.join("file")).expect("made inside"), "new\n");
+}
+
+#[test]
+fn overlay_volumes_drop_their_changes() {
+    let scratch = Scratch::new();
+    scratch.file("shared/dir/file", "old");
+    let shared = scratch.join("shared");
+    let before = picture(&shared);
+    let script = "cat /v/dir/file; echo new >/v/dir/file; echo more >/v/more; rm -r /v/dir; mkdir /v/dir; ls -A /v/dir; cat /v/more";
+    plain().option("-v").option(volume(&shared, "/v:overlay")).sh(script).run().exits(0).prints("oldmore");
+    assert_eq!(picture(&shared), before);
+}
+
+#[test]
+fn noexec_and_optional_volumes() {
+    let scratch = Scratch::new();
+    let program = scratch.file("shared/run", "#!/bin/sh\necho ran\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let shared = scratch.join("shared");
+    let with = |options: &str| plain().option("-v").option(volume(&shared, &format!("/v{options}")));
+    with("").command(&["/v/run"]).run().exits(0).prints("ran");
+    with(":noexec").command(&["/v/run"]).run().exits(126);
+    with(":ro,noexec").command(&["/v/run"]).run().exits(126);
+    let absent = scratch.join("absent");
+    let with = |rest: &str| plain().option("-v").option(volume(&absent, rest));
+    with("/v").command(&["true"]).run().refused().says("absent");
+    with("/v:optional").sh("ls -d /v 2>/dev/null").run().exits(1).prints("");
+}
+
+#[test]
+fn strange_names_work() {
+    let scratch = Scratch::new();
+    for name in ["a b", "a,b", "a\\b", "a\"b", "ü", "-x", "a=b", "a\tb", "a\nb"] {
+        scratch.file(format!("{name}/file"), "found");
+        let option = volume(&scratch.join(name), "/v:ro");
+        plain().option("-v").option(&option).command(&["cat", "/v/file"]).run().exits(0).prints("found");
+        let inside = volume(&scratch.join(name), &format!("/in/{name}:ro"));
+        if !name.contains(',') {
+            plain()
+                .option("-v")
+                .option(&inside)
+                .command(&["cat", &format!("/in/{name}/file")])
+                .run()
+                .exits(0)
+                .prints("found");
+        }
+    }
+    scratch.file("c:d/file", "found");
+    let option = format!("src={},dst=/v:w,ro", scratch.join("c:d").display());
+    sandbox(&["--mount", &option]).command(&["cat", "/v:w/file"]).run().exits(0).prints("found");
+    plain().option("-v").option(volume(&scratch.join("c:d"), "/v")).command(&["true"]).run().refused();
+}
+
+#[test]
+fn strange_names_of_root_file_systems_work() {
+    let scratch = Scratch::new();
+    let plain_root = scratch.rootfs();
+    for name in [&b"a:b"[..], b"a,b", b"a b", b"a\\b", b"\xff\xfe", b"a\nb", b"lowerdir=x,upperdir=y"] {
+        let root = scratch.join(OsStr::from_bytes(name));
+        fs::rename(&plain_root, &root).expect("rename");
+        for options in [&[][..], &["--rw"]] {
+            sandbox(options).root(&root).command(&["cat", "/etc/hostname"]).run().exits(0);
+        }
+        let upper = scratch.join(OsStr::from_bytes(&[b"up", name].concat()));
+        let words: [OsString; 2] = ["--upper".into(), upper.into()];
+        if std::str::from_utf8(name).is_ok() {
+            sandbox(&words).root(&root).command(&["touch", "/x"]).run().exits(0);
+        }
+        fs::rename(&root, &plain_root).expect("rename");
+    }
+}
+
+#[test]
+fn written_through_and_mount_points_removed() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    for name in ["mnt", "run", "sys"] {
+        fs::remove_dir(root.join(name)).expect("empty directory of the fixture");
+    }
+    let shared = scratch.dir("shared");
+    let script = "echo new >/new; mkdir -p /kept/below; touch /kept/below/file /v/x";
+    let options = ["--rw", "--tmpfs", "/made/a/b", "-v"];
+    sandbox(&options)
+        .option(volume(&shared, "/kept/v"))
+        .option("-v")
+        .option(volume(&shared, "/v"))
+        .root(&root)
+        .sh(script)
+        .run()
+        .exits(0);
+    let there = |name: &str| root.join(name).symlink_metadata().is_ok();
+    assert!(there("new") && there("kept/below/file") && shared.join("x").exists());
+    for name in ["made", "v", "kept/v", "run", "sys"] {
+        assert!(!there(name), "{name} was left in ROOTFS");
+    }
+}
+
+#[test]
+fn a_kept_layer_is_used_again_and_by_one_at_a_time() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    let before = picture(&root);
+    let kept = text(&scratch.join("kept"));
+    let with = || sandbox(&["--upper", &kept]).root(&root);
+    with().sh("echo one >/one; rm -r /home/user; mkdir /home/user").run().exits(0);
+    with().sh("cat /one; ls -A /home/user; echo two >/two").run().exits(0).prints("one");
+    let mut first = with().sh("echo ready >/ready; read wait").start();
+    // The file appears in the layer when the first one runs.
+    while !scratch.join("kept/upper/ready").exists() {
+        std::thread::yield_now();
+    }
+    with().command(&["true"]).run().refused().says("another sandbox uses it");
+    first.stdin = None;
+    assert_eq!(first.wait().status, 1);
+    with().sh("cat /two").run().exits(0).prints("two");
+    assert_eq!(picture(&root), before);
+}
+
+#[test]
+fn an_upper_layer_on_disk_leaves_nothing() {
+    let scratch = Scratch::new();
+    let home = scratch.dir("home");
+    let asked = || sandbox(&["--upper", "disk"]).env("XDG_DATA_HOME", &home);
+    asked().sh("head -c 1000000 /dev/zero >/big; mkdir -m 000 /closed; ls -l /big | wc -l").run().exits(0).prints("1");
+    let left: Vec<_> = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_writable_layer_is_bounded_and_says_when_it_is_full() {
+    let script = "for f in /big /tmp/big /run/big /dev/shm/big /scratch/big; do \
+                  head -c 20000000 /dev/zero >$f 2>/dev/null || echo full $f; done";
+    let outcome = sandbox(&["--upper", "tmpfs:8M", "--tmpfs", "/scratch"]).sh(script).run().exits(0);
+    // One size bounds them all: the first fills it, and nothing is left for the others.
+    outcome
+        .says("--upper disk")
+        .prints("full /big\nfull /tmp/big\nfull /run/big\nfull /dev/shm/big\nfull /scratch/big");
+    let roomy = sandbox(&["--upper", "tmpfs:64M"]).sh("head -c 1000 /dev/zero >/small").run().exits(0);
+    assert_eq!(roomy.stderr, "");
+    let own = sandbox(&["--tmpfs", "/t:size=1M"])
+        .sh("head -c 2000000 /dev/zero >/t/x 2>/dev/null || echo full; echo >/y")
+        .run();
+    assert_eq!(own.exits(0).prints("full").stderr, "");
+}
+
+/// Calls that set the set-user-id bit on a file of `/v`, each in its own way.
+fn set_id_calls() -> Vec<String> {
+    let create = libc::O_CREAT | libc::O_WRONLY;
+    let mut calls = vec![
+        format!("{} -100 s:/v/file 2541", libc::SYS_fchmodat),
+        format!("{} -100 s:/v/file 1517", libc::SYS_fchmodat),
+        format!("{} -100 s:/v/new1 {create} 2541", libc::SYS_openat),
+        format!("{} -100 s:/v {} 2541", libc::SYS_openat, libc::O_TMPFILE | libc::O_WRONLY),
+        format!("{} -100 s:/v/new2 {} 0", libc::SYS_mknodat, libc::S_IFREG | 0o4755),
+        "452 -100 s:/v/file 2541 0".into(),
+    ];
+    if cfg!(target_arch = "x86_64") {
+        // chmod, open, creat and mknod of the old kind.
+        calls.extend(["90 s:/v/file 2541".into(), format!("2 s:/v/new3 {create} 2541"), "85 s:/v/new4 2541".into()]);
+        calls.push(format!("133 s:/v/new5 {} 0", libc::S_IFREG | 0o4755));
+    }
+    calls
+}
+
+#[test]
+fn set_id_bits_are_refused_where_the_host_could_see_them() {
+    let scratch = Scratch::new();
+    scratch.file("shared/file", "x");
+    let shared = scratch.join("shared");
+    let calls = set_id_calls();
+    for options in [&[][..], &["--seccomp", "off", "--landlock", "off"]] {
+        let with = || sandbox(options).option("-v").option(volume(&shared, "/v"));
+        let answers = with().probe_with("calls", &calls).sees();
+        for call in &calls {
+            assert_eq!(answers[call], libc::EPERM, "{options:?} {call}");
+        }
+        // openat2 takes its mode from memory, where no filter can look; libraries go back to openat.
+        let openat2 = format!("{} -100 s:/v/file p 24", libc::SYS_openat2);
+        assert_eq!(with().probe_with("calls", &[&openat2]).sees()[&openat2], libc::ENOSYS);
+        with()
+            .sh("chmod 0755 /v/file && chmod u+s /v/file 2>/dev/null || echo refused")
+            .run()
+            .exits(0)
+            .prints("refused");
+    }
+    let set = |path: &std::path::Path| fs::metadata(path).expect("file").permissions().mode() & 0o6000;
+    for entry in fs::read_dir(&shared).expect("shared").flatten() {
+        assert_eq!(set(&entry.path()), 0, "{entry:?}");
+    }
+}
+
+#[test]
+fn set_id_bits_are_free_where_nobody_sees_them_or_allowed() {
+    plain().sh("touch /f; chmod u+s /f; stat -c %a /f").run().exits(0).prints("4644");
+    let scratch = Scratch::new();
+    scratch.file("shared/file", "x");
+    let shared = scratch.join("shared");
+    let outcome =
+        sandbox(&["--allow-setid", "-v"]).option(volume(&shared, "/v")).sh("chmod u+s /v/file").run().exits(0);
+    outcome.says("--allow-setid");
+    assert_eq!(fs::metadata(shared.join("file")).expect("file").permissions().mode() & 0o4000, 0o4000);
+}
+
+#[test]
+fn bad_volumes_are_refused() {
+    let scratch = Scratch::new();
+    let shared = text(&scratch.dir("shared"));
+    let bad = [
+        "",
+        ":",
+        "/v",
+        "name:/v",
+        ":/v",
+        "SRC:",
+        "SRC:relative",
+        "SRC:/..",
+        "SRC:/a/../b",
+        "SRC:/",
+        "SRC:/proc",
+        "SRC:/proc/self",
+        "SRC:/sys/x",
+        "SRC:/v:ro,rw",
+        "SRC:/v:nonsense",
+        "SRC:/v:exec,noexec",
+        "SRC:/v:ro:more",
+    ];
+    for option in bad {
+        sandbox(&["-v", &option.replace("SRC", &shared)]).command(&["true"]).run().refused();
+    }
+}
+
+#[test]
+fn deep_trees_in_a_layer_on_disk_are_removed() {
+    let scratch = Scratch::new();
+    let home = scratch.dir("home");
+    let limited = ["sh", "-c", "ulimit -n 256; exec \"$@\"", "sh"];
+    let asked = sandbox(&["--upper", "disk", "-w", "/home"]).under(&limited).env("XDG_DATA_HOME", &home);
+    asked.probe_with("deep", &["5000"]).run().exits(0);
+    let left = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().count();
+    assert_eq!(left, 0, "a deep tree was left");
+}
