@@ -2,11 +2,13 @@
 
 mod support;
 
-use nix::pty::{OpenptyResult, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{Termios, tcgetattr};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -32,8 +34,13 @@ enum Reader {
 
 impl Screen {
     fn new(reader: Reader) -> Screen {
-        let OpenptyResult { master, slave } = openpty(None, None).expect("a pty");
-        let keyboard = File::from(master);
+        // Close-on-exec from the first: another test may start a child at any moment.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a slave");
+        let name = ptsname_r(&master).expect("a slave's name");
+        let slave = fs::OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name);
+        let slave = OwnedFd::from(slave.expect("a slave"));
+        let keyboard = File::from(OwnedFd::from(master));
         let shown = Arc::new(Mutex::new(Vec::new()));
         if reader != Reader::Stopped {
             let (mut from, into) = (keyboard.try_clone().expect("dup"), shown.clone());
@@ -147,6 +154,8 @@ fn jobs_are_controlled_inside() {
     screen.type_in("jobs; echo shell=alive\n");
     screen.shows("shell=alive\r\n");
     screen.type_in("fg\n");
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "cat" && p.state != 'T')));
+    screen.shows("fg\r\ncat\r\n");
     screen.type_in("two\n");
     screen.shows("two\r\ntwo");
     screen.type_in("\x04");
@@ -165,7 +174,8 @@ fn a_change_of_size_reaches_the_program() {
     let screen = Screen::new(Reader::Fast);
     screen.stty(&["rows", "33", "cols", "101"]);
     let script = "trap 'stty size' WINCH; stty size; while ! [ -e /tmp/stop ]; do sleep 0.05; read x && exit 3; done";
-    let running = screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", &script.replace("read x && exit 3", ":")]));
+    let running =
+        screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", &script.replace("read x && exit 3", ":")]));
     screen.shows("33 101");
     screen.stty(&["rows", "44", "cols", "77"]);
     screen.shows("44 77");
