@@ -335,7 +335,7 @@ impl Upper {
     fn lock(path: &std::path::Path) -> Result<OwnedFd> {
         use sys::fs::{HERE, Open, openat, try_lock};
         let refuse = |why: String| Error::spec("--upper", path.display(), why);
-        std::fs::create_dir_all(path).map_err(|e| refuse(e.to_string()))?;
+        std::fs::create_dir_all(path).map_err(|e| refuse(sys::Errno::from(e).to_string()))?;
         let lock = openat(HERE, &c_path(&path.join("lock")), Open::Lock).map_err(|e| refuse(e.to_string()))?;
         match try_lock(lock.as_fd()) {
             Ok(true) => Ok(lock),

@@ -60,7 +60,7 @@ fn private(path: &Path) -> Result<(OwnedFd, Stat)> {
     let opened = match fs::openat(HERE, &text, Open::List) {
         Err(ENOENT) => {
             if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(|e| unusable(path, e))?;
+                std::fs::create_dir_all(parent).map_err(|e| unusable(path, Errno::from(e)))?;
             }
             match fs::mkdirat(HERE, &text, 0o700) {
                 Ok(()) | Err(EEXIST) => fs::openat(HERE, &text, Open::List),
