@@ -251,6 +251,11 @@ impl Run {
     /// Starts it; the test itself reads what it writes.
     pub fn start_with_own_output(mut self) -> Running {
         self.command.stdin(Stdio::null());
+        self.start_raw()
+    }
+
+    /// Starts it with the descriptors that the test has set and will serve itself.
+    pub fn start_raw(mut self) -> Running {
         let child = self.command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", self.command));
         Running { child, out: None, err: None, until: Instant::now() + self.limit, what: format!("{:?}", self.command) }
     }
