@@ -7,7 +7,9 @@
 use super::channel::{Call, Message, hear, tell};
 use super::confine::Confined;
 use super::init;
-use super::mounts::{self, Tree, Trees};
+use super::kernel_fs::new_sysfs;
+use super::layers::Trees;
+use super::mounts::{self, Tree};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
 use crate::sys::fs::{HERE, Open};
@@ -224,7 +226,7 @@ impl Child<'_> {
         if !self.script.sysfs {
             return;
         }
-        let number = match mounts::new_sysfs() {
+        let number = match new_sysfs() {
             Ok(sysfs) => {
                 let number = sysfs.as_raw_fd();
                 std::mem::forget(sysfs);

@@ -6,12 +6,16 @@ mod child;
 mod confine;
 mod faults;
 mod init;
+mod kernel_fs;
+mod layers;
 mod maps;
 mod monitor;
 mod mounts;
 mod prepare;
+mod program;
 mod relay;
 mod root;
+mod ruleset;
 mod script;
 
 pub use crate::sys::process::Ended;
