@@ -56,9 +56,10 @@ pub(crate) fn remove_tree(path: &Path) -> crate::sys::Result<()> {
     }
     let top = open_directory(parent.as_fd(), &name, stat.mode)?;
     let mut removal = Removal { top: top.as_fd(), dev: stat.dev, moved: 0 };
-    // What lay too deep has been moved up to the top, so it is listed until it is empty.
+    // What lay too deep has been moved up to the top, so it is listed until it is empty, each time by a descriptor
+    // that stands at its start.
     loop {
-        let names = entries(top.as_fd())?;
+        let names = entries(fs::open_beneath(top.as_fd(), c".", Open::List)?.as_fd())?;
         if names.is_empty() {
             break;
         }
