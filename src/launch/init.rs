@@ -88,7 +88,8 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
         launch.failure = Some(failure);
         return None;
     }
-    for filter in &launch.program.filters {
+    let filters: &[_] = if sys::sabotaged(c"seccomp") { &[] } else { &launch.program.filters };
+    for filter in filters {
         if let Err(failure) = sys::seccomp::load(filter).called(Call::Seccomp) {
             launch.failure = Some(failure);
             return None;
@@ -108,7 +109,7 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
 
 fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
     let program = launch.program;
-    if !program.is_init {
+    if !program.is_init && !sys::sabotaged(c"setsid") {
         process::setsid().called(Call::Setsid)?;
     }
     if let Some(slave) = launch.terminal {
@@ -153,6 +154,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     }
     drop(pidfd);
     if let Some(filter) = &program.init_filter
+        && !sys::sabotaged(c"init-filter")
         && sys::seccomp::load(filter).is_err()
     {
         process::exit_now(FAILED);

@@ -113,6 +113,9 @@ impl Context<'_> {
             Step::Claim(_) | Step::Exec(_) | Step::Filter(..) => Vec::new(),
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
+                if crate::sys::sabotaged(c"namespaces") {
+                    script.new = script.new.without(Namespaces::TIME).without(Namespaces::CGROUP);
+                }
                 Vec::new()
             }
             Step::Maps(identities) => {
@@ -536,12 +539,14 @@ fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
     }
     let unfiltered = plan.filters.is_empty();
+    // The filter that guards set-id bits is the first of two.
+    let unguarded = usize::from(plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
     Ok(Program {
         step: plan.steps.len() as u16,
         candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
         argv: pointers(&argv)?,
         env: pointers(&process.env)?,
-        filters: plan.filters.iter().map(|filter| instructions(filter)).collect(),
+        filters: plan.filters.iter().skip(unguarded).map(|filter| instructions(filter)).collect(),
         init_filter: (!unfiltered).then(|| instructions(crate::plan::seccomp::default_program())),
         umask: process.umask,
         passed: process.pass_fds.clone(),
