@@ -145,7 +145,7 @@ fn left_out(op: &Op) -> bool {
         Op::Mask { .. } => c"masks",
         Op::ReadOnly(_) => c"readonly-proc",
         Op::NoUserNamespaces => c"userns-limit",
-        Op::SealRoot => c"seal-root",
+        Op::SealRoot(_) => c"seal-root",
         Op::Bounding(_) => c"bounding",
         Op::Groups(_) => c"groups",
         Op::Capset(_) => c"capabilities",
