@@ -314,7 +314,7 @@ fn root_file_systems_that_are_none() {
     symlink("loop", place.path("loop")).expect("symlink");
     symlink("nowhere", place.path("dangling")).expect("symlink");
     fs::create_dir_all(place.path("hidden/root")).expect("mkdir");
-    fs::set_permissions(place.path("hidden"), fs::Permissions::from_mode(0)).expect("chmod");
+    fs::set_permissions(place.path("hidden"), fs::Permissions::from_mode(0o000)).expect("chmod");
     let far = format!("/{}", "d/".repeat(2500));
     let long = format!("./{}", "d".repeat(300));
     for (root, naming) in [

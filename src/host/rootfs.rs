@@ -111,7 +111,7 @@ fn of_host() -> Result<RootFacts> {
     let root = openat(HERE, c"/", Open::List).map_err(fail)?;
     let mounted = mount_points();
     let mut entries = Vec::new();
-    let names = std::fs::read_dir("/").map_err(|_| fail(crate::sys::EACCES))?;
+    let names = std::fs::read_dir("/").map_err(|_| fail(EACCES))?;
     for name in names.flatten().map(|entry| entry.file_name()) {
         let path = c_path(Path::new(&name));
         let Ok(stat) = lstat(root.as_fd(), &path) else { continue };

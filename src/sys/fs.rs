@@ -75,7 +75,8 @@ pub fn openat_mode(dir: BorrowedFd<'_>, path: &CStr, how: Open, mode: u32) -> Re
 pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd> {
     const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
     const RESOLVE_IN_ROOT: u64 = 0x10;
-    resolve(root, path, how, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    let how_far = if super::sabotaged(c"in-root") { 0 } else { RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+    resolve(root, path, how, how_far)
 }
 
 /// `openat2(2)` of one component or more, following no symlink at all and never leaving `dir`.
