@@ -250,7 +250,6 @@ impl Mapped<'_> {
         let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
         // Written while the child works; a guard holds it already.
         self.claim.write(&record)?;
-        let littered = !record.made.is_empty() || record.upper.is_some();
         let served =
             monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
                 .feeding(feed)
@@ -260,7 +259,6 @@ impl Mapped<'_> {
             Ok(_) => drop(guard.release()),
             Err(_) => drop(guard),
         }
-        if littered {}
         drop(upper);
         served
     }

@@ -229,7 +229,11 @@ impl<'a> Monitor<'a> {
         self.phase = Phase::Running;
         let init = self.record.pid.unwrap_or(0);
         let pid = match pidfd {
-            Some(pidfd) => process::pid_of(pidfd.as_fd()).ok(),
+            Some(pidfd) => {
+                let pid = process::pid_of(pidfd.as_fd()).ok();
+                let _ = tell(self.channel, Message::Go, None);
+                pid
+            }
             None if self.plan.process.init == Init::Program => Some(init),
             None => None,
         };
