@@ -154,13 +154,16 @@ impl Tree {
         made
     }
 
-    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be attached before an overlay
-    /// takes it.
+    /// A read-only layer: a directory of the host, or an idmapped mount, which older kernels
+    /// take only where it is attached.
     pub(super) fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
         match src {
             Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),
             Src::Tree(index, name) => {
                 let tree = self.handed_over(*index)?;
+                if self.detached {
+                    return Ok(tree);
+                }
                 let store = held(&self.store)?;
                 make_dir(store, name, 0o755)?;
                 mount::move_mount_to(tree.as_fd(), store, name).called(Call::MoveMount)?;
