@@ -168,9 +168,7 @@ impl Error {
     /// The second line of a report: where in the plan or the file.
     pub fn place(&self) -> Option<String> {
         match self {
-            Error::Step { place, .. } => {
-                Some(format!("step {} of {} ({}): {}", place.number, place.of, place.stage, place.step))
-            }
+            Error::Step { place, .. } => Some(format!("step {} of {} ({})", place.number, place.of, place.stage)),
             Error::Policy { at: Some((_, column)), text, .. } => Some(pointed(text, *column)),
             _ => None,
         }

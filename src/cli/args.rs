@@ -62,23 +62,23 @@ use Takes::{Many, Nothing, One};
 rows! {
     IDENTITY: "name", One("NAME"), "The sandbox's name (else a generated one)" => |l, v| some(&mut l.identity.name, v);
     IDENTITY: "hostname", One("NAME"), "Host name inside (else the sandbox's name)" => |l, v| some(&mut l.identity.hostname, v);
-    IDENTITY: "user" 'u', One("UID[:GID]|NAME[:GROUP]"), "The program's user" => |l, v| some(&mut l.identity.user, v);
+    IDENTITY: "user" 'u', One("UID[:GID]|NAME[:GROUP]"), "The program's user (default: 0, or you with @host)" => |l, v| some(&mut l.identity.user, v);
     IDENTITY: "group-add", Many("GROUP"), "A supplementary group (needs a map of ranges)" => |l, v| push(&mut l.identity.group_add, v);
     IDENTITY: "drop-groups", Nothing, "No supplementary groups (needs a map of ranges)" => |l, _| yes(&mut l.identity.drop_groups);
     IDENTITY: "map", Many("auto|root|keep|full|INNER:OUTER:COUNT"), "Which ids inside are which outside" => |l, v| push(&mut l.identity.map, v);
-    IDENTITY: "label", Many("K=V"), "A label for the record" => |l, v| push(&mut l.identity.label, v);
+    IDENTITY: "label", Many("K=V"), "A label, kept in the sandbox's record while it runs" => |l, v| push(&mut l.identity.label, v);
     ROOT: "rw", Nothing, "Write into ROOTFS itself" => |l, _| yes(&mut l.root.rw);
     ROOT: "read-only", Nothing, "Make / read-only; /tmp, /run and /dev/shm stay writable" => |l, _| yes(&mut l.root.read_only);
-    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end)" => |l, v| some(&mut l.root.upper, v);
+    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end); DIR starts with / . or ~" => |l, v| some(&mut l.root.upper, v);
     ROOT: "overlay", One("auto|kernel|fuse"), "Which overlay implementation" => |l, v| some(&mut l.root.overlay, v);
     ROOT: "allow-setid", Nothing, "Let the program set set-id bits on writable host files" => |l, _| yes(&mut l.root.allow_setid);
     MOUNTS: "volume" 'v', Many("SRC:DST[:OPTION,…]"), "Bind a host path; options ro rw overlay exec noexec dev optional" => |l, v| push(&mut l.mounts.volume, v);
     MOUNTS: "mount", Many("type=…,src=…,dst=…"), "Mount; types bind tmpfs mqueue" => |l, v| push(&mut l.mounts.mount, v);
-    MOUNTS: "tmpfs", Many("DST[:size=,mode=]"), "An empty file system in memory" => |l, v| push(&mut l.mounts.tmpfs, v);
-    MOUNTS: "device", Many("PATH[:DST]"), "A device of the host" => |l, v| push(&mut l.mounts.device, v);
+    MOUNTS: "tmpfs", Many("DST[:size=,mode=,noexec]"), "An empty file system in memory" => |l, v| push(&mut l.mounts.tmpfs, v);
+    MOUNTS: "device", Many("PATH[:DST]"), "A device of the host, at a place below /dev" => |l, v| push(&mut l.mounts.device, v);
     MOUNTS: "mask", Many("PATH"), "A path that reads as empty" => |l, v| push(&mut l.mounts.mask, v);
-    MOUNTS: "unmask", Many("PATH|all"), "A default mask to lift" => |l, v| push(&mut l.mounts.unmask, v);
-    PROGRAM: "workdir" 'w', One("DIR"), "Working directory inside (default: /)" => |l, v| some(&mut l.program.workdir, v);
+    MOUNTS: "unmask", Many("PATH|all"), "A default mask or read-only path to lift" => |l, v| push(&mut l.mounts.unmask, v);
+    PROGRAM: "workdir" 'w', One("DIR"), "Working directory inside (default: /, or yours with @host)" => |l, v| some(&mut l.program.workdir, v);
     PROGRAM: "env" 'e', Many("K=V|K"), "A variable, or the caller's value of one" => env;
     PROGRAM: "env-file", Many("FILE"), "Variables from a file, one a line" => |l, v| push(&mut l.env.env_file, v);
     PROGRAM: "clear-env", Nothing, "Start without sbx's own few variables" => |l, _| yes(&mut l.env.clear_env);
@@ -96,16 +96,16 @@ rows! {
     NAMESPACES: "sysctl", Many("K=V"), "A kernel setting of the sandbox's own namespaces" => sysctl;
     LIMITS: "pids", One("N"), "Processes and threads (default: 4096)" => |l, v| count(&mut l.limits.pids, v);
     LIMITS: "rlimit", Many("NAME=SOFT[:HARD]"), "A resource limit of getrlimit(2)" => |l, v| push(&mut l.limits.rlimit, v);
-    LIMITS: "nice", One("N"), "Nice value, -20 to 19" => |l, v| integer("--nice", &mut l.limits.nice, v);
-    LIMITS: "oom-score-adj", One("N"), "Who is killed first when memory is short, -1000 to 1000" => |l, v| integer("--oom-score-adj", &mut l.limits.oom_score_adj, v);
+    LIMITS: "nice", One("N"), "Nice value, -20 to 19; an ordinary user can only raise it" => |l, v| integer("--nice", &mut l.limits.nice, v);
+    LIMITS: "oom-score-adj", One("N"), "Who is killed first when memory is short, -1000 to 1000; an ordinary user can only raise it" => |l, v| integer("--oom-score-adj", &mut l.limits.oom_score_adj, v);
     LIMITS: "timeout", One("DURATION"), "End the program after this time, status 124" => |l, v| count(&mut l.limits.timeout, v);
     LIMITS: "kill-after", One("DURATION"), "From TERM to KILL after --timeout (default: 10s)" => |l, v| count(&mut l.limits.kill_after, v);
     HARDENING: "policy", Many("NAME|FILE"), "A policy; with a / or ending in .toml it is a file";
     HARDENING: "cap-add", Many("CAP"), "A capability to add" => |l, v| push(&mut l.caps.add, v);
     HARDENING: "cap-drop", Many("CAP|all"), "A capability to take away" => |l, v| push(&mut l.caps.drop, v);
     HARDENING: "seccomp", One("default|off|FILE"), "The system call policy";
-    HARDENING: "landlock", One("auto|require|off"), "The second wall (default: auto)" => |l, v| some(&mut l.landlock.mode, v);
-    HARDENING: "nest", Nothing, "Allow what a sandbox inside needs" => |l, _| yes(&mut l.hardening.nest);
+    HARDENING: "landlock", One("auto|require|off"), "Restrict mounts, devices, signals and files once more, by Landlock (default: auto)" => |l, v| some(&mut l.landlock.mode, v);
+    HARDENING: "nest", Nothing, "Allow what a sandbox inside needs: user namespaces, mounts; opens more of the kernel" => |l, _| yes(&mut l.hardening.nest);
     HARDENING: "best-effort", Nothing, "Skip what this host lacks of time and cgroup namespaces, sysfs, mqueue, keyring" => |l, _| yes(&mut l.hardening.best_effort);
     REPORTING: "dry-run", Nothing, "Print the plan and start nothing";
     REPORTING: "json", Nothing, "With --dry-run: print it as JSON";
@@ -114,7 +114,7 @@ rows! {
     REPORTING: "state", One("DIR"), "Where records are kept";
     REPORTING: "verbose", Nothing, "Print each step as it is done";
     REPORTING: "quiet" 'q', Nothing, "Print errors only";
-    REPORTING: "color", One("auto|always|never"), "Colours in messages";
+    REPORTING: "color", One("auto|always|never"), "Colors in messages";
 }
 
 fn some(place: &mut Option<String>, value: &str) -> Result<()> {
@@ -202,6 +202,11 @@ impl Parsed {
                 (Some(_), Nothing) => {}
                 (Some(put), _) => self.values(row.long).try_for_each(|value| put(&mut layer, value))?,
             }
+        }
+        // Of -t and -T the last one counts.
+        let place = |long: &str| self.flag(long).then(|| self.matches.index_of(long)).flatten();
+        if let (Some(own), Some(none)) = (place("tty"), place("no-tty")) {
+            layer.program.tty = Some(own > none);
         }
         let mut words = self.matches.get_many::<OsString>("ROOTFS").into_iter().flatten().cloned();
         layer.rootfs = words.next();

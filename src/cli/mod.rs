@@ -2,6 +2,8 @@
 //! anything. Only this folder prints.
 
 mod args;
+mod check;
+mod files;
 mod report;
 mod run;
 
@@ -9,8 +11,9 @@ use crate::hint;
 use sbx::error::{Error, Result, visible};
 use sbx::spec::Caller;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Options that may stand before the subcommand, and whether a value follows.
 const GLOBAL: [(&str, bool); 5] =
@@ -19,13 +22,15 @@ const GLOBAL: [(&str, bool); 5] =
 const HELP: &str = "\
 sbx: run a program in a sandbox of your own: no root, no daemon
 
-Usage: sbx [--state DIR] [--verbose] [-q] [--color WHEN] COMMAND …
+Usage: sbx [--state DIR] [--verbose] [-q|--quiet] [--color auto|always|never] COMMAND …
 
 Commands:
   run [OPTIONS] ROOTFS [COMMAND [ARG…]]  run a program in a new sandbox
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
+
+  --help, --version
 
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
@@ -64,6 +69,9 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     let rest: Vec<OsString> = globals.into_iter().chain(words).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
+        Some("check" | "doctor") => check::check(&rest),
+        Some("completions") => files::completions(&rest),
+        Some("man") => files::man(&rest),
         Some("--help" | "-h" | "help") => print(HELP),
         Some("--version" | "-V") => print(&format!("sbx {}\n", env!("CARGO_PKG_VERSION"))),
         _ => unknown(&command),
@@ -72,6 +80,10 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
 
 fn usage(what: &str) -> Result<u8> {
     Err(Error::Usage { what: what.into(), hint: Some("sbx --help".into()) })
+}
+
+fn usage_of(what: &str, hint: &str) -> Result<u8> {
+    Err(Error::Usage { what: what.into(), hint: Some(hint.into()) })
 }
 
 fn unknown(command: &OsStr) -> Result<u8> {
@@ -101,14 +113,36 @@ fn print(text: &str) -> Result<u8> {
     Ok(0)
 }
 
+/// Whether messages are coloured: see `choose_color`.
+static COLOR: AtomicBool = AtomicBool::new(false);
+
+/// `--color`: `auto` colours on a terminal, unless `NO_COLOR` is set (no-color.org).
+fn choose_color(word: Option<&str>) -> Result<()> {
+    let terminal = || std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let chosen = match word {
+        None => terminal(),
+        Some(word) => {
+            let words = [("auto", None), ("always", Some(true)), ("never", Some(false))];
+            sbx::spec::text::word("--color", word, &words)?.unwrap_or_else(terminal)
+        }
+    };
+    COLOR.store(chosen, Relaxed);
+    Ok(())
+}
+
 /// One message on stderr, in one write, so that messages of two processes do not mix.
 fn say(text: &str) {
-    let _ = std::io::stderr().write_all(format!("sbx: {text}\n").as_bytes());
+    let name = if COLOR.load(Relaxed) { "\x1b[1msbx:\x1b[0m" } else { "sbx:" };
+    let _ = std::io::stderr().write_all(format!("{name} {text}\n").as_bytes());
 }
 
 /// At most four lines: what on what; where; why; try.
 fn fail(error: &Error) -> u8 {
-    let facts = hint::Facts::default();
+    let facts = match hint::wants_facts(error) {
+        // A caller whose working directory is gone can still be told what its variables do not decide.
+        true => sbx::host::check::look(&sbx::host::caller().unwrap_or_default()).into(),
+        false => hint::Facts::default(),
+    };
     let advice = hint::advice(error, &facts);
     let mut text = error.to_string();
     if let Some(place) = error.place() {

@@ -48,6 +48,15 @@ impl<'a> Reporter<'a> {
         self.pid_file.is_some() || self.status_fd.is_some()
     }
 
+    /// Nothing ran: an empty pid file would only mislead.
+    pub fn forget_pid_file(&self) {
+        if let Some(file) = &self.pid_file
+            && std::fs::metadata(file).is_ok_and(|data| data.len() == 0)
+        {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+
     fn say(&self, text: &str) {
         if self.voice != Voice::Quiet {
             super::say(text);

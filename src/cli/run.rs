@@ -19,15 +19,20 @@ pub fn run(words: &[OsString]) -> Result<u8> {
         Ok(parsed) => parsed,
         Err(error) => return super::clap_error(error),
     };
+    super::choose_color(parsed.value("color"))?;
     let caller = host::caller()?;
     let layers = layers(&parsed, &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
     let name = spec.name().map_or_else(state::generate, str::to_owned);
-    let state = state_path(&parsed, &caller);
+    let state = state_path(&parsed, &caller)?;
     let host = Host::look(&spec, caller)?;
     let plan = plan(&spec, &host, &name)?;
     if parsed.flag("dry-run") {
         return dry_run(&parsed, &plan);
+    }
+    if parsed.flag("json") {
+        let hint = Some("--dry-run --json, or --status-fd N for JSON about a run".into());
+        return Err(Error::Usage { what: "--json belongs to --dry-run".into(), hint });
     }
     let mut reporter =
         Reporter::new(voice(&parsed)?, &plan, status_fd(&parsed)?, parsed.value("pid-file").map(PathBuf::from))?;
@@ -37,7 +42,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
     let limits = Limits { timeout: spec.timeout() };
     let request = Request { state: &state, limits, labels: spec.labels().clone(), told };
-    let exit = launch(&plan, &host, &request, &mut reporter)?;
+    let exit = launch(&plan, &host, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
     Ok(exit.status())
 }
@@ -65,9 +70,6 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
 }
 
 fn voice(parsed: &Parsed) -> Result<Voice> {
-    if let Some(color) = parsed.value("color") {
-        sbx::spec::text::word("--color", color, &[("auto", ()), ("always", ()), ("never", ())])?;
-    }
     Ok(match (parsed.flag("quiet"), parsed.flag("verbose")) {
         (true, _) => Voice::Quiet,
         (false, true) => Voice::Verbose,
@@ -89,9 +91,9 @@ fn dry_run(parsed: &Parsed, plan: &sbx::plan::Plan) -> Result<u8> {
 }
 
 /// `--state`, else the user's runtime directory, else one below the home that no other boot or machine shares.
-pub fn state_path(parsed: &Parsed, caller: &Caller) -> PathBuf {
-    if let Some(path) = parsed.value("state") {
-        return caller.cwd.join(path);
+pub fn state_path(parsed: &Parsed, caller: &Caller) -> Result<PathBuf> {
+    match parsed.value("state") {
+        Some(path) => Ok(caller.host_path("--state", path)?.as_path().to_owned()),
+        None => Ok(super::default_state(caller)),
     }
-    super::default_state(caller)
 }

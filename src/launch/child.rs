@@ -7,7 +7,9 @@
 use super::channel::{Call, Message, hear, tell};
 use super::confine::Confined;
 use super::init;
-use super::mounts::{self, Tree, Trees};
+use super::kernel_fs::new_sysfs;
+use super::layers::Trees;
+use super::mounts::{self, Tree};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
 use crate::sys::fs::{HERE, Open};
@@ -32,16 +34,16 @@ pub(super) struct Child<'a> {
 }
 
 /// The entry: everything the new process does. `channel` is its end of the pair.
-pub(super) fn run(script: &Script, channel: BorrowedFd<'_>) -> ! {
+pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces) -> ! {
     sys::alloc::forbid();
     match &script.above {
-        None => begin(script, channel, Trees::default()),
+        None => begin(script, channel, Trees::default(), missing),
         Some(above) => between(script, above, channel),
     }
 }
 
 /// Init's own way through the stages.
-fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees) -> ! {
+fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namespaces) -> ! {
     let mut child = Child {
         script,
         channel,
@@ -54,6 +56,11 @@ fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees) -> ! {
         child.await_maps();
     }
     child.all(&script.enter);
+    if missing.has(Namespaces::TIME)
+        && let Err(failure) = new_time(None)
+    {
+        child.give_up(failure);
+    }
     let confined = child.root_beside_own();
     init::start(&mut child, confined.ignored)
 }
@@ -89,7 +96,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
         fail(failure);
     }
     match process::clone3(script.new, ChildOf::CallersParent).called(Call::Clone) {
-        Ok(Forked::Child) => begin(script, channel, trees),
+        Ok(Forked::Child { missing }) => begin(script, channel, trees, missing),
         Ok(Forked::Parent { pid, pidfd }) => {
             if let Err(failure) = write_maps(pid, above) {
                 let _ = process::pidfd_send_signal(pidfd.as_fd(), sys::event::SIGKILL);
@@ -138,7 +145,7 @@ fn left_out(op: &Op) -> bool {
         Op::Mask { .. } => c"masks",
         Op::ReadOnly(_) => c"readonly-proc",
         Op::NoUserNamespaces => c"userns-limit",
-        Op::SealRoot => c"seal-root",
+        Op::SealRoot(_) => c"seal-root",
         Op::Bounding(_) => c"bounding",
         Op::Groups(_) => c"groups",
         Op::Capset(_) => c"capabilities",
@@ -247,7 +254,7 @@ impl Child<'_> {
         if !self.script.sysfs {
             return;
         }
-        let number = match mounts::new_sysfs() {
+        let number = match new_sysfs() {
             Ok(sysfs) => {
                 let number = sysfs.as_raw_fd();
                 std::mem::forget(sysfs);
@@ -265,7 +272,7 @@ impl Child<'_> {
         Some(match op {
             Op::OwnMaps(uids, gids) => own_maps(uids, gids),
             Op::Session => session(),
-            Op::TimeOffset(text) => time_offset(text),
+            Op::TimeOffset(text) => new_time(Some(text)),
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
             Op::Network => process::unshare(Namespaces::NET)
@@ -313,11 +320,14 @@ fn own_maps(uids: &std::ffi::CStr, gids: &std::ffi::CStr) -> Result<(), Failure>
     Ok(())
 }
 
-/// Offsets can be written only before the first process enters the namespace, and this process enters it by
-/// itself, so that a child made with shared memory is in it too (before Linux 6.1 exec would not move it).
-fn time_offset(text: &std::ffi::CStr) -> Result<(), Failure> {
+/// A time namespace by unshare: offsets can be written only before the first process enters it. This process
+/// enters it by itself, so that a child made with shared memory is in it too (before Linux 6.1 exec would not move
+/// it).
+fn new_time(offsets: Option<&std::ffi::CStr>) -> Result<(), Failure> {
     process::unshare(Namespaces::TIME).called(Call::Unshare)?;
-    sys::fs::write_file(c"/proc/self/timens_offsets", text.to_bytes()).called(Call::Write)?;
+    if let Some(offsets) = offsets {
+        sys::fs::write_file(c"/proc/self/timens_offsets", offsets.to_bytes()).called(Call::Write)?;
+    }
     let children = sys::fs::openat(HERE, c"/proc/self/ns/time_for_children", Open::Read).called(Call::Open)?;
     process::setns(children.as_fd(), Namespaces::TIME).called(Call::Setns)
 }

@@ -5,11 +5,11 @@ use super::root::Range;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{Etc, EtcWay, MapsBy, Plan, Step};
+use crate::plan::{Etc, EtcWay, Layers, MapsBy, Plan, Step, UpperAt};
 use crate::spec::ids::Extent;
 use crate::spec::mount::{Access, Mount, Source};
 use crate::spec::text::{HostPath, InnerPath};
-use crate::state::{Made, MadeKind};
+use crate::state::Made;
 use crate::sys::fs::{self, HERE, Open};
 use crate::sys::{ENOENT, process};
 use std::os::fd::AsFd;
@@ -97,15 +97,17 @@ fn finish(name: &str, mut child: Child) -> Result<()> {
 }
 
 /// A host directory that the sandbox mounts writable, and where.
-struct Tree<'a> {
-    src: &'a HostPath,
+struct Tree {
+    src: std::path::PathBuf,
     dst: InnerPath,
+    /// Layers below it whose files are seen through it: those of an overlay that keeps its upper layer.
+    lower: Vec<HostPath>,
 }
 
 /// The mount points that are missing now in host directories that the sandbox mounts writable. The child will
 /// make them; the record names them first, so that they go also after a kill -9.
 pub(super) fn mount_points(plan: &Plan) -> Vec<Made> {
-    let mut trees: Vec<Tree<'_>> = Vec::new();
+    let mut trees: Vec<Tree> = Vec::new();
     let mut made = Vec::new();
     for planned in &plan.steps {
         if let Some(at) = place_of(&planned.step) {
@@ -117,9 +119,14 @@ pub(super) fn mount_points(plan: &Plan) -> Vec<Made> {
             }
         }
         match &planned.step {
-            Step::BindRoot(src) => trees.push(Tree { src, dst: InnerPath::known("/") }),
+            Step::BindRoot(src) => {
+                trees.push(Tree { src: src.as_path().to_owned(), dst: InnerPath::known("/"), lower: Vec::new() });
+            }
+            Step::Overlay(Layers { lower, upper: UpperAt::Kept(at), .. }) => {
+                trees.push(Tree { src: at.as_path().join("upper"), dst: InnerPath::known("/"), lower: lower.clone() });
+            }
             Step::Mount(Mount { dst, source: Source::Bind { src, access: Access::Rw, .. } }) => {
-                trees.push(Tree { src, dst: dst.clone() });
+                trees.push(Tree { src: src.as_path().to_owned(), dst: dst.clone(), lower: Vec::new() });
             }
             _ => {}
         }
@@ -140,19 +147,22 @@ fn place_of(step: &Step) -> Option<InnerPath> {
     }
 }
 
-/// The parts of a place that do not exist below the tree, the outermost first.
-fn missing(tree: &Tree<'_>, at: &InnerPath) -> Vec<Made> {
-    let Ok(root) = fs::openat(HERE, &c_path(tree.src.as_path()), Open::Directory) else { return Vec::new() };
+/// The parts of a place that do not exist below the tree, the outermost first. Over lower layers nothing has to be
+/// made where one of them has the place; where it has to, the directories above it are copied up with it.
+fn missing(tree: &Tree, at: &InnerPath) -> Vec<Made> {
     let Ok(below) = at.as_path().strip_prefix(tree.dst.as_path()) else { return Vec::new() };
-    let mut path = std::path::PathBuf::new();
-    let mut made = Vec::new();
-    for part in below.components() {
-        path.push(part);
-        // The last name may be a symlink that something is mounted on: then it is there.
-        let there = fs::open_in_root(root.as_fd(), &c_path(&path), Open::Entry);
-        if matches!(there, Err(ENOENT)) {
-            made.push(Made { tree: tree.src.as_path().to_owned(), path: path.clone(), kind: MadeKind::Either });
-        }
+    // The last name may be a symlink that something is mounted on: then it is there.
+    let there = |root: &Path, path: &Path| {
+        let root = fs::openat(HERE, &c_path(root), Open::Directory);
+        !matches!(root.and_then(|root| fs::open_in_root(root.as_fd(), &c_path(path), Open::Entry)), Err(ENOENT))
+    };
+    if tree.lower.iter().any(|layer| there(layer.as_path(), below)) {
+        return Vec::new();
     }
-    made
+    let parts = below.components().scan(std::path::PathBuf::new(), |path, part| {
+        path.push(part);
+        Some(path.clone())
+    });
+    let missing = parts.filter(|path| !there(&tree.src, path));
+    missing.map(|path| Made { tree: tree.src.clone(), path }).collect()
 }

@@ -4,13 +4,18 @@
 mod channel;
 mod child;
 mod confine;
+mod faults;
 mod init;
+mod kernel_fs;
+mod layers;
 mod maps;
 mod monitor;
 mod mounts;
 mod prepare;
+mod program;
 mod relay;
 mod root;
+mod ruleset;
 mod script;
 
 pub use crate::sys::process::Ended;
@@ -21,10 +26,12 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::{MapsBy, Plan, Step, UpperAt};
-use crate::state::{Claim, Record, Skipped, StateDir};
+use crate::spec::access::Degrade;
+use crate::state::{Claim, Record, StateDir};
 use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
-use channel::{Fault, Message, hear, tell};
+use channel::{Message, hear, tell};
+use faults::step_error;
 use script::Script;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -93,6 +100,7 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     mapped.go(plan);
     record.pid = Some(mapped.pid);
+    record.state = "running".into();
     mapped.serve(plan, request, record, (signals, feed), upper, observer)
 }
 
@@ -137,10 +145,10 @@ impl<'a> Cloned<'a> {
             Some(_) => process::Namespaces::USER,
             None => script.new,
         };
-        match process::clone3(new, ChildOf::Caller).map_err(fail("clone3"))? {
-            Forked::Child => {
+        match clone(new, plan.degrade).map_err(fail("clone3"))? {
+            Forked::Child { missing } => {
                 drop(ours);
-                child::run(script, theirs.as_fd())
+                child::run(script, theirs.as_fd(), missing)
             }
             Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim }),
         }
@@ -156,7 +164,10 @@ impl<'a> Cloned<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Mapped<'a>> {
         let mut guard = Guard { pidfd: Some(self.pidfd) };
-        observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
+        observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Clone(_)))));
+        if plan.identities.by != MapsBy::Caller {
+            observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
+        }
         maps::write(plan, host, range, self.pid)?;
         for tree in root::trees(script, self.pid)? {
             tell(self.channel.as_fd(), Message::Tree, Some(tree.as_fd())).map_err(|errno| gone(plan, errno))?;
@@ -174,6 +185,17 @@ impl<'a> Cloned<'a> {
             };
         }
         Ok(Mapped { pid, pidfd: guard.release(), channel: self.channel, claim: self.claim })
+    }
+}
+
+/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all.
+fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<Forked> {
+    let less = new.without(process::Namespaces::TIME | process::Namespaces::CGROUP);
+    match process::clone3(new, ChildOf::Caller) {
+        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && less != new => {
+            process::clone3(less, ChildOf::Caller)
+        }
+        other => other,
     }
 }
 
@@ -252,44 +274,6 @@ fn gone(plan: &Plan, errno: sys::Errno) -> Error {
         call: "wait for the child",
         errno,
     }
-}
-
-/// A failed step as an error: the words come from the plan, the fault from the child.
-fn step_error(plan: &Plan, fault: Fault) -> Error {
-    let number = usize::from(fault.step);
-    let place = plan.place(number);
-    if let Some(Step::Workdir(path)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step) {
-        let why = fault.errno.to_string();
-        return Error::spec("--workdir", path.display(), why).or_try("a directory that exists inside");
-    }
-    if let Some(Step::Overlay(layers)) = plan.steps.get(number.wrapping_sub(1)).map(|p| &p.step)
-        && fault.errno == sys::EINVAL
-        && let Some(error) = refused_layer(layers)
-    {
-        return error;
-    }
-    Error::Step { place, call: fault.call.name(), errno: fault.errno }
-}
-
-/// Why the kernel takes a directory as no layer of an overlay: it is told only afterwards, for asking costs time.
-fn refused_layer(layers: &crate::plan::Layers) -> Option<Error> {
-    for layer in &layers.lower {
-        if crate::host::is_own_root(layer.as_path()) {
-            let why = "this machine's own root cannot be an overlay of itself";
-            return Some(Error::spec("ROOTFS", layer, why).or_try("sbx run @host"));
-        }
-        if let Some(first) = crate::host::mounts_below(layer.as_path()).first() {
-            let why =
-                format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
-            return Some(Error::spec("ROOTFS", layer, why).or_try("unmount them, or --rw"));
-        }
-    }
-    None
-}
-
-fn skipped(plan: &Plan, fault: Fault) -> Skipped {
-    let place = plan.place(usize::from(fault.step));
-    Skipped { step: place.step, why: format!("{}: {}", fault.call.name(), fault.errno) }
 }
 
 /// Memory shared with other threads could hold a lock at the moment of the clone; the child would wait for ever.

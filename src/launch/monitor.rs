@@ -1,11 +1,12 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
+use super::Request;
 use super::channel::{Fullness, Message, hear, tell};
+use super::faults::{skipped, step_error};
 use super::relay::{Pump, Terminal};
-use super::{Request, skipped, step_error};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, Stage, Step};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
 use crate::sys::event::{self, Caught, Watch};
@@ -235,6 +236,8 @@ impl<'a> Monitor<'a> {
         if !self.record.skipped.is_empty() {
             self.claim.write(&self.record)?;
         }
+        let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
+        last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
         observer.event(&Event::Started { pid, init });
         self.terminal = self.master.take().map(Terminal::new);
         if let Some((timeout, _)) = self.request.limits.timeout {

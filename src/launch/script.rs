@@ -219,7 +219,8 @@ pub(crate) enum Op {
     Terminal {
         uid: u32,
     },
-    SealRoot,
+    /// The root's mount, and these below it, made read-only.
+    SealRoot(Vec<CString>),
     Pivot,
     Keyring,
     Bounding(Vec<u32>),
@@ -261,6 +262,8 @@ pub(crate) struct Program {
     pub filters: Vec<Vec<Insn>>,
     /// Init's own.
     pub init_filter: Option<Vec<Insn>>,
+    /// Whether init's is all that the program gets, so that it can inherit it.
+    pub inherits_filter: bool,
     pub umask: u32,
     pub passed: Vec<i32>,
     /// How many of the three standard descriptors become the terminal: 0, 2 or 3.

@@ -107,10 +107,12 @@ fn env(spec: &Spec, host: &Host, identities: &Identities) -> Vec<(String, OsStri
         BaseEnv::Usual => usual(spec, host, identities).into_iter().filter(|(name, _)| !denied(name)).collect(),
         BaseEnv::Cleared => Vec::new(),
     };
-    for (name, value) in &spec.env.set {
-        env.retain(|(old, _)| old != name);
-        env.push((name.clone(), value.clone()));
-    }
+    env.extend(spec.env.set.iter().cloned());
+    // Of a name given twice the last counts; there may be 10^5 names.
+    let mut later = std::collections::BTreeSet::new();
+    env.reverse();
+    env.retain(|(name, _)| later.insert(name.clone()));
+    env.reverse();
     env
 }
 

@@ -102,6 +102,8 @@ pub struct Plan {
     pub(crate) identities: Identities,
     pub(crate) process: Process,
     pub(crate) landlock: Option<LandlockPlan>,
+    /// Whether namespaces that a host may lack can be left out.
+    pub(crate) degrade: Degrade,
     /// Filters of the program in the order they are loaded.
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
     /// What the user is told before the start.
@@ -159,7 +161,16 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
-    Ok(Plan { name: name.into(), steps: steps.list, identities, process, landlock, filters, notes })
+    Ok(Plan {
+        name: name.into(),
+        steps: steps.list,
+        identities,
+        process,
+        landlock,
+        degrade: spec.degrade,
+        filters,
+        notes,
+    })
 }
 
 /// The steps while they are collected.

@@ -122,6 +122,7 @@ pub(super) fn writable_host(spec: &Spec) -> bool {
 pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process, name: &str) -> Result<()> {
     let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
     must(steps, Step::Store(store_size(spec)));
+    check_unmask(spec)?;
     let upper = upper_at(spec, host, name);
     base(steps, spec, host, upper, name)?;
     must(steps, Step::Dev);
@@ -235,6 +236,22 @@ fn host_scratch(steps: &mut Steps, host: &Host) {
     let home = InnerPath::parse("HOME", &host.caller.home).ok();
     if let Some(home) = home.filter(|home| home.depth() > 1 && home.as_path() != Path::new("/root")) {
         steps.must(Stage::Root, Step::Scratch(home, 0o700));
+    }
+}
+
+/// A path to unmask that no mask covers is a mistake of the user's.
+fn check_unmask(spec: &Spec) -> Result<()> {
+    let known = |path: &Path| {
+        let listed = MASKED_PROC.iter().chain(&MASKED_SYS).chain(&READ_ONLY);
+        listed.into_iter().any(|masked| path == Path::new(masked)) || path.ends_with("thermal_throttle")
+    };
+    match &spec.unmask {
+        Unmask::Paths(paths) => match paths.iter().find(|path| !known(path.as_path())) {
+            Some(path) => Err(Error::spec("--unmask", path, "not masked or read-only by default")
+                .or_try("sbx run --dry-run lists what is")),
+            None => Ok(()),
+        },
+        Unmask::All => Ok(()),
     }
 }
 

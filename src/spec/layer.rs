@@ -2,9 +2,11 @@
 //!
 //! The field names are the keys of a policy file and, with `--` before them, the options.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 
 /// Where a layer came from; the words of messages about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -216,13 +218,38 @@ pub struct Limits {
 }
 
 /// A value that TOML may hold as a number or as a text with a unit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Count {
     /// A plain number.
     Number(i64),
     /// A text, as on the command line.
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Count, D::Error> {
+        from.deserialize_any(CountVisitor)
+    }
+}
+
+/// Says what is expected, which a derived choice between two forms does not.
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = Count;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or a text such as \"30m\"")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Count, E> {
+        Ok(Count::Number(number))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Count, E> {
+        Ok(Count::Text(text.to_owned()))
+    }
 }
 
 impl Count {

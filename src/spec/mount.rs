@@ -1,6 +1,7 @@
 //! What is mounted besides the root, in the text forms of `-v`, `--mount`, `--tmpfs` and `--device`.
 
-use super::text::{Caller, HostPath, InnerPath, size};
+use super::layer::MountTable;
+use super::text::{Caller, HostPath, InnerPath, size, word};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
@@ -174,6 +175,59 @@ impl Mount {
             return Err(Error::spec(FIELD, text, "a device goes below /dev"));
         }
         Ok(Mount { dst, source: Source::Device { src: caller.host_path(FIELD, src)? } })
+    }
+
+    /// Takes a `[[mount]]` of a policy.
+    pub fn table(caller: &Caller, table: &MountTable) -> Result<Mount> {
+        const FIELD: &str = "[[mount]]";
+        let kind = table.r#type.as_deref().unwrap_or("bind");
+        let missing = |key: &str| Error::spec(FIELD, kind, format!("{key} is missing"));
+        foreign_key(table, kind)?;
+        let exec = if table.exec.unwrap_or(true) { Exec::Exec } else { Exec::Noexec };
+        let source = match kind {
+            "bind" => {
+                let accesses = [("ro", Access::Ro), ("rw", Access::Rw), ("overlay", Access::Overlay)];
+                Source::Bind {
+                    src: caller.host_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
+                    access: table.access.as_deref().map_or(Ok(Access::Ro), |a| word("access", a, &accesses))?,
+                    exec,
+                    devices: if table.dev.unwrap_or(false) { Devices::Dev } else { Devices::Nodev },
+                    presence: if table.optional.unwrap_or(false) { Presence::Optional } else { Presence::Required },
+                }
+            }
+            "tmpfs" => Source::Tmpfs {
+                size: table.size.as_deref().map(|s| size("size", s)).transpose()?,
+                mode: table.mode.as_deref().map_or(Ok(0o1777), |m| octal("mode", m))?,
+                exec,
+            },
+            "mqueue" => Source::Mqueue,
+            _ => return Err(Error::spec("type", kind, "not one of bind, tmpfs, mqueue")),
+        };
+        let dst = match (&table.dst, &source) {
+            // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
+            (Some(dst), _) if dst.starts_with(['.', '~']) => caller.host_path(FIELD, dst)?.to_string(),
+            (Some(dst), _) => dst.clone(),
+            (None, Source::Bind { src, .. }) => src.to_string(),
+            (None, _) => return Err(missing("dst")),
+        };
+        Ok(Mount { dst: destination(FIELD, &dst)?, source })
+    }
+}
+
+/// A key that means nothing for a type of mount is refused: the author meant something by it.
+fn foreign_key(table: &MountTable, kind: &str) -> Result<()> {
+    let keys = [
+        ("src", table.src.is_some(), "bind"),
+        ("access", table.access.is_some(), "bind"),
+        ("dev", table.dev.is_some(), "bind"),
+        ("optional", table.optional.is_some(), "bind"),
+        ("size", table.size.is_some(), "tmpfs"),
+        ("mode", table.mode.is_some(), "tmpfs"),
+        ("exec", table.exec.is_some() && kind == "mqueue", "bind or tmpfs"),
+    ];
+    match keys.iter().find(|(_, given, of)| *given && *of != kind) {
+        Some((key, _, of)) => Err(Error::spec("[[mount]]", key, format!("a key of type {of}, and this is {kind}"))),
+        None => Ok(()),
     }
 }
 

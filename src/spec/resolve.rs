@@ -2,8 +2,8 @@
 
 use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, Seccomp, SetId};
 use super::ids::{Map, User, Who};
-use super::layer::{Count, Layer, MountTable, Origin};
-use super::mount::{Mount, destination, octal};
+use super::layer::{Count, Layer, Origin};
+use super::mount::{Mount, octal};
 use super::text::{Caller, InnerPath, duration, hostname, name, number, size, word};
 use super::*;
 use crate::error::{Error, Result};
@@ -116,6 +116,12 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
                 .or_try("-v DIR:DIR for the directories to write"));
         }
         (true, false, None) => Writes::Through,
+        (false, _, Some(Upper::Disk | Upper::Directory(_))) if source == RootSource::Host => {
+            let why = "the changes of @host are always dropped, from memory";
+            return Err(
+                Error::spec("--upper", "@host", why).or_try("-v DIR:DIR for what is to stay; --upper tmpfs:SIZE")
+            );
+        }
         (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
         (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
     };
@@ -147,7 +153,7 @@ fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
     for layer in layers {
         let mut these: Vec<Mount> = Vec::new();
         for table in &layer.mount {
-            these.push(table_mount(table, caller)?);
+            these.push(Mount::table(caller, table)?);
         }
         let short = &layer.mounts;
         these.extend(short.volume.iter().map(|t| Mount::volume(caller, t)).collect::<Result<Vec<_>>>()?);
@@ -163,62 +169,6 @@ fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
     }
     found.sort_by_key(|mount| mount.dst.depth());
     Ok(found)
-}
-
-fn table_mount(table: &MountTable, caller: &Caller) -> Result<Mount> {
-    const FIELD: &str = "[[mount]]";
-    let kind = table.r#type.as_deref().unwrap_or("bind");
-    let missing = |key: &str| Error::spec(FIELD, kind, format!("{key} is missing"));
-    foreign_keys(table, kind)?;
-    let exec = choose(table.exec.unwrap_or(true), mount::Exec::Exec, mount::Exec::Noexec);
-    let source = match kind {
-        "bind" => {
-            let accesses = [("ro", mount::Access::Ro), ("rw", mount::Access::Rw), ("overlay", mount::Access::Overlay)];
-            mount::Source::Bind {
-                src: caller.host_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
-                access: table.access.as_deref().map_or(Ok(mount::Access::Ro), |a| word("access", a, &accesses))?,
-                exec,
-                devices: choose(table.dev.unwrap_or(false), mount::Devices::Dev, mount::Devices::Nodev),
-                presence: choose(table.optional.unwrap_or(false), mount::Presence::Optional, mount::Presence::Required),
-            }
-        }
-        "tmpfs" => mount::Source::Tmpfs {
-            size: table.size.as_deref().map(|s| size("size", s)).transpose()?,
-            mode: table.mode.as_deref().map_or(Ok(0o1777), |m| octal("mode", m))?,
-            exec,
-        },
-        "mqueue" => mount::Source::Mqueue,
-        _ => return Err(Error::spec("type", kind, "not one of bind, tmpfs, mqueue")),
-    };
-    let dst = match (&table.dst, &source) {
-        // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
-        (Some(dst), _) if dst.starts_with(['.', '~']) => caller.host_path(FIELD, dst)?.to_string(),
-        (Some(dst), _) => dst.clone(),
-        (None, mount::Source::Bind { src, .. }) => src.to_string(),
-        (None, _) => return Err(missing("dst")),
-    };
-    Ok(Mount { dst: destination(FIELD, &dst)?, source })
-}
-
-/// A key that means nothing for a type of mount is refused: the author meant something by it.
-fn foreign_keys(table: &MountTable, kind: &str) -> Result<()> {
-    let bind = [
-        ("src", table.src.is_some()),
-        ("access", table.access.is_some()),
-        ("dev", table.dev.is_some()),
-        ("optional", table.optional.is_some()),
-    ];
-    let tmpfs = [("size", table.size.is_some()), ("mode", table.mode.is_some())];
-    let exec = [("exec", table.exec.is_some())];
-    let foreign = match kind {
-        "bind" => tmpfs.iter().find(|(_, given)| *given),
-        "tmpfs" => bind.iter().find(|(_, given)| *given),
-        _ => bind.iter().chain(&tmpfs).chain(&exec).find(|(_, given)| *given),
-    };
-    match foreign {
-        Some((key, _)) => Err(Error::spec("[[mount]]", key, format!("not a key of type = \"{kind}\""))),
-        None => Ok(()),
-    }
 }
 
 fn unmask(layers: &[Layer]) -> Result<Unmask> {
@@ -468,6 +418,11 @@ fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
     let filter =
         scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
     let mut found = Seccomp { filter, ..Seccomp::default() };
+    let denied = layers.iter().any(|l| l.origin != Origin::Argv && !l.seccomp.deny.is_empty());
+    if filter == Filter::Off && denied && layers.iter().any(|l| l.origin == Origin::Argv && l.seccomp.filter.is_some())
+    {
+        notes.push("--seccomp off lifts a policy's denials".into());
+    }
     for layer in layers {
         if layer.origin == Origin::Argv {
             for name in layer.seccomp.allow.iter().filter(|name| found.deny.contains(name)) {

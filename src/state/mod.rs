@@ -5,17 +5,18 @@
 
 mod leftovers;
 mod names;
+mod path;
 mod record;
 
 pub use names::generate;
-pub use record::{Made, MadeKind, Record, Skipped};
+pub use record::{Made, Record, Skipped};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
-use crate::sys::fs::{self, HERE, Kind, Open};
+use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, Errno, cred};
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The directory that holds the state of all of a user's sandboxes.
@@ -51,6 +52,10 @@ fn full(errno: Errno) -> bool {
 /// # Errors
 /// `State` where it is somebody else's, open to others, or cannot be made.
 pub fn private_dir(path: &Path) -> Result<OwnedFd> {
+    private(path).map(|(dir, _)| dir)
+}
+
+fn private(path: &Path) -> Result<(OwnedFd, Stat)> {
     let text = c_path(path);
     let opened = match fs::openat(HERE, &text, Open::List) {
         Err(ENOENT) => {
@@ -69,8 +74,24 @@ pub fn private_dir(path: &Path) -> Result<OwnedFd> {
     match () {
         () if stat.uid != cred::geteuid() => Err(unusable(path, format!("belongs to uid {}, not to you", stat.uid))),
         () if stat.mode & 0o022 != 0 => Err(unusable(path, format!("others can write to it (mode {:o})", stat.mode))),
-        () => Ok(dir),
+        () => Ok((dir, stat)),
     }
+}
+
+/// The sticky bit, which means nothing on a directory that only one user may write to. Sweeping removes
+/// directories, so it may never see one that was made for something else: `--state ~`.
+const MARK: u32 = 0o1000;
+
+/// Marks an empty directory as sbx's own.
+fn mark(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
+    let mut entries = fs::Entries::new();
+    let empty = fs::getdents(dir, &mut entries).map_err(|errno| unusable(path, errno))?.next().is_none();
+    // Another sbx may have marked it and put a record into it since.
+    let marked = || fs::fstat(dir).is_ok_and(|stat| stat.mode & MARK != 0);
+    if !empty && !marked() {
+        return Err(unusable(path, "holds something, and not sbx's records"));
+    }
+    fs::chmodat(dir, c".", 0o700 | MARK).map_err(|errno| unusable(path, errno))
 }
 
 impl StateDir {
@@ -79,7 +100,11 @@ impl StateDir {
     /// # Errors
     /// As [`private_dir`].
     pub fn open(path: &Path) -> Result<StateDir> {
-        Ok(StateDir { path: path.to_owned(), dir: private_dir(path)? })
+        let (dir, stat) = private(path)?;
+        if stat.mode & MARK == 0 {
+            mark(path, dir.as_fd())?;
+        }
+        Ok(StateDir { path: path.to_owned(), dir })
     }
 
     /// Takes a name. Exactly one of many that try at once gets it. The lock is on the directory itself: it needs no
@@ -142,7 +167,7 @@ impl StateDir {
 }
 
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
-fn forget(parent: std::os::fd::BorrowedFd<'_>, dir: std::os::fd::BorrowedFd<'_>, name: &CStr) {
+fn forget(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
     let _ = fs::unlinkat(dir, RECORD, Kind::File);
     if fs::unlinkat(parent, name, Kind::Directory).is_err() {
         // Left by a writer that was killed.

@@ -55,7 +55,10 @@ impl BitOr for Namespaces {
 #[derive(Debug)]
 pub enum Forked {
     /// This is the new process.
-    Child,
+    Child {
+        /// Namespaces that were asked for and could not be made by this call; the child has to make them itself.
+        missing: Namespaces,
+    },
     /// This is the caller.
     Parent {
         /// The child's pid as the caller sees it.
@@ -79,10 +82,7 @@ const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
 
 /// `clone3(2)` without shared memory: the child goes on from here on a copy of the stack. Linux 5.3.
 /// Where a filter above us answers ENOSYS (Docker's did for years), `clone(2)` does the same, less the
-/// time namespace, whose bit is part of clone's exit signal.
-///
-/// # Errors
-/// `ENOSYS` also when only clone(2) is there and a time namespace was asked for.
+/// time namespace, whose bit is part of clone's exit signal: the child is told.
 pub fn clone3(new: Namespaces, child_of: ChildOf) -> Result<Forked> {
     let mut pidfd: c_int = -1;
     let (extra, signal) = match child_of {
@@ -92,16 +92,22 @@ pub fn clone3(new: Namespaces, child_of: ChildOf) -> Result<Forked> {
     let args: [u64; 11] = [new.0 | CLONE_PIDFD | extra, &raw mut pidfd as u64, 0, 0, signal, 0, 0, 0, 0, 0, 0];
     // SAFETY: `args` is a whole struct clone_args (88 bytes, 5.7) and `pidfd` outlives the call; without
     // CLONE_VM the child runs on its own copy of this stack.
-    let returned = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
-    forked(
-        match ok(returned) {
-            Err(super::ENOSYS) if !new.has(Namespaces::TIME) => {
-                clone_old(new.0 | CLONE_PIDFD | extra | signal, &mut pidfd)?
-            }
-            other => other?,
-        },
-        pidfd,
-    )
+    match ok(unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) }) {
+        Err(super::ENOSYS) => {
+            let flags = new.without(Namespaces::TIME).0 | CLONE_PIDFD | extra | signal;
+            let returned = clone_old(flags, &mut pidfd)?;
+            let missing = if new.has(Namespaces::TIME) { Namespaces::TIME } else { Namespaces::NONE };
+            forked(returned, pidfd, missing)
+        }
+        other => forked(other?, pidfd, Namespaces::NONE),
+    }
+}
+
+/// Whether clone3(2) is there: no arguments are too few for it, EINVAL.
+pub fn has_clone3() -> bool {
+    // SAFETY: no structure is passed, and a size of 0 is refused before anything is read.
+    let returned = unsafe { libc::syscall(libc::SYS_clone3, null::<u64>(), 0usize) };
+    ok(returned).err() != Some(super::ENOSYS)
 }
 
 /// clone(2) with fork's meaning; the pidfd comes where the parent's tid pointer would be.
@@ -110,9 +116,9 @@ fn clone_old(flags: u64, pidfd: &mut c_int) -> Result<c_long> {
     ok(unsafe { libc::syscall(libc::SYS_clone, flags as c_ulong, 0 as c_ulong, pidfd as *mut c_int, 0, 0) })
 }
 
-fn forked(returned: c_long, pidfd: c_int) -> Result<Forked> {
+fn forked(returned: c_long, pidfd: c_int, missing: Namespaces) -> Result<Forked> {
     Ok(match returned {
-        0 => Forked::Child,
+        0 => Forked::Child { missing },
         // SAFETY: the kernel filled in `pidfd` for us alone.
         pid => Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } },
     })

@@ -1,0 +1,173 @@
+//! `sbx check`: the table of what this machine lets this user do, and below it what helps.
+
+use super::print;
+use sbx::error::{Error, Result, visible};
+use sbx::host;
+use sbx::host::check::{Report, Row, State, look};
+use std::ffi::OsString;
+use std::fmt::Write;
+
+const HELP: &str = "\
+What this machine lets you do, tried by doing it, and what helps where it does not
+
+Usage: sbx check [--json]
+
+Options:
+      --json  one JSON document instead of the table
+  -q, --quiet only what is not ok
+  -h, --help  this help
+
+Exits with 0 if `sbx run` works here, else with 1. `sbx doctor` is the same.
+";
+
+/// Lines stay within this many columns.
+const WIDTH: usize = 80;
+
+/// How the report is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Table,
+    Faults,
+    Json,
+    Help,
+}
+
+/// Runs the subcommand; the result is the exit status.
+pub fn check(words: &[OsString]) -> Result<u8> {
+    let form = parse(words)?;
+    if form == Form::Help {
+        return print(HELP);
+    }
+    let report = look(&host::caller()?);
+    match form {
+        Form::Json => {
+            let json = serde_json::to_string_pretty(&report).map_err(|error| Error::Bug(error.to_string()))?;
+            print(&(json + "\n"))?;
+        }
+        _ => drop(print(&table(&report, form))?),
+    }
+    Ok(u8::from(!report.works))
+}
+
+/// The few options; the global ones may stand here too, as with every subcommand.
+fn parse(words: &[OsString]) -> Result<Form> {
+    let mut form = Form::Table;
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--json") => form = Form::Json,
+            Some("-h" | "--help") => return Ok(Form::Help),
+            Some("-q" | "--quiet") if form == Form::Table => form = Form::Faults,
+            Some("-q" | "--quiet" | "--verbose") => {}
+            Some("--state" | "--color") => drop(words.next()),
+            Some(word) if word.starts_with("--state=") || word.starts_with("--color=") => {}
+            _ => {
+                let what = format!("sbx check does not take {}", visible(&word.to_string_lossy()));
+                return Err(Error::Usage { what, hint: Some("sbx check --help".into()) });
+            }
+        }
+    }
+    Ok(form)
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Ok => "ok",
+        State::Limited => "limited",
+        State::Missing => "missing",
+        State::Untried => "?",
+    }
+}
+
+fn table(report: &Report, form: Form) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    if form == Form::Table {
+        let _ = writeln!(text, "sbx {} on Linux {}\n", env!("CARGO_PKG_VERSION"), visible(&report.facts.release));
+        for row in &report.rows {
+            let _ = writeln!(text, "{:<8} {:<19} {}", state(row.state), row.feature.words(), row.enables);
+        }
+        text.push('\n');
+    }
+    for row in report.rows.iter().filter(|row| row.why.is_some()) {
+        text.push_str(&fault(row));
+    }
+    text.push_str(&verdict(report));
+    text
+}
+
+/// What is missing, why, and what helps.
+fn fault(row: &Row) -> String {
+    let optional = if row.needed { "" } else { ", not needed by default" };
+    let mut text = format!("{} ({}{optional})\n", row.feature.words(), state(row.state));
+    for (label, words) in [("why", &row.why), ("try", &row.fix)] {
+        if let Some(words) = words {
+            text.push_str(&wrapped(&format!("  {label}: "), &visible(words)));
+        }
+    }
+    if let Some(file) = &row.file {
+        let _ = writeln!(text, "  {}:", visible(&file.path));
+        for line in file.content.lines() {
+            text.push_str(format!("    {}", visible(line)).trim_end());
+            text.push('\n');
+        }
+    }
+    text.push('\n');
+    text
+}
+
+/// Words after a label, further lines below the first word. A word longer than a line stands alone, unbroken, so
+/// that a path or a command can be copied.
+fn wrapped(label: &str, words: &str) -> String {
+    let indent = " ".repeat(label.chars().count());
+    let mut text = String::new();
+    let mut line = label.to_owned();
+    let mut empty = true;
+    for word in words.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            text.push_str(&line);
+            text.push('\n');
+            line = indent.clone();
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    text + &line + "\n"
+}
+
+fn verdict(report: &Report) -> String {
+    if report.works {
+        return "sbx run works here.\n".to_owned();
+    }
+    let in_the_way = report.rows.iter().filter(|row| row.needed && row.state == State::Missing);
+    let names: Vec<&str> = in_the_way.map(|row| row.feature.words()).collect();
+    let names = if names.is_empty() { "no answer".to_owned() } else { names.join(", ") };
+    wrapped("", &format!("sbx run does not work here as it is; in the way: {names}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_wrapped_between_words() {
+        let text = wrapped("  why: ", &"abcdefghi ".repeat(12));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.len() <= WIDTH));
+        assert!(lines[1].starts_with("       abc"));
+        assert_eq!(wrapped("", &"x".repeat(100)).len(), 101);
+    }
+
+    #[test]
+    fn options_are_told_apart() {
+        let form = |words: &[&str]| parse(&words.iter().map(OsString::from).collect::<Vec<_>>()).ok();
+        assert!(form(&[]) == Some(Form::Table) && form(&["--state", "/x", "--json"]) == Some(Form::Json));
+        assert!(form(&["-q"]) == Some(Form::Faults) && form(&["--state=/x", "-h"]) == Some(Form::Help));
+        assert!(form(&["--jsn"]).is_none() && form(&["x"]).is_none());
+    }
+}

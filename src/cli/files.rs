@@ -1,0 +1,47 @@
+//! `sbx man DIR` and `sbx completions SHELL`: what a packager or a user installs beside the program.
+
+use super::args::{ROWS, command};
+use clap_complete::Shell;
+use sbx::error::{Errno, Error, Result};
+use std::ffi::OsString;
+use std::path::Path;
+
+const PAGES: [(&str, &str); 2] =
+    [("sbx.1", include_str!("../../man/sbx.1")), ("sbx-policy.5", include_str!("../../man/sbx-policy.5"))];
+
+/// Writes the man pages into a directory that exists.
+pub fn man(words: &[OsString]) -> Result<u8> {
+    let [dir] = words else {
+        return super::usage_of("sbx man needs one directory", "sbx man ~/.local/share/man/man1");
+    };
+    for (name, text) in PAGES {
+        let path = Path::new(dir).join(name);
+        std::fs::write(&path, text).map_err(|e| Error::Sys {
+            doing: "write".into(),
+            on: path.display().to_string(),
+            errno: Errno(e.raw_os_error().unwrap_or(0)),
+        })?;
+    }
+    Ok(0)
+}
+
+/// Prints the completions of a shell.
+pub fn completions(words: &[OsString]) -> Result<u8> {
+    let shells = [("bash", Shell::Bash), ("elvish", Shell::Elvish), ("fish", Shell::Fish), ("zsh", Shell::Zsh)];
+    let [shell] = words else {
+        return super::usage_of("sbx completions needs one shell", "sbx completions bash");
+    };
+    let shell = sbx::spec::text::word("SHELL", &shell.to_string_lossy(), &shells)?;
+    let mut sbx = clap::Command::new("sbx")
+        .subcommand(command(ROWS.iter()))
+        .subcommand(
+            clap::Command::new("check").visible_alias("doctor").arg(clap::Arg::new("json").long("json").num_args(0)),
+        )
+        .subcommand(
+            clap::Command::new("completions").arg(clap::Arg::new("SHELL").value_parser(shells.map(|(name, _)| name))),
+        )
+        .subcommand(clap::Command::new("man").arg(clap::Arg::new("DIR").value_hint(clap::ValueHint::DirPath)));
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut sbx, "sbx", &mut text);
+    super::print(&String::from_utf8_lossy(&text))
+}

@@ -1,0 +1,97 @@
+//! A child's fault as an error for a person. The words come from the plan; what the kernel refuses for a reason
+//! that can be looked up is looked up here, after the failure, for on the start path asking costs time.
+
+use super::channel::Fault;
+use crate::error::{Error, Place};
+use crate::host::{is_own_root, mounts_below};
+use crate::plan::{Layers, Plan, Step, UpperAt};
+use crate::spec::mount::{Access, Mount, Source};
+use crate::state::Skipped;
+use crate::sys::{EACCES, EINVAL, EISDIR, ENOENT, ENOTDIR, EPERM};
+
+/// The error of a step that failed.
+pub(super) fn step_error(plan: &Plan, fault: Fault) -> Error {
+    let number = usize::from(fault.step);
+    let step = plan.steps.get(number.wrapping_sub(1)).map(|planned| &planned.step);
+    let plain = |place: Place| Error::Step { place, call: fault.call.name(), errno: fault.errno };
+    step.and_then(|step| explained(step, fault)).unwrap_or_else(|| plain(plan.place(number)))
+}
+
+/// The error where the user's own value is what the kernel does not take.
+fn explained(step: &Step, fault: Fault) -> Option<Error> {
+    let errno = fault.errno;
+    Some(match step {
+        Step::Workdir(path) => Error::spec("--workdir", path.display(), errno).or_try("a directory that exists inside"),
+        Step::Overlay(layers) if errno == EINVAL => return refused_layer(layers),
+        Step::Mount(mount) => return refused_mount(mount, fault),
+        Step::Mask(mask) if errno == ENOENT => {
+            Error::spec("--mask", &mask.path, "not in ROOTFS").or_try("a path that is there")
+        }
+        Step::Nice(nice) if matches!(errno, EACCES | EPERM) => {
+            Error::spec("--nice", nice, "an ordinary user can only raise it").or_try("a value from 0 to 19")
+        }
+        Step::OomScoreAdj(score) if matches!(errno, EACCES | EPERM) => {
+            Error::spec("--oom-score-adj", score, "an ordinary user can only raise it").or_try("a value from 0 to 1000")
+        }
+        Step::Sysctl(key, value) if matches!(errno, EINVAL | ENOENT) => {
+            Error::spec("--sysctl", format!("{key}={value}"), errno)
+                .or_try("a key below /proc/sys, and a value it takes")
+        }
+        _ => return None,
+    })
+}
+
+/// Why the kernel takes a directory as no layer of an overlay.
+fn refused_layer(layers: &Layers) -> Option<Error> {
+    for layer in &layers.lower {
+        if is_own_root(layer.as_path()) {
+            let why = "this machine's own root cannot be an overlay of itself";
+            return Some(Error::spec("ROOTFS", layer, why).or_try("sbx run @host"));
+        }
+        if let Some(first) = mounts_below(layer.as_path()).first() {
+            let why =
+                format!("file systems are mounted below it, {} first; an overlay would not show them", first.display());
+            return Some(Error::spec("ROOTFS", layer, why).or_try("unmount them, or --rw"));
+        }
+    }
+    match &layers.upper {
+        UpperAt::Kept(at) | UpperAt::Dropped(at) => {
+            let why = "its file system cannot hold an upper layer (another overlay, NFS and FUSE cannot)";
+            Some(Error::spec("--upper", at, why).or_try("a directory on ext4, xfs, btrfs or tmpfs"))
+        }
+        UpperAt::Store => None,
+    }
+}
+
+/// Why a mount of the user's cannot be made.
+fn refused_mount(mount: &Mount, fault: Fault) -> Option<Error> {
+    let field = if matches!(mount.source, Source::Device { .. }) { "--device" } else { "--volume" };
+    Some(match (&mount.source, fault.errno) {
+        (Source::Bind { src, access: Access::Overlay, .. }, ENOTDIR) => {
+            Error::spec(field, src, "only a directory can be an overlay").or_try("the option `ro` for a file")
+        }
+        (Source::Bind { src, access: Access::Overlay, .. }, EINVAL) => {
+            let first = mounts_below(src.as_path()).into_iter().next();
+            let why = match first {
+                Some(first) => format!("file systems are mounted below it, {} first", first.display()),
+                None => "its file system takes no overlay".into(),
+            };
+            Error::spec(field, src, why).or_try("the option `ro`")
+        }
+        (Source::Device { src }, crate::sys::ENXIO) => {
+            Error::spec(field, src, "not a device").or_try("-v for files and directories")
+        }
+        (_, ENOTDIR | EISDIR) => {
+            let why =
+                format!("a directory goes on a directory and a file on a file: {} inside is the other", mount.dst);
+            Error::spec(field, &mount.dst, why).or_try("another place inside")
+        }
+        _ => return None,
+    })
+}
+
+/// A skipped step, for the record and the user.
+pub(super) fn skipped(plan: &Plan, fault: Fault) -> Skipped {
+    let place = plan.place(usize::from(fault.step));
+    Skipped { step: place.step, why: format!("{}: {}", fault.call.name(), fault.errno) }
+}
