@@ -81,8 +81,7 @@ fn signals() -> Result<OwnedFd, Failure> {
 }
 
 /// The program's process starts here, on init's memory and a stack of its own, while init stands still.
-extern "C" fn enter(launch: *mut Launch<'_>) -> c_int {
-    let launch = process::argument(launch);
+fn enter(launch: &mut Launch<'_>) -> c_int {
     launch.not_executed = execute(launch);
     FAILED
 }

@@ -6,7 +6,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
-use super::mounts::{Done, GUARDED, PLAIN, Tree, attach_at, clone_tree, held, make_dir, new_fs, open_target};
+use super::mounts::{Done, GUARDED, PLAIN, Tree, attach_at, clone_tree, held, new_fs, open_target};
 use super::script::{Base, Failure, In, Op, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};

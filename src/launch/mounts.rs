@@ -5,17 +5,16 @@
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
-use super::channel::{Call, Message, tell};
+use super::channel::Call;
 use super::child::Child;
 use super::kernel_fs::{kernel_fs, open_terminal};
 use super::layers::{Seeded, Trees};
-use super::prepare::MAX_TREES;
-use super::script::{Base, Failure, In, Naming, Op, OverlayOp, Src, Target, UpperDirs};
+use super::script::{Failure, In, Op, Src, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
 use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -253,10 +252,10 @@ impl Tree {
     }
 
     /// Makes the root's mount read-only, and the overlays that `@host` is made of.
-    pub(super) fn seal(&self, below: &[CString]) -> Done {
+    pub(super) fn seal(&self, below: &[Target]) -> Done {
         let root = held(&self.root)?;
-        for path in below {
-            let at = fs::open_in_root(root, path, Open::Path).called(Call::Openat2)?;
+        for place in below {
+            let at = fs::open_in_root(root, &place.path, Open::Path).called(Call::Openat2)?;
             mount::mount_setattr(at.as_fd(), Attr::RDONLY, Depth::Single).called(Call::MountSetattr)?;
         }
         mount::mount_setattr(root, Attr::RDONLY, Depth::Single).called(Call::MountSetattr)

@@ -1,26 +1,18 @@
 //! Plan → Script: the last place that may allocate. C strings, numbers, BPF and Landlock rules are made and
 //! checked here; the child only makes calls.
 
-use super::script::{
-    Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Program, Script, Src, Target, UpperDirs,
-};
+use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
 use super::{program, ruleset};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
-use crate::plan::{
-    Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal,
-    UpperAt, bpf,
-};
-use crate::spec::Init;
+use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, UpperAt};
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
-use crate::sys::process::{Namespaces, Pointers, argv_area};
-use crate::sys::seccomp::Insn;
-use std::ffi::{CString, OsString};
-use std::os::fd::OwnedFd;
+use crate::sys::process::Namespaces;
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -235,7 +227,7 @@ impl Context<'_> {
                     Step::HostOverlay(path) => Some(path),
                     _ => None,
                 });
-                Op::SealRoot(overlays.map(|path| target(path).map(|t| t.path)).collect::<Result<_>>()?)
+                Op::SealRoot(overlays.map(|path| target(path)).collect::<Result<_>>()?)
             }
             _ => Op::Pivot,
         })

@@ -220,7 +220,7 @@ pub(crate) enum Op {
         uid: u32,
     },
     /// The root's mount, and these below it, made read-only.
-    SealRoot(Vec<CString>),
+    SealRoot(Vec<Target>),
     Pivot,
     Keyring,
     Bounding(Vec<u32>),
