@@ -356,6 +356,16 @@ impl<'a> Monitor<'a> {
                     hint: Some("try again; `sbx check` tells what is in the way".into()),
                 }
             }
+            // It told why, unless it could not: then it or its helper was killed, or sending is forbidden.
+            Ended::Code(super::child::FAILED) => {
+                let why = "the sandbox's first process ended while it was set up and could not say why: its helper \
+                    was killed, or a seccomp filter around sbx forbids sendmsg";
+                Error::Unsupported {
+                    feature: "run".into(),
+                    why: why.into(),
+                    hint: Some("try again; `sbx check` tells what is in the way".into()),
+                }
+            }
             Ended::Code(code) => {
                 let step = self.plan.number(|step| matches!(step, Step::Session));
                 Error::Bug(format!("the child ended with {code} after step {step} and said nothing"))
