@@ -154,16 +154,13 @@ impl Tree {
         made
     }
 
-    /// A read-only layer: a directory of the host, or an idmapped mount, which older kernels
-    /// take only where it is attached.
+    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be
+    /// attached in this namespace: its own belongs to the host's root.
     pub(super) fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
         match src {
             Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),
             Src::Tree(index, name) => {
                 let tree = self.handed_over(*index)?;
-                if self.detached {
-                    return Ok(tree);
-                }
                 let store = held(&self.store)?;
                 make_dir(store, name, 0o755)?;
                 mount::move_mount_to(tree.as_fd(), store, name).called(Call::MoveMount)?;

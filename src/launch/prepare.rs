@@ -32,7 +32,7 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
-        detached: host.kernel >= DETACHED,
+        detached: detached(host),
         idmapped: Vec::new(),
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
@@ -115,7 +115,7 @@ impl Context<'_> {
                 if let (Some(pids), false) = (identities.pids_above, identities.by == MapsBy::Caller) {
                     script.above = Some(Above {
                         step: number,
-                        from_root: identities.by == MapsBy::Root,
+                        becomes: (self.creator() != self.caller()).then(|| self.creator()),
                         pids,
                         uid_map: c_text(identity_map(&identities.uids))?,
                         gid_map: c_text(identity_map(&identities.gids))?,
@@ -301,7 +301,7 @@ impl Context<'_> {
     /// A path of the host as the child takes it. Where the store has to lie on `/`, `..` may lead into it, so such
     /// kernels get paths without links and `..`.
     fn outside(&self, path: &Path) -> CString {
-        match self.host.kernel >= DETACHED {
+        match detached(self.host) {
             true => c_path(path),
             false => c_path(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
         }
@@ -399,13 +399,26 @@ impl Context<'_> {
         })
     }
 
-    /// User and group inside of the process itself.
+    /// User and group inside of the caller; the overflow id where the map does not hold it.
+    fn caller(&self) -> (u32, u32) {
+        let who = &self.plan.identities;
+        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
+    }
+
+    /// User and group inside of the process that makes the root. A caller that the map does not hold, as real root
+    /// is, has to become somebody: an id without a mapping can make neither a namespace nor a file.
     fn creator(&self) -> (u32, u32) {
         let who = &self.plan.identities;
-        if who.by == MapsBy::Root {
-            return (0, 0);
-        }
-        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
+        let held = |extents: &[crate::spec::ids::Extent], outer: u32| {
+            let first = extents.first().map_or(0, |e| e.inner);
+            let otherwise = if crate::spec::ids::maps(extents, 0) { 0 } else { first };
+            if extents.iter().any(|e| outer >= e.outer && outer - e.outer < e.count) {
+                inner_id(extents, outer)
+            } else {
+                otherwise
+            }
+        };
+        (held(&who.uids, self.host.uid), held(&who.gids, self.host.gid))
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
@@ -420,8 +433,11 @@ impl Context<'_> {
 /// The process in between keeps the sources it is handed in an array of this length.
 pub(super) const MAX_TREES: usize = 64;
 
-/// Mounts on a detached tree, and overlay layers from one.
-const DETACHED: (u32, u32) = (6, 15);
+/// Whether the root is built attached nowhere. Linux 6.15 mounts on detached trees and takes layers from them, but
+/// not the idmapped ones of real root, which belong to the host's namespace.
+fn detached(host: &Host) -> bool {
+    host.kernel >= (6, 15) && host.power != Power::Root
+}
 
 const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 
