@@ -2,7 +2,7 @@
 //! checked here; the child only makes calls.
 
 use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
-use super::{program, ruleset};
+use super::{ids, program, ruleset};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
@@ -56,7 +56,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         root_lower: Vec::new(),
         idmapped: Vec::new(),
     };
-    script.creator = context.creator();
+    script.creator = ids::creator(&plan.identities, host);
     context.find_lower();
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
@@ -115,15 +115,17 @@ impl Context<'_> {
                 if let (Some(pids), false) = (identities.pids_above, identities.by == MapsBy::Caller) {
                     script.above = Some(Above {
                         step: number,
-                        becomes: (self.creator() != self.caller()).then(|| self.creator()),
+                        becomes: (ids::creator(&self.plan.identities, self.host)
+                            != ids::caller(&self.plan.identities, self.host))
+                        .then(|| ids::creator(&self.plan.identities, self.host)),
                         pids,
-                        uid_map: c_text(identity_map(&identities.uids))?,
-                        gid_map: c_text(identity_map(&identities.gids))?,
+                        uid_map: c_text(ids::identity_map(&identities.uids))?,
+                        gid_map: c_text(ids::identity_map(&identities.gids))?,
                     });
                 }
                 match identities.by {
                     MapsBy::Caller => {
-                        vec![Op::OwnMaps(c_text(lines(&identities.uids))?, c_text(lines(&identities.gids))?)]
+                        vec![Op::OwnMaps(c_text(ids::lines(&identities.uids))?, c_text(ids::lines(&identities.gids))?)]
                     }
                     MapsBy::Helpers | MapsBy::Root => Vec::new(),
                 }
@@ -266,7 +268,7 @@ impl Context<'_> {
             // Through an idmapped mount an owner on disk is that very id inside.
             let (uid, gid) = match who.by {
                 MapsBy::Root => (uid, gid),
-                _ => (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid)),
+                _ => (&ids::inner(&who.uids, *uid), &ids::inner(&who.gids, *gid)),
             };
             let overlay = self.root_overlay(&layers)?;
             return Ok(Op::Seed {
@@ -376,7 +378,7 @@ impl Context<'_> {
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
             // What the process is already, it need not become.
-            Step::Ids(uid, gid) if (*uid, *gid) == self.creator() => Op::Ids(None),
+            Step::Ids(uid, gid) if (*uid, *gid) == ids::creator(&self.plan.identities, self.host) => Op::Ids(None),
             Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
@@ -397,28 +399,6 @@ impl Context<'_> {
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
-    }
-
-    /// User and group inside of the caller; the overflow id where the map does not hold it.
-    fn caller(&self) -> (u32, u32) {
-        let who = &self.plan.identities;
-        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
-    }
-
-    /// User and group inside of the process that makes the root. A caller that the map does not hold, as real root
-    /// is, has to become somebody: an id without a mapping can make neither a namespace nor a file.
-    fn creator(&self) -> (u32, u32) {
-        let who = &self.plan.identities;
-        let held = |extents: &[crate::spec::ids::Extent], outer: u32| {
-            let first = extents.first().map_or(0, |e| e.inner);
-            let otherwise = if crate::spec::ids::maps(extents, 0) { 0 } else { first };
-            if extents.iter().any(|e| outer >= e.outer && outer - e.outer < e.count) {
-                inner_id(extents, outer)
-            } else {
-                otherwise
-            }
-        };
-        (held(&who.uids, self.host.uid), held(&who.gids, self.host.gid))
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
@@ -459,17 +439,6 @@ fn namespace(word: &str) -> Namespaces {
     }
 }
 
-/// The text of a map.
-pub(super) fn lines(extents: &[crate::spec::ids::Extent]) -> String {
-    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
-}
-
-/// The map of a namespace below one that has these extents: every id stands for itself, one line for each
-/// extent, since a line may not span two of the parent's (network.md T7).
-fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
-    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
-}
-
 /// The operations of the stage `Enter`.
 fn enter(step: &Step) -> Result<Op> {
     Ok(match step {
@@ -486,13 +455,6 @@ fn enter(step: &Step) -> Result<Op> {
         Step::Nice(nice) => Op::Nice(*nice),
         _ => Op::Network,
     })
-}
-
-/// What an id outside is inside; the overflow id where it is nothing.
-fn inner_id(extents: &[crate::spec::ids::Extent], outer: u32) -> u32 {
-    const OVERFLOW: u32 = 65534;
-    let of = extents.iter().find(|e| outer >= e.outer && outer - e.outer < e.count);
-    of.map_or(OVERFLOW, |e| e.inner + (outer - e.outer))
 }
 
 /// A place inside with the names above it, all relative to the root.
