@@ -1,0 +1,203 @@
+//! Golden plans: what is asked for, on a host that is written down here, against the plan as it is printed. No
+//! privileges, no kernel: the whole of the planning in milliseconds. `SBX_BLESS=1` rewrites the files.
+
+use sbx::host::{Entry, EntryKind, Host, Power, RootFacts, Stdio};
+use sbx::plan::{Plan, plan};
+use sbx::spec::layer::{Count, Layer, Origin};
+use sbx::spec::{Caller, Spec};
+use std::path::Path;
+
+fn caller() -> Caller {
+    let env = [("TERM", "vt100"), ("LANG", "C.UTF-8"), ("PATH", "/bin"), ("SECRET", "s")];
+    let env = env.map(|(name, value)| (name.into(), value.into())).to_vec();
+    Caller { cwd: "/home/me/project".into(), home: "/home/me".into(), env }
+}
+
+/// An ordinary user of Linux 6.18 who lacks nothing.
+fn host() -> Host {
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
+    Host {
+        kernel: (6, 18),
+        uid: 1000,
+        gid: 1000,
+        user: "me".into(),
+        groups: vec![1000, 27],
+        power: Power::Ordinary,
+        landlock: 7,
+        subuids: vec![(100_000, 65_536)],
+        subgids: vec![(100_000, 65_536)],
+        newuidmap: Some("/usr/bin/newuidmap".into()),
+        newgidmap: Some("/usr/bin/newgidmap".into()),
+        core_piped: false,
+        throttled_cpus: 0,
+        stdio: [Stdio::Stream, Stdio::Stream, Stdio::Stream],
+        root: RootFacts {
+            passwd: passwd.into(),
+            group: "root:x:0:\naudio:x:29:user\n".into(),
+            etc: Some((0o755, 1000, 1000)),
+            mode: 0o755,
+            owner: 1000,
+            entries: Vec::new(),
+        },
+        resolv_conf: "nameserver 192.0.2.1\n".into(),
+        missing: Vec::new(),
+        roots_own: Vec::new(),
+        foreign_ranges: Vec::new(),
+        passed: Vec::new(),
+        caller: caller(),
+    }
+}
+
+/// A root directory as Debian has it.
+fn debian() -> Vec<Entry> {
+    let link = |name: &str, to: &str| Entry { name: name.into(), kind: EntryKind::Link(to.into()) };
+    let plain = |name: &str| Entry { name: name.into(), kind: EntryKind::Plain };
+    let mounted = |name: &str| Entry { name: name.into(), kind: EntryKind::Mounted };
+    vec![link("bin", "usr/bin"), mounted("boot"), mounted("dev"), plain("etc"), plain("home"), plain("usr"), plain("var")]
+}
+
+fn layer(edit: impl FnOnce(&mut Layer)) -> Layer {
+    let mut layer = Layer { rootfs: Some("./rootfs".into()), command: vec!["true".into()], ..Layer::default() };
+    edit(&mut layer);
+    layer
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| text.to_string()).collect()
+}
+
+fn planned(layer: Layer, host: &Host) -> sbx::error::Result<Plan> {
+    let spec = Spec::resolve(&[layer], &caller())?;
+    plan(&spec, host, "calm-otter-1234")
+}
+
+/// Compares a plan with its file, or writes the file.
+fn golden(name: &str, layer: Layer, host: &Host) {
+    let plan = planned(layer, host).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let notes: String = plan.notes().iter().map(|note| format!("note: {note}\n")).collect();
+    let text = format!("{notes}{plan}");
+    let path = Path::new("tests/golden/plans").join(format!("{name}.txt"));
+    if std::env::var_os("SBX_BLESS").is_some() {
+        std::fs::create_dir_all("tests/golden/plans").expect("the directory");
+        std::fs::write(&path, &text).expect("the file");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{name}: SBX_BLESS=1 cargo test --test plans rewrites {}", path.display());
+}
+
+fn refused(layer: Layer, host: &Host, words: &[&str]) {
+    let error = planned(layer, host).expect_err("a refusal");
+    let text = format!("{error}; {}", error.hint().unwrap_or(""));
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+}
+
+#[test]
+fn the_default() {
+    golden("default", layer(|_| {}), &host());
+}
+
+#[test]
+fn roots() {
+    golden("rw", layer(|l| l.root.rw = Some(true)), &host());
+    golden("read-only", layer(|l| l.root.read_only = Some(true)), &host());
+    golden("kept-upper", layer(|l| l.root.upper = Some("./changes".into())), &host());
+    golden("disk", layer(|l| l.root.upper = Some("disk".into())), &host());
+    let old = Host { kernel: (6, 1), landlock: 2, ..host() };
+    golden("old-kernel", layer(|_| {}), &old);
+    let linked = Host { root: RootFacts { etc: None, ..host().root }, ..host() };
+    golden("etc-is-no-directory", layer(|_| {}), &linked);
+}
+
+#[test]
+fn this_machines_own_root() {
+    let here = Host { root: RootFacts { entries: debian(), etc: None, ..host().root }, ..host() };
+    let at_host = |edit: fn(&mut Layer)| {
+        layer(|l| {
+            l.rootfs = Some("@host".into());
+            edit(l);
+        })
+    };
+    golden("host", at_host(|_| {}), &here);
+    golden("host-project-writable", at_host(|l| l.mounts.volume = strings(&[".:/home/me/project"])), &here);
+    golden("host-read-only", at_host(|l| l.root.read_only = Some(true)), &here);
+}
+
+#[test]
+fn identities() {
+    golden("map-full", layer(|l| l.identity.map = strings(&["full"])), &host());
+    golden("map-keep", layer(|l| l.identity.map = strings(&["keep"])), &host());
+    golden("user-by-name", layer(|l| l.identity.user = Some("user".into())), &host());
+    let alone = Host { subuids: Vec::new(), subgids: Vec::new(), ..host() };
+    golden("user-without-ranges", layer(|l| l.identity.user = Some("1000".into())), &alone);
+    let root = Host { uid: 0, gid: 0, user: "root".into(), power: Power::Root, ..host() };
+    golden("root", layer(|_| {}), &root);
+}
+
+#[test]
+fn mounts_and_namespaces() {
+    let many = layer(|l| {
+        l.mounts.volume = strings(&["/src:/src:ro", "/cache:/cache:overlay,noexec", "/out:/out"]);
+        l.mounts.tmpfs = strings(&["/scratch:size=1M", "/src/target"]);
+        l.mounts.device = strings(&["/dev/fuse"]);
+        l.mounts.mask = strings(&["/etc/secret"]);
+        l.mounts.unmask = strings(&["/proc/kcore", "/proc/sys"]);
+    });
+    golden("mounts", many, &host());
+    golden("net-host", layer(|l| l.net.mode = Some("host".into())), &host());
+    golden("share", layer(|l| l.namespaces.share = strings(&["ipc,uts,time,cgroup"])), &host());
+    golden("nest", layer(|l| l.hardening.nest = Some(true)), &host());
+    let tuned = layer(|l| {
+        l.namespaces.time_offset = Some("monotonic=+60,boottime=-60".into());
+        l.namespaces.sysctl = [("net.ipv4.ip_forward".to_string(), "1".to_string())].into();
+        l.limits.pids = Some(Count::Number(7));
+        l.limits.rlimit = strings(&["nofile=64:128"]);
+        l.limits.nice = Some(5);
+        l.limits.oom_score_adj = Some(100);
+    });
+    golden("tuned", tuned, &host());
+}
+
+#[test]
+fn hardening() {
+    golden("seccomp-off", layer(|l| l.seccomp.filter = Some("off".into())), &host());
+    golden("no-landlock", layer(|_| {}), &Host { landlock: 0, core_piped: true, throttled_cpus: 2, ..host() });
+    golden("best-effort", layer(|l| l.hardening.best_effort = Some(true)), &host());
+    golden("no-init", layer(|l| l.program.no_init = Some(true)), &host());
+    golden("caps", layer(|l| l.caps.add = strings(&["SYS_PTRACE"])), &host());
+    let terminal = Host { stdio: [Stdio::Terminal, Stdio::Terminal, Stdio::Stream], ..host() };
+    golden("terminal", layer(|_| {}), &terminal);
+}
+
+#[test]
+fn what_cannot_work_here_is_refused_before_anything_starts() {
+    let refuse = |edit: fn(&mut Layer), host: Host, words: &[&str]| refused(layer(edit), &host, words);
+    refuse(|l| l.identity.map = strings(&["full"]), Host { subuids: Vec::new(), ..host() }, &["/etc/subuid", "me:"]);
+    refuse(|l| l.identity.map = strings(&["full"]), Host { newgidmap: None, ..host() }, &["newgidmap", "uidmap"]);
+    refuse(|l| l.identity.map = strings(&["0:5:1"]), host(), &["0:5:1", "/etc/subuid"]);
+    refuse(|l| l.identity.user = Some("nobody".into()), host(), &["nobody", "passwd"]);
+    refuse(|l| l.identity.drop_groups = Some(true), Host { subuids: Vec::new(), ..host() }, &["/etc/subuid"]);
+    refuse(|l| l.landlock.mode = Some("require".into()), Host { landlock: 0, ..host() }, &["Landlock", "auto"]);
+    refuse(|l| l.seccomp.deny = strings(&["execve"]), host(), &["execve"]);
+    refuse(|l| l.seccomp.deny = strings(&["opne"]), host(), &["opne", "open"]);
+    refuse(|l| l.mounts.unmask = strings(&["/etc"]), host(), &["--unmask", "/etc"]);
+    refuse(|_| {}, Host { stdio: [Stdio::Place, Stdio::Stream, Stdio::Stream], ..host() }, &["directory"]);
+    let root = Host { uid: 0, gid: 0, power: Power::Root, root: RootFacts { owner: 0, ..host().root }, ..host() };
+    refuse(|l| l.root.rw = Some(true), root, &["--rw", "root"]);
+}
+
+#[test]
+fn a_plan_is_data_too() {
+    let plan = planned(layer(|_| {}), &host()).expect("a plan");
+    let json = plan.to_json();
+    assert_eq!(json["steps"].as_array().map(Vec::len), Some(plan.steps().len()));
+    assert_eq!(json["steps"][0]["number"], 1);
+    assert_eq!(json["name"], "calm-otter-1234");
+}
+
+#[test]
+fn only_a_policys_own_layer_is_weaker_than_argv() {
+    let policy = Layer { origin: Origin::Policy("p".into()), ..layer(|l| l.limits.pids = Some(Count::Number(3))) };
+    let spec = Spec::resolve(&[policy, layer(|l| l.limits.pids = Some(Count::Number(9)))], &caller()).expect("a spec");
+    let plan = plan(&spec, &host(), "n").expect("a plan");
+    assert!(plan.to_string().contains("limit the processes to 10"), "{plan}");
+}
