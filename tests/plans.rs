@@ -53,7 +53,15 @@ fn debian() -> Vec<Entry> {
     let link = |name: &str, to: &str| Entry { name: name.into(), kind: EntryKind::Link(to.into()) };
     let plain = |name: &str| Entry { name: name.into(), kind: EntryKind::Plain };
     let mounted = |name: &str| Entry { name: name.into(), kind: EntryKind::Mounted };
-    vec![link("bin", "usr/bin"), mounted("boot"), mounted("dev"), plain("etc"), plain("home"), plain("usr"), plain("var")]
+    vec![
+        link("bin", "usr/bin"),
+        mounted("boot"),
+        mounted("dev"),
+        plain("etc"),
+        plain("home"),
+        plain("usr"),
+        plain("var"),
+    ]
 }
 
 fn layer(edit: impl FnOnce(&mut Layer)) -> Layer {

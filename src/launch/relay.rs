@@ -181,8 +181,8 @@ struct RawMode {
 impl RawMode {
     fn enter() -> Option<RawMode> {
         let before = tty::modes(stdin()).ok()?;
-        let mode = RawMode { before };
         tty::remember(&before);
+        let mode = RawMode { before };
         mode.again();
         Some(mode)
     }

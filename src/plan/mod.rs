@@ -35,7 +35,8 @@ pub enum Stage {
     Claim,
     /// Parent. One clone3 for the user namespace and what nests in it. Nothing in it is used yet.
     Clone,
-    /// Parent. Writes the id maps. From here on the child may use its namespaces; the maps never change again.
+    /// Parent, or with a single id the child itself, as its first act. Writes the id maps. From here on the child may
+    /// use its namespaces; the maps never change again.
     Maps,
     /// Child. Session, death signal, clocks, host name, network. All capabilities are there; the root is
     /// still the host's. Writes to its own /proc files must be done by the end of it.

@@ -10,7 +10,7 @@ pub const VERSION: u32 = 1;
 /// See the head of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`VERSION`] of the sbx that wrote it.
+    /// Version of the form, by the sbx that wrote it.
     pub version: u32,
     /// The sandbox's name.
     pub name: String,

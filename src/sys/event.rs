@@ -2,44 +2,34 @@
 
 #![allow(unsafe_code)]
 
-use super::{Result, borrow, done, fd, ok, retry};
+use super::{Result, borrow, fd, ok, retry};
 use libc::c_int;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::ptr::null_mut;
 
 pub use libc::{
     SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSTOP, SIGSYS, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
     SIGWINCH,
 };
 
-fn set_of(signals: &[i32]) -> libc::sigset_t {
-    // SAFETY: sigemptyset fills in the whole set; the signal numbers are constants of this file.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        signals.iter().for_each(|&signal| {
-            libc::sigaddset(&mut set, signal);
-        });
-        set
-    }
+fn set_of(signals: &[i32]) -> SigSet {
+    signals.iter().filter_map(|&signal| Signal::try_from(signal).ok()).collect()
 }
 
 /// Blocks these signals for the process, so that they wait for a [`signalfd`].
 pub fn block(signals: &[i32]) -> Result<()> {
-    // SAFETY: the set is valid; the old one is not asked for.
-    done(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set_of(signals), null_mut()) })
+    Ok(sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set_of(signals)), None)?)
 }
 
 /// Unblocks every signal: a program starts with an empty mask, whatever sbx's caller had.
 pub fn unblock_all() -> Result<()> {
-    // SAFETY: as in `block`.
-    done(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &set_of(&[]), null_mut()) })
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
 /// `signalfd(2)`, non-blocking, for signals that [`block`] blocked.
 pub fn signalfd(signals: &[i32]) -> Result<OwnedFd> {
     // SAFETY: the set is valid.
-    fd(unsafe { libc::signalfd(-1, &set_of(signals), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
+    fd(unsafe { libc::signalfd(-1, set_of(signals).as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
 /// A signal taken from a [`signalfd`].
@@ -85,8 +75,7 @@ pub fn raise(signal: i32) -> Result<()> {
 pub fn deliver(signal: i32) -> Result<()> {
     default_action(signal);
     raise(signal)?;
-    // SAFETY: the set is valid.
-    done(unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &set_of(&[signal]), null_mut()) })?;
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set_of(&[signal])), None)?;
     block(&[signal])
 }
 

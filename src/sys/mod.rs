@@ -24,6 +24,13 @@ use libc::{c_int, c_long};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
+/// The errors of `nix`, which does not leave this folder.
+impl From<nix::errno::Errno> for Errno {
+    fn from(errno: nix::errno::Errno) -> Errno {
+        Errno(errno as i32)
+    }
+}
+
 /// What every wrapper returns.
 pub type Result<T> = std::result::Result<T, Errno>;
 

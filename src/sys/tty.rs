@@ -4,7 +4,7 @@
 
 use super::{Result, done, fd, ok};
 use libc::c_int;
-use std::mem::zeroed;
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// Whether a descriptor is a terminal.
@@ -42,35 +42,23 @@ pub fn set_controlling(slave: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// The modes of a terminal, to put back later.
-#[derive(Clone, Copy)]
-pub struct Modes(libc::termios);
-
-impl std::fmt::Debug for Modes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Modes")
-    }
-}
+#[derive(Clone, Debug)]
+pub struct Modes(Termios);
 
 /// `tcgetattr(3)`
 pub fn modes(of: BorrowedFd<'_>) -> Result<Modes> {
-    // SAFETY: all zero is a valid buffer, which the call fills in.
-    let mut modes = unsafe { zeroed() };
-    // SAFETY: the buffer is ours.
-    done(unsafe { libc::tcgetattr(of.as_raw_fd(), &mut modes) })?;
-    Ok(Modes(modes))
+    Ok(Modes(tcgetattr(of)?))
 }
 
-/// `tcsetattr(3)`, once all output is out.
+/// `tcsetattr(3)`, at once: what a terminal that nobody reads still holds would keep TCSADRAIN waiting.
 pub fn set_modes(of: BorrowedFd<'_>, modes: &Modes) -> Result<()> {
-    // SAFETY: the structure is whole and only read.
-    super::retry(|| done(unsafe { libc::tcsetattr(of.as_raw_fd(), libc::TCSADRAIN, &modes.0) }))
+    super::retry(|| Ok(tcsetattr(of, SetArg::TCSANOW, &modes.0)?))
 }
 
 /// The same modes made raw, as `cfmakeraw(3)` does: every byte passes, none means anything.
 pub fn raw(modes: &Modes) -> Modes {
-    let mut raw = *modes;
-    // SAFETY: the structure is whole.
-    unsafe { libc::cfmakeraw(&mut raw.0) };
+    let mut raw = modes.clone();
+    cfmakeraw(&mut raw.0);
     raw
 }
 
@@ -106,7 +94,7 @@ static REMEMBERED: std::sync::Mutex<Option<Modes>> = std::sync::Mutex::new(None)
 /// Keeps the modes of stdin's terminal for [`restore_remembered`].
 pub fn remember(modes: &Modes) {
     if let Ok(mut kept) = REMEMBERED.lock() {
-        *kept = Some(*modes);
+        *kept = Some(modes.clone());
     }
 }
 
