@@ -15,7 +15,7 @@ use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-type Done = Result<(), Failure>;
+pub(super) type Done = Result<(), Failure>;
 
 /// Descriptor numbers in the order in which the parent sent them.
 #[derive(Clone, Copy)]
@@ -53,10 +53,10 @@ pub(super) struct Tree {
     /// Numbers of the mounts that the parent made.
     trees: Trees,
     /// The one tmpfs.
-    store: Option<OwnedFd>,
+    pub store: Option<OwnedFd>,
     /// The new root's mount.
     root: Option<OwnedFd>,
-    seeded: Option<Seeded>,
+    pub seeded: Option<Seeded>,
     dev: Option<OwnedFd>,
     devpts: Option<OwnedFd>,
     proc: Option<OwnedFd>,
@@ -68,12 +68,12 @@ pub(super) struct Tree {
 }
 
 /// An open descriptor that an earlier step of every plan has made.
-fn held(fd: &Option<OwnedFd>) -> Result<BorrowedFd<'_>, Failure> {
+pub(super) fn held(fd: &Option<OwnedFd>) -> Result<BorrowedFd<'_>, Failure> {
     fd.as_ref().map(AsFd::as_fd).ok_or(Failure(Call::Open, sys::Errno(0)))
 }
 
 const GUARDED: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0 | Attr::NOEXEC.0);
-const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+pub(super) const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 
 /// Runs one operation of the two stages.
 pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
@@ -83,6 +83,10 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Seed { overlay, dir, like, file, content } => tree.seed(overlay, dir, *like, file, content),
         Op::Overlay(overlay) => {
             let made = tree.overlay(overlay, PLAIN)?;
+            tree.set_root(made)
+        }
+        Op::Fuse(overlay) => {
+            let made = super::fuse_root::mount(tree, child.channel, overlay)?;
             tree.set_root(made)
         }
         Op::BindRoot(src) => {
@@ -182,11 +186,11 @@ pub(super) fn new_sysfs() -> Result<OwnedFd, Failure> {
 }
 
 /// A detached copy of a mount with attributes added before anybody can see it.
-fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth, attr: Attr) -> Result<OwnedFd, Failure> {
+pub(super) fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth, attr: Attr) -> Result<OwnedFd, Failure> {
     mount::open_tree_with(dir, path, attr, depth).called(Call::OpenTree)
 }
 
-fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
+pub(super) fn make_dir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Done {
     match fs::mkdirat(dir, name, mode) {
         Ok(()) | Err(EEXIST) => Ok(()),
         Err(errno) => Err(Failure(Call::Mkdir, errno)),
@@ -290,7 +294,11 @@ impl Tree {
     }
 
     /// The upper and work directories of an overlay; a new upper gets mode and owner of the layer below it.
-    fn upper_dirs(&self, upper: &UpperDirs, like: Option<BorrowedFd<'_>>) -> Result<(OwnedFd, OwnedFd), Failure> {
+    pub(super) fn upper_dirs(
+        &self,
+        upper: &UpperDirs,
+        like: Option<BorrowedFd<'_>>,
+    ) -> Result<(OwnedFd, OwnedFd), Failure> {
         let (dir, names) = match upper {
             UpperDirs::Store(upper, work) => (None, (upper.as_c_str(), work.as_c_str())),
             UpperDirs::Host(path) => {
@@ -381,7 +389,7 @@ impl Tree {
 
     /// A read-only layer: a directory of the host, or an idmapped mount, which has to be attached before an overlay
     /// takes it.
-    fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
+    pub(super) fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
         match src {
             Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),
             Src::Tree(index, name) => {
@@ -601,9 +609,9 @@ impl Tree {
 }
 
 /// The root's upper layer while files are put into it.
-struct Seeded {
+pub(super) struct Seeded {
     /// The layer below it.
-    lower: OwnedFd,
+    pub lower: OwnedFd,
     upper: OwnedFd,
     work: OwnedFd,
     etc: OwnedFd,

@@ -11,9 +11,9 @@ use crate::plan::{
     Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal,
     UpperAt, bpf,
 };
-use crate::spec::Init;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
+use crate::spec::{Init, Overlay};
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::{Namespaces, Pointers, argv_area};
@@ -212,6 +212,7 @@ impl Context<'_> {
     fn root(&mut self, step: &Step) -> Result<Op> {
         Ok(match step {
             Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
+            Step::Overlay(layers) if layers.by == Overlay::Fuse => Op::Fuse(self.root_overlay(layers)?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
             Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,
