@@ -114,6 +114,15 @@ fn every_process_is_confined() {
 }
 
 #[test]
+fn no_new_privileges_even_without_what_needs_it() {
+    // A filter or a ruleset of an unprivileged process cannot be had without the bit; here are neither.
+    let pids = sandbox(&["--seccomp", "off", "--landlock", "off"]).probe("pids").sees();
+    for (pid, facts) in pids.as_object().expect("processes") {
+        assert_eq!(field(facts, "NoNewPrivs"), "1", "{pid}");
+    }
+}
+
+#[test]
 fn init_is_closed_to_the_program() {
     for options in [&[][..], &["--landlock", "off"], &["--seccomp", "off", "--landlock", "off"]] {
         let pids = sandbox(options).probe("pids").sees();

@@ -33,8 +33,8 @@ const TARGETS: [(&str, &[&str]); 18] = [
     ("scratch/dst", &["--tmpfs", "/scratch/dst"]),
 ];
 
-const PLANTED: [&str; 10] =
-    ["absolute", "climb", "chain", "dangling", "loop", "magic", "fifo", "file", "directory", "parent"];
+const PLANTED: [&str; 11] =
+    ["absolute", "climb", "chain", "dangling", "loop", "magic", "fifo", "file", "directory", "parent", "empty parent"];
 
 const WAYS: [&str; 3] = ["default", "--rw", "--upper"];
 
@@ -58,6 +58,7 @@ impl Case {
         scratch.file("shared/file", "shared");
         let canary = scratch.dir("canary");
         fs::create_dir(canary.join("sub")).expect("canary");
+        fs::create_dir(canary.join("empty")).expect("canary");
         for name in ["pts", "null", "hosts", "hostname", "resolv.conf", "console", "dst", "dir", "file", "sub/file"] {
             fs::write(canary.join(name), "canary").expect("canary");
         }
@@ -69,15 +70,17 @@ impl Case {
     fn plant(&self, target: &str, planted: &str) {
         let place = self.root.join(target);
         let parent = place.parent().expect("below the root");
-        if planted == "parent" && parent != self.root {
-            // The directory that holds the target is itself a way out.
-            return symlink(&self.canary, parent).expect("link");
+        // The directory that holds the target is itself a way out, to where the name is taken or free.
+        match planted {
+            "parent" if parent != self.root => return symlink(&self.canary, parent).expect("link"),
+            "empty parent" if parent != self.root => return symlink(self.canary.join("empty"), parent).expect("link"),
+            _ => {}
         }
         fs::create_dir_all(parent).expect("parent");
         let climb = format!("{}{}", "../".repeat(30), self.canary.strip_prefix("/").expect("absolute").display());
         let link = |to: &dyn AsRef<Path>| symlink(to.as_ref(), &place).expect("link");
         match planted {
-            "absolute" | "parent" => link(&self.canary),
+            "absolute" | "parent" | "empty parent" => link(&self.canary),
             "climb" => link(&climb),
             "chain" => {
                 link(&"/one");
@@ -108,7 +111,8 @@ impl Case {
         }
         // What is seen below each target must not be the canary's.
         let script = "for d in proc sys dev dev/pts dev/shm tmp run etc work/dir vol/dst scratch/dst; do
-            [ -e /$d/sub/file ] && exit 66; done; [ -e /etc/hosts ] && read a < /etc/hosts && [ \"$a\" = canary ] && exit 67; exit 0";
+            [ -e /$d/sub/file ] && exit 66; done; [ -e /etc/hosts ] && read a < /etc/hosts && [ \"$a\" = canary ] && exit 67; \
+            for d in proc dev tmp run; do grep -q \" /$d \" /proc/self/mountinfo || exit 69; done; exit 0";
         let outcome = sandbox(&words).root(&self.root).sh(script).run();
         let outcome = if outcome.status == 125 { outcome.refused() } else { outcome.exits(0) };
         assert_eq!(picture(&self.canary), canary, "{outcome:?}");

@@ -49,7 +49,6 @@ fn only_declared_mounts_are_there() {
         "/dev/random",
         "/dev/urandom",
         "/dev/tty",
-        "/dev/shm",
         "/dev/pts",
         "/dev/mqueue",
         "/proc",

@@ -373,7 +373,14 @@ fn library_is_silent(source: &Source) -> Vec<String> {
         .collect()
 }
 
+/// Files that name the environment without using what stands in it: where the arguments lie, to overwrite them;
+/// and the switch of test builds that leaves a protection off.
+const ENVIRONMENT_UNREAD: [&str; 2] = ["src/sys/process.rs", "src/sys/mod.rs"];
+
 fn environment_is_read_by_host_and_cli(source: &Source) -> Vec<String> {
+    if ENVIRONMENT_UNREAD.contains(&source.path.as_str()) {
+        return Vec::new();
+    }
     if SPEAKERS.contains(&source.module()) || source.module() == "host" {
         return Vec::new();
     }
@@ -519,6 +526,8 @@ fn policy_keys(source: &Source) -> BTreeSet<String> {
         for field in fields(&source.body[..close_of(&source.body, open)], open) {
             let attributes = attributes_before(source, field);
             if !attributes.contains("skip") && !attributes.contains("flatten") {
+                // A raw name, `r#type`, is the key `type`.
+                let field = if source.body[field..].starts_with("r#") { field + 2 } else { field };
                 keys.insert(key_of(name_at(&source.body, field), &attributes, kebab));
             }
         }
@@ -714,7 +723,7 @@ fn environment_bites() {
     let rule = environment_is_read_by_host_and_cli;
     bites(rule, "src/state/mod.rs", "fn a() { std::env::var_os(B) }", "const A: &str = std::env::consts::ARCH;");
     bites(rule, "src/net/mod.rs", "use std::{env, io};", "use std::{io::{env}};");
-    bites(rule, "src/sys/mod.rs", "fn a() { libc::getenv(b) }", "const A: &str = env!(B);");
+    bites(rule, "src/sys/net.rs", "fn a() { libc::getenv(b) }", "const A: &str = env!(B);");
 }
 
 #[test]

@@ -243,7 +243,7 @@ fn one_stdio(number: i32, invalid: bool) -> Stdio {
     let Ok(stat) = sys::fs::fstat(fd) else { return Stdio::Closed };
     match stat.kind {
         _ if invalid => Stdio::Place,
-        Kind::Directory => Stdio::Place,
+        Kind::Directory if !sys::sabotaged(c"places") => Stdio::Place,
         Kind::File => Stdio::File,
         Kind::Character(..) if sys::tty::is_terminal(fd) => Stdio::Terminal,
         _ => Stdio::Stream,

@@ -5,6 +5,8 @@ use super::files::{c_path, read_regular};
 use crate::error::{Error, Result};
 use crate::spec::RootSource;
 use crate::spec::text::HostPath;
+use crate::sys::EACCES;
+use crate::sys::cred::geteuid;
 use crate::sys::fs::{HERE, Kind, Open, fstat, lstat, open_in_root, openat, readlinkat};
 use serde::Serialize;
 use std::ffi::CStr;
@@ -80,7 +82,12 @@ fn of_layers(layers: &[HostPath], groups: Groups) -> Result<RootFacts> {
         if n == 0 {
             let stat = fstat(root).map_err(|errno| Error::spec("ROOTFS", layer, errno))?;
             (facts.mode, facts.owner) = (stat.mode, stat.uid);
-            facts.etc = lstat(root, c"etc").ok().filter(|s| s.kind == Kind::Directory).map(|s| (s.mode, s.uid, s.gid));
+            let etc = lstat(root, c"etc");
+            // Its owner can enter it inside whatever its mode is; anyone else would be stopped in the midst of it.
+            if etc.as_ref().is_err_and(|errno| *errno == EACCES) && stat.uid != geteuid() {
+                return Err(Error::spec("ROOTFS", layer, EACCES).or_try("a directory that you may enter (chmod u+rx)"));
+            }
+            facts.etc = etc.ok().filter(|s| s.kind == Kind::Directory).map(|s| (s.mode, s.uid, s.gid));
         }
         // The topmost layer that has the file wins, as in the overlay.
         if facts.passwd.is_empty() {
@@ -104,7 +111,7 @@ fn of_host() -> Result<RootFacts> {
     let root = openat(HERE, c"/", Open::List).map_err(fail)?;
     let mounted = mount_points();
     let mut entries = Vec::new();
-    let names = std::fs::read_dir("/").map_err(|_| fail(crate::sys::EACCES))?;
+    let names = std::fs::read_dir("/").map_err(|_| fail(EACCES))?;
     for name in names.flatten().map(|entry| entry.file_name()) {
         let path = c_path(Path::new(&name));
         let Ok(stat) = lstat(root.as_fd(), &path) else { continue };

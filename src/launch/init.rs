@@ -43,6 +43,12 @@ pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
         Ok(signals) => signals,
         Err(failure) => fail(child.channel, program, Some(failure), None),
     };
+    // Inherited, the filter holds for both from the program's first instruction on.
+    if program.inherits_filter
+        && let Err(failure) = confine_init(program)
+    {
+        fail(child.channel, program, Some(failure), None)
+    }
     let mut stack = [0; STACK];
     match process::clone_vfork(&mut stack, enter, &mut launch).called(Call::Clone) {
         Ok(_) if launch.failure.is_some() || launch.not_executed.is_some() => {
@@ -75,8 +81,7 @@ fn signals() -> Result<OwnedFd, Failure> {
 }
 
 /// The program's process starts here, on init's memory and a stack of its own, while init stands still.
-extern "C" fn enter(launch: *mut Launch<'_>) -> c_int {
-    let launch = process::argument(launch);
+fn enter(launch: &mut Launch<'_>) -> c_int {
     launch.not_executed = execute(launch);
     FAILED
 }
@@ -88,7 +93,8 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
         launch.failure = Some(failure);
         return None;
     }
-    for filter in &launch.program.filters {
+    let filters: &[_] = if sys::sabotaged(c"seccomp") { &[] } else { &launch.program.filters };
+    for filter in filters {
         if let Err(failure) = sys::seccomp::load(filter).called(Call::Seccomp) {
             launch.failure = Some(failure);
             return None;
@@ -108,7 +114,7 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
 
 fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
     let program = launch.program;
-    if !program.is_init {
+    if !program.is_init && !sys::sabotaged(c"setsid") {
         process::setsid().called(Call::Setsid)?;
     }
     if let Some(slave) = launch.terminal {
@@ -142,21 +148,27 @@ fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
     process::close_on_exec(first as u32, u32::MAX)
 }
 
+fn confine_init(program: &Program) -> Result<(), Failure> {
+    let switch = if program.inherits_filter { c"seccomp" } else { c"init-filter" };
+    match &program.init_filter {
+        Some(filter) if !sys::sabotaged(switch) => sys::seccomp::load(filter).called(Call::Seccomp),
+        _ => Ok(()),
+    }
+}
+
 /// Serves the program until it ends. The filter comes first: from here on init is confined as everybody else,
 /// by the default policy, so that a policy of the user's can never take wait or kill from it.
 fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
+    if !program.inherits_filter && confine_init(program).is_err() {
+        process::exit_now(FAILED);
+    }
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
         process::exit_now(FAILED);
     }
     drop(pidfd);
-    if let Some(filter) = &program.init_filter
-        && sys::seccomp::load(filter).is_err()
-    {
-        process::exit_now(FAILED);
-    }
     keep_only(channel, signals.as_fd());
     sys::alloc::drop_text();
     loop {

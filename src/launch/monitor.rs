@@ -398,11 +398,13 @@ impl<'a> Monitor<'a> {
 
     /// What the program wrote last is still in the terminal when it ends.
     fn drain(&mut self) {
+        // A reader that stands still is waited for, but not beyond a time limit.
+        let patience = if self.timed_out { 500 } else { 10_000 };
         let Some(terminal) = &mut self.terminal else { return };
         while !terminal.drained() {
             let [_, output] = terminal.watches();
             let mut watches = [output, Watch::read(self.signals)];
-            if event::poll(&mut watches, Some(10_000)).unwrap_or(0) == 0 || watches[1].ready() {
+            if event::poll(&mut watches, Some(patience)).unwrap_or(0) == 0 || watches[1].ready() {
                 return;
             }
             terminal.work([false, watches[0].ready()]);

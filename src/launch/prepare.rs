@@ -1,26 +1,19 @@
 //! Plan → Script: the last place that may allocate. C strings, numbers, BPF and Landlock rules are made and
 //! checked here; the child only makes calls.
 
-use super::script::{
-    Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Program, Script, Src, Target, UpperDirs,
-};
+use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
+use super::{program, ruleset};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
-use crate::plan::{
-    Etc, EtcWay, Grant, GroupSet, LandlockPlan, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, Terminal,
-    UpperAt, bpf,
-};
+use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, UpperAt};
+use crate::spec::Overlay;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
-use crate::spec::{Init, Overlay};
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
-use crate::sys::process::{Namespaces, Pointers, argv_area};
-use crate::sys::seccomp::Insn;
-use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
-use std::ffi::{CString, OsString};
-use std::os::fd::OwnedFd;
+use crate::sys::process::Namespaces;
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -52,7 +45,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         sysfs: false,
         host_proc: false,
         followed: told.steps,
-        program: program(plan, told.pid)?,
+        program: program::program(plan, told.pid)?,
     };
     let mut context = Context {
         host,
@@ -72,7 +65,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     Ok(script)
 }
 
-fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
+pub(super) fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
     CString::new(text.as_ref()).map_err(|_| Error::Bug("a NUL byte where none can be".into()))
 }
 
@@ -113,6 +106,9 @@ impl Context<'_> {
             Step::Claim(_) | Step::Exec(_) | Step::Filter(..) => Vec::new(),
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
+                if crate::sys::sabotaged(c"namespaces") {
+                    script.new = script.new.without(Namespaces::TIME).without(Namespaces::CGROUP);
+                }
                 Vec::new()
             }
             Step::Maps(identities) => {
@@ -233,7 +229,7 @@ impl Context<'_> {
                     Step::HostOverlay(path) => Some(path),
                     _ => None,
                 });
-                Op::SealRoot(overlays.map(|path| target(path).map(|t| t.path)).collect::<Result<_>>()?)
+                Op::SealRoot(overlays.map(|path| target(path)).collect::<Result<_>>()?)
             }
             _ => Op::Pivot,
         })
@@ -388,7 +384,7 @@ impl Context<'_> {
             }),
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
-            Step::Landlock(plan) => landlock(plan)?,
+            Step::Landlock(plan) => ruleset::landlock(plan)?,
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
@@ -479,87 +475,4 @@ fn masked(mask: &Masked) -> Result<Op> {
         () => (Base::Root, c_path(mask.path.below_root())),
     };
     Ok(Op::Mask { base, path, asked })
-}
-
-fn abi(number: u32) -> ABI {
-    match number {
-        0 => ABI::Unsupported,
-        1 => ABI::V1,
-        2 => ABI::V2,
-        3 => ABI::V3,
-        4 => ABI::V4,
-        5 => ABI::V5,
-        _ => ABI::V6,
-    }
-}
-
-/// Makes the ruleset, before the clone since the crate allocates; its rules need the new root and are added by
-/// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
-fn landlock(plan: &LandlockPlan) -> Result<Op> {
-    let abi = abi(plan.abi);
-    let refuse =
-        |why: String| Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
-    let all = AccessFs::from_all(abi);
-    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    ruleset = ruleset.handle_access(all).map_err(|e| refuse(e.to_string()))?;
-    if plan.abi >= 6 {
-        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|e| refuse(e.to_string()))?;
-    }
-    let created = ruleset.create().map_err(|e| refuse(e.to_string()))?;
-    let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| refuse("the kernel gave no ruleset".into()))?;
-    let rules =
-        plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
-    Ok(Op::Landlock { ruleset, rules, file_rights: AccessFs::from_file(abi).bits() })
-}
-
-fn rights(grant: Grant, handled: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
-    let read = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
-    let write = AccessFs::WriteFile | AccessFs::Truncate;
-    let devices = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
-    handled
-        & match grant {
-            Grant::Read => read,
-            Grant::WriteFiles => read | write,
-            Grant::Change => handled & !devices,
-            Grant::Devices => handled & !(AccessFs::MakeChar | AccessFs::MakeBlock),
-        }
-}
-
-fn instructions(filter: &[bpf::Insn]) -> Vec<Insn> {
-    filter.iter().map(|i| Insn { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
-}
-
-/// The strings that execve takes, leaked: they have to stay where they are until the exec, and sbx runs once.
-fn pointers(texts: &[OsString]) -> Result<Pointers> {
-    let texts: Vec<CString> = texts.iter().map(|text| c_text(text.as_bytes())).collect::<Result<_>>()?;
-    Ok(Pointers::to(texts.leak()))
-}
-
-fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
-    let process = &plan.process;
-    let mut argv = process.command.clone();
-    argv[0] = process.argv0.clone();
-    if argv.iter().any(|word| word.as_bytes().contains(&0)) {
-        return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
-    }
-    let unfiltered = plan.filters.is_empty();
-    Ok(Program {
-        step: plan.steps.len() as u16,
-        candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
-        argv: pointers(&argv)?,
-        env: pointers(&process.env)?,
-        filters: plan.filters.iter().map(|filter| instructions(filter)).collect(),
-        init_filter: (!unfiltered).then(|| instructions(crate::plan::seccomp::default_program())),
-        umask: process.umask,
-        passed: process.pass_fds.clone(),
-        terminals: match process.terminal {
-            Terminal::None => 0,
-            Terminal::InOut => 2,
-            Terminal::All => 3,
-        },
-        is_init: process.init == Init::Program,
-        stdin: None,
-        want_pidfd,
-        argv_area: argv_area(),
-    })
 }

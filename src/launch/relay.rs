@@ -14,13 +14,15 @@ pub(super) struct Pump {
     buffer: [u8; CHUNK],
     start: usize,
     end: usize,
+    /// The last byte that came.
+    last: Option<u8>,
     /// Nothing more will come.
     pub over: bool,
 }
 
 impl Pump {
     pub(super) fn new() -> Pump {
-        Pump { buffer: [0; CHUNK], start: 0, end: 0, over: false }
+        Pump { buffer: [0; CHUNK], start: 0, end: 0, last: None, over: false }
     }
 
     /// What has to come before the pump can go on.
@@ -49,10 +51,22 @@ impl Pump {
         match fs::read(from, &mut self.buffer) {
             // A pty master whose last slave is closed reads EIO.
             Ok(0) | Err(EIO) => self.over = true,
-            Ok(length) => self.end = length,
+            Ok(length) => {
+                self.end = length;
+                self.last = self.buffer[..length].last().copied();
+            }
             Err(EAGAIN) => {}
             Err(_) => self.over = true,
         }
+    }
+
+    /// Puts what a terminal takes for the end of its input into the empty buffer: once ends an unfinished line,
+    /// and then once more.
+    fn end_of_input(&mut self) {
+        const END_OF_INPUT: u8 = 4;
+        let line_is_open = self.last.is_some_and(|byte| byte != b'\n');
+        self.buffer[..2].fill(END_OF_INPUT);
+        (self.start, self.end) = (0, 1 + usize::from(line_is_open));
     }
 
     /// Whether all that was read is written and nothing more comes.
@@ -63,7 +77,11 @@ impl Pump {
 
 /// The sandbox's terminal and the caller's.
 pub(super) struct Terminal {
+    /// Never waits, and neither does `to`: a reader that stands still, as after Ctrl-S, must not keep sbx from
+    /// signals and from the time limit.
     master: OwnedFd,
+    /// Standard output, opened once more; the caller's own open file is not ours to change.
+    to: Option<OwnedFd>,
     input: Pump,
     output: Pump,
     /// The caller's terminal as it was, where stdin is one.
@@ -83,7 +101,8 @@ impl Terminal {
     /// Starts to carry: the caller's terminal goes raw and gives its size on.
     pub(super) fn new(master: OwnedFd) -> Terminal {
         let raw = RawMode::enter();
-        let terminal = Terminal { master, input: Pump::new(), output: Pump::new(), raw };
+        let _ = tty::set_nonblocking(master.as_fd());
+        let terminal = Terminal { master, to: reopened(), input: Pump::new(), output: Pump::new(), raw };
         terminal.resize();
         terminal
     }
@@ -96,22 +115,32 @@ impl Terminal {
         }
     }
 
+    fn to(&self) -> BorrowedFd<'_> {
+        match &self.to {
+            Some(to) => to.as_fd(),
+            None => stdout(),
+        }
+    }
+
     pub(super) fn watches(&self) -> [Watch; 2] {
         let master = self.master.as_fd();
-        [self.input.watch(stdin(), master), self.output.watch(master, stdout())]
+        [self.input.watch(stdin(), master), self.output.watch(master, self.to())]
     }
 
     pub(super) fn work(&mut self, ready: [bool; 2]) {
-        const END_OF_INPUT: &[u8] = &[4];
         if ready[0] {
             let was_over = self.input.over;
             self.input.work(stdin(), self.master.as_fd());
             if self.input.over && !was_over {
-                let _ = fs::write(self.master.as_fd(), END_OF_INPUT);
+                self.input.end_of_input();
             }
         }
         if ready[1] {
-            self.output.work(self.master.as_fd(), stdout());
+            let to = match &self.to {
+                Some(to) => to.as_fd(),
+                None => stdout(),
+            };
+            self.output.work(self.master.as_fd(), to);
         }
     }
 
@@ -134,6 +163,14 @@ impl Terminal {
         }
         self.resize();
     }
+}
+
+/// Standard output as an open file of our own that never waits, where it is a terminal or a pipe. A regular file
+/// would start anew, and a socket cannot be opened again.
+fn reopened() -> Option<OwnedFd> {
+    let pipe = || fs::fstat(stdout()).is_ok_and(|stat| stat.kind == fs::Kind::Fifo);
+    let known = tty::is_terminal(stdout()) || pipe();
+    known.then(|| fs::openat(fs::HERE, c"/proc/self/fd/1", fs::Open::WriteNow).ok()).flatten()
 }
 
 /// The caller's terminal in raw mode; as it was when this is dropped, and also after a panic.

@@ -222,7 +222,7 @@ pub(crate) enum Op {
         uid: u32,
     },
     /// The root's mount, and these below it, made read-only.
-    SealRoot(Vec<CString>),
+    SealRoot(Vec<Target>),
     Pivot,
     Keyring,
     Bounding(Vec<u32>),
@@ -264,6 +264,8 @@ pub(crate) struct Program {
     pub filters: Vec<Vec<Insn>>,
     /// Init's own.
     pub init_filter: Option<Vec<Insn>>,
+    /// Whether init's is all that the program gets, so that it can inherit it.
+    pub inherits_filter: bool,
     pub umask: u32,
     pub passed: Vec<i32>,
     /// How many of the three standard descriptors become the terminal: 0, 2 or 3.

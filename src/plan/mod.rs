@@ -197,8 +197,7 @@ fn terminal(spec: &Spec, host: &Host) -> Terminal {
     let is = |n: usize| host.stdio[n] == Stdio::Terminal;
     match spec.program.tty {
         Tty::Own if is(2) || host.stdio[2] == Stdio::Closed => Terminal::All,
-        Tty::Own if is(0) || is(1) => Terminal::InOut,
-        Tty::Own => Terminal::All,
+        Tty::Own => Terminal::InOut,
         Tty::Auto if is(0) && is(1) && is(2) => Terminal::All,
         Tty::Auto if is(0) && is(1) => Terminal::InOut,
         _ => Terminal::None,

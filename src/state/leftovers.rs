@@ -11,6 +11,9 @@ use std::path::Path;
 
 /// Clears what the record in this directory names. A record that cannot be read names nothing.
 pub(super) fn clear(dir: BorrowedFd<'_>) {
+    if crate::sys::sabotaged(c"leftovers") {
+        return;
+    }
     let Ok(file) = fs::openat(dir, RECORD, Open::Read) else { return };
     let Ok(text) = read_regular(file.as_fd(), 1 << 24) else { return };
     let Ok(record) = serde_json::from_str::<Record>(&text) else { return };
@@ -56,9 +59,10 @@ pub(crate) fn remove_tree(path: &Path) -> crate::sys::Result<()> {
     }
     let top = open_directory(parent.as_fd(), &name, stat.mode)?;
     let mut removal = Removal { top: top.as_fd(), dev: stat.dev, moved: 0 };
-    // What lay too deep has been moved up to the top, so it is listed until it is empty.
+    // What lay too deep has been moved up to the top, so it is listed until it is empty, each time by a descriptor
+    // that stands at its start.
     loop {
-        let names = entries(top.as_fd())?;
+        let names = entries(fs::open_beneath(top.as_fd(), c".", Open::List)?.as_fd())?;
         if names.is_empty() {
             break;
         }

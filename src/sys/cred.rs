@@ -143,22 +143,22 @@ pub fn resource(name: &str) -> Option<u32> {
 
 /// Every resource limit of getrlimit(2).
 pub const RESOURCES: [(&str, u32); 16] = [
-    ("as", libc::RLIMIT_AS as u32),
-    ("core", libc::RLIMIT_CORE as u32),
-    ("cpu", libc::RLIMIT_CPU as u32),
-    ("data", libc::RLIMIT_DATA as u32),
-    ("fsize", libc::RLIMIT_FSIZE as u32),
-    ("locks", libc::RLIMIT_LOCKS as u32),
-    ("memlock", libc::RLIMIT_MEMLOCK as u32),
-    ("msgqueue", libc::RLIMIT_MSGQUEUE as u32),
-    ("nice", libc::RLIMIT_NICE as u32),
-    ("nofile", libc::RLIMIT_NOFILE as u32),
-    ("nproc", libc::RLIMIT_NPROC as u32),
-    ("rss", libc::RLIMIT_RSS as u32),
-    ("rtprio", libc::RLIMIT_RTPRIO as u32),
-    ("rttime", libc::RLIMIT_RTTIME as u32),
-    ("sigpending", libc::RLIMIT_SIGPENDING as u32),
-    ("stack", libc::RLIMIT_STACK as u32),
+    ("as", libc::RLIMIT_AS as _),
+    ("core", libc::RLIMIT_CORE as _),
+    ("cpu", libc::RLIMIT_CPU as _),
+    ("data", libc::RLIMIT_DATA as _),
+    ("fsize", libc::RLIMIT_FSIZE as _),
+    ("locks", libc::RLIMIT_LOCKS as _),
+    ("memlock", libc::RLIMIT_MEMLOCK as _),
+    ("msgqueue", libc::RLIMIT_MSGQUEUE as _),
+    ("nice", libc::RLIMIT_NICE as _),
+    ("nofile", libc::RLIMIT_NOFILE as _),
+    ("nproc", libc::RLIMIT_NPROC as _),
+    ("rss", libc::RLIMIT_RSS as _),
+    ("rtprio", libc::RLIMIT_RTPRIO as _),
+    ("rttime", libc::RLIMIT_RTTIME as _),
+    ("sigpending", libc::RLIMIT_SIGPENDING as _),
+    ("stack", libc::RLIMIT_STACK as _),
 ];
 
 /// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)` of a fresh, nameless keyring. Counts against 200 keys a user.

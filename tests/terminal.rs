@@ -1,0 +1,441 @@
+//! Terminals and plain descriptors: job control inside, sizes, modes put back on every way out, bytes unchanged.
+
+mod support;
+
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{Termios, tcgetattr};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use support::{Place, Run, Running, lacks, soon, within};
+
+/// A terminal as a user has one: what is typed, what is shown.
+struct Screen {
+    keyboard: File,
+    slave: OwnedFd,
+    shown: Arc<Mutex<Vec<u8>>>,
+}
+
+/// How often the reader of a terminal looks.
+#[derive(Clone, Copy, PartialEq)]
+enum Reader {
+    Fast,
+    /// 4 KiB each 20 ms.
+    Slow,
+    /// Never.
+    Stopped,
+}
+
+impl Screen {
+    fn new(reader: Reader) -> Screen {
+        // Close-on-exec from the first: another test may start a child at any moment.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a slave");
+        let name = ptsname_r(&master).expect("a slave's name");
+        let slave = fs::OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name);
+        let slave = OwnedFd::from(slave.expect("a slave"));
+        let keyboard = File::from(OwnedFd::from(master));
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        if reader != Reader::Stopped {
+            let (mut from, into) = (keyboard.try_clone().expect("dup"), shown.clone());
+            thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(n @ 1..) = from.read(&mut bytes) {
+                    into.lock().expect("lock").extend_from_slice(&bytes[..n]);
+                    if reader == Reader::Slow {
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                }
+            });
+        }
+        Screen { keyboard, slave, shown }
+    }
+
+    fn slave(&self) -> Stdio {
+        self.slave.try_clone().expect("dup").into()
+    }
+
+    /// Starts a program of this terminal's own session, with all three descriptors on it.
+    fn start(&self, run: Run) -> Running {
+        let mut run = run.stdin(self.slave());
+        run.command.stdout(self.slave()).stderr(self.slave());
+        run.start_as_is()
+    }
+
+    fn modes(&self) -> Termios {
+        tcgetattr(&self.slave).expect("tcgetattr")
+    }
+
+    fn type_in(&self, text: &str) {
+        (&self.keyboard).write_all(text.as_bytes()).expect("type");
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shown.lock().expect("lock")).into_owned()
+    }
+
+    /// Waits until the screen shows this.
+    #[track_caller]
+    fn shows(&self, text: &str) {
+        let shown = within(Duration::from_secs(10), || self.text().contains(text));
+        assert!(shown, "{text:?} is not shown: {:?}", self.text());
+    }
+
+    fn stty(&self, words: &[&str]) {
+        let done = Command::new("stty").args(words).stdin(self.slave()).status().expect("stty");
+        assert!(done.success());
+    }
+}
+
+/// `setsid -c`: the terminal of stdin becomes the controlling one.
+fn on_terminal(place: &Place, words: &[&str]) -> Run {
+    let sbx = support::sbx();
+    let mut all = vec!["-c", sbx.to_str().expect("utf-8"), "run"];
+    all.extend(words);
+    place.run_in_group("setsid", all)
+}
+
+fn rootfs(place: &Place) -> String {
+    place.rootfs().into_os_string().into_string().expect("utf-8")
+}
+
+#[test]
+fn the_program_has_a_terminal_of_the_sandboxs_own() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Fast);
+    let before = screen.modes();
+    let script = "tty; ls -l /proc/$$/fd/0 /dev/console | sed 's/.* //'; cut -d' ' -f5-8 /proc/$$/stat; exit 4";
+    let done = screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", script])).done().exits(4);
+    drop(done);
+    screen.shows("/dev/pts/0");
+    let text = screen.text();
+    let last = text.lines().last().unwrap_or("").to_owned();
+    // Group, session, terminal, foreground group: the program leads its session and is in the foreground.
+    let fields: Vec<&str> = last.split(' ').collect();
+    assert!(fields.len() == 4 && fields[0] == fields[1] && fields[0] == fields[3] && fields[2] != "0", "{text}");
+    assert!(screen.modes() == before, "the modes are not put back");
+    place.assert_clean();
+}
+
+#[test]
+fn jobs_are_controlled_inside() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Fast);
+    let before = screen.modes();
+    let running = screen.start(on_terminal(&place, &[&rootfs(&place), "sh"]));
+    screen.type_in("PS1='ready> '\n");
+    screen.shows("\nready> ");
+    // Ctrl-C ends the job, not the shell, not sbx.
+    screen.type_in("sleep 1000\n");
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "sleep")));
+    screen.type_in("\x03");
+    assert!(soon(|| !place.processes().iter().any(|p| p.name == "sleep")), "{}", screen.text());
+    screen.type_in("echo status=$?\n");
+    screen.shows("status=130");
+    // Ctrl-Z stops the job, the shell goes on, `fg` brings it back.
+    screen.type_in("cat\n");
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "cat")));
+    screen.type_in("one\n");
+    screen.shows("one\r\none");
+    screen.type_in("\x1a");
+    screen.shows("Stopped");
+    screen.type_in("jobs; echo shell=alive\n");
+    screen.shows("shell=alive\r\n");
+    screen.type_in("fg\n");
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "cat" && p.state != 'T')));
+    screen.shows("fg\r\ncat\r\n");
+    screen.type_in("two\n");
+    screen.shows("two\r\ntwo");
+    screen.type_in("\x04");
+    screen.type_in("exit 9\n");
+    running.done().exits(9);
+    assert!(screen.modes() == before, "the modes are not put back");
+    place.assert_clean();
+}
+
+#[test]
+fn a_change_of_size_reaches_the_program() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Fast);
+    screen.stty(&["rows", "33", "cols", "101"]);
+    let script = "trap 'stty size' WINCH; stty size; while ! [ -e /tmp/stop ]; do sleep 0.05; read x && exit 3; done";
+    let running =
+        screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", &script.replace("read x && exit 3", ":")]));
+    screen.shows("33 101");
+    screen.stty(&["rows", "44", "cols", "77"]);
+    screen.shows("44 77");
+    // A storm of sizes ends with the last one.
+    for n in 1..=100 {
+        screen.stty(&["rows", &n.to_string(), "cols", "200"]);
+    }
+    screen.shows("100 200");
+    running.signal("TERM");
+    running.done();
+    place.assert_clean();
+}
+
+#[test]
+fn modes_are_put_back_on_every_way_out() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    for (signal, to_program, status) in [("KILL", true, 137), ("TERM", false, 143), ("HUP", false, 129)] {
+        let place = Place::new();
+        let screen = Screen::new(Reader::Fast);
+        screen.stty(&["-echo", "intr", "^X"]);
+        let before = screen.modes();
+        let running = screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", "echo up; exec sleep 1000"]));
+        screen.shows("up");
+        assert!(soon(|| screen.modes() != before), "the terminal never went raw");
+        if to_program {
+            let program = place.processes().into_iter().find(|p| p.name == "sleep").expect("the program");
+            support::kill(program.pid, signal);
+        } else {
+            running.signal(signal);
+        }
+        running.done().exits(status);
+        assert!(screen.modes() == before, "the modes are not put back after {signal}");
+        place.assert_clean();
+    }
+    // Nothing ran: never raw.
+    let place = Place::new();
+    let screen = Screen::new(Reader::Fast);
+    let before = screen.modes();
+    screen.start(on_terminal(&place, &["--nonsense", &rootfs(&place)])).done().exits(125);
+    screen.start(on_terminal(&place, &[&rootfs(&place), "nothing-here"])).done().exits(127);
+    assert!(screen.modes() == before, "the modes are not put back");
+    place.assert_clean();
+}
+
+#[test]
+fn the_terminal_hangs_up() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Stopped);
+    let running = screen.start(on_terminal(&place, &[&rootfs(&place), "sh", "-c", "echo up; exec sleep 1000"]));
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "sleep")), "{:?}", place.processes());
+    drop(screen);
+    running.done().exits(129);
+    place.assert_clean();
+}
+
+#[test]
+fn without_a_terminal_bytes_pass_unchanged() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let mut random = vec![0; 1 << 20];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).expect("random bytes");
+    random[..4].copy_from_slice(&[0, 0xff, 4, 26]);
+    for options in [&["-T"][..], &[], &["--no-init"]] {
+        let words = options.iter().map(|w| w.to_string()).chain([rootfs(&place), "cat".into()]);
+        let done = place.sbx_run(words).input(random.clone()).done().exits(0);
+        assert!(done.out == random, "the bytes have changed");
+    }
+    // A file on stdin, which is not a pipe.
+    fs::write(place.path("file"), &random).expect("write");
+    for options in [&["-T"][..], &["--landlock", "off"]] {
+        let words = options.iter().map(|w| w.to_string()).chain([rootfs(&place), "cat".into()]);
+        let file = File::open(place.path("file")).expect("open");
+        let done = place.sbx_run(words).stdin(file).done().exits(0);
+        assert!(done.out == random, "the bytes have changed: {options:?}");
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn pipes_are_passed_and_not_copied() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let outer = "for n in 0 1 2; do readlink /proc/self/fd/$n; done";
+    let inner = "for n in 0 1 2; do readlink /proc/$$/fd/$n; done";
+    let sbx = support::sbx();
+    let script = format!(
+        "sh -c '{}' >outer; exec {} run -T {} sh -c '{}' >&2",
+        "for n in 0 2; do readlink /proc/$$/fd/$n; done",
+        sbx.display(),
+        rootfs(&place),
+        inner.replace("1 2", "2"),
+    );
+    let done = place.run("bash", ["-c", &script]).done().exits(0);
+    let outside = fs::read_to_string(place.path("outer")).expect("outer");
+    assert!(outside.starts_with("pipe:["), "{outside}");
+    assert_eq!(done.err, outside, "{outer}");
+    place.assert_clean();
+}
+
+#[test]
+fn stderr_stays_the_callers_when_it_is_no_terminal() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Fast);
+    let mut run = on_terminal(&place, &[&rootfs(&place), "sh", "-c", "echo out; echo err >&2; test -t 2; echo t=$?"]);
+    run = run.stdin(screen.slave());
+    run.command.stdout(screen.slave()).stderr(Stdio::piped());
+    let done = run.start_as_is().done().exits(0);
+    assert_eq!(done.err, "err\n");
+    screen.shows("out\r\nt=1");
+    // With -t and plain pipes there is a terminal all the same, and errors stay apart.
+    let script = "tty; echo err >&2";
+    let done = place.shell(&["-t"], script).done().exits(0);
+    assert_eq!((done.text().trim_end(), done.err.as_str()), ("/dev/pts/0", "err\n"));
+    place.assert_clean();
+}
+
+#[test]
+fn the_end_of_input_reaches_a_terminal() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let words = ["-t".into(), rootfs(&place), "cat".into()];
+    let done = place.sbx_run(words).input("line\n").done().exits(0);
+    assert!(done.text().contains("line"), "{:?}", done.text());
+    // An unfinished line needs two ends.
+    let words = ["-t".into(), rootfs(&place), "cat".into()];
+    place.sbx_run(words).input("half").done().exits(0);
+    let words = ["-t".into(), rootfs(&place), "cat".into()];
+    place.sbx_run(words).done().exits(0);
+    place.assert_clean();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_busy_loop() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let sbx = support::sbx();
+    for option in ["-T", "-t"] {
+        let line = format!("{} run {option} {} sh -c 'yes | head -c 1000000' | head -1", sbx.display(), rootfs(&place));
+        place.run("sh", ["-c", &line]).done().exits(0).says("y");
+        place.assert_clean();
+    }
+    // The reader is gone and the program goes on in silence: sbx and init sleep.
+    let script = format!("exec {} run -t {} sh -c 'echo up; sleep 1000'", sbx.display(), rootfs(&place));
+    let mut run = place.run("sh", ["-c", &script]);
+    run.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = run.start_with_own_output();
+    let mut up = [0; 2];
+    let mut output = running.child.stdout.take().expect("stdout");
+    output.read_exact(&mut up).expect("up");
+    drop(output);
+    thread::sleep(Duration::from_millis(300));
+    let used = || support::ticks(running.pid());
+    let before = used();
+    thread::sleep(Duration::from_millis(1000));
+    assert!(used() - before <= 10, "{} ticks in a second of waiting", used() - before);
+    running.signal("TERM");
+    running.done();
+    place.assert_clean();
+}
+
+#[test]
+fn a_flood_to_a_slow_reader_takes_no_memory() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let screen = Screen::new(Reader::Slow);
+    let running = screen.start(on_terminal(&place, &[&rootfs(&place), "yes"]));
+    screen.shows("y\r\ny");
+    let memory = || {
+        let fields = fs::read_to_string(format!("/proc/{}/statm", running.pid())).expect("statm");
+        fields.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+    };
+    let first = memory();
+    thread::sleep(Duration::from_millis(1500));
+    assert!(memory() < first + (1 << 20), "{first} became {}", memory());
+    running.signal("TERM");
+    running.done().exits(143);
+    place.assert_clean();
+}
+
+#[test]
+fn a_stopped_reader_does_not_stop_the_clock() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    // Nobody reads the terminal, as after Ctrl-S: signals and the time limit still count.
+    let screen = Screen::new(Reader::Stopped);
+    let words = ["--timeout", "500ms", "--kill-after", "500ms", &rootfs(&place), "yes"];
+    screen.start(on_terminal(&place, &words)).limit_more(5).done().exits(124);
+    let screen = Screen::new(Reader::Stopped);
+    let running = screen.start(on_terminal(&place, &[&rootfs(&place), "yes"]));
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "yes")));
+    thread::sleep(Duration::from_millis(300));
+    running.signal("TERM");
+    running.done().exits(143);
+    place.assert_clean();
+}
+
+#[test]
+fn a_program_that_does_not_read_its_terminal_stops_nobody() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let words = ["-t", "--timeout", "500ms", &rootfs(&place), "sh", "-c", "stty raw; exec sleep 1000"];
+    place.sbx_run(words).input(vec![b'x'; 1 << 20]).done().exits(124);
+    place.assert_clean();
+}
+
+#[test]
+fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let sbx = support::sbx();
+    // A shell with job control on a terminal: sbx -T is its foreground job.
+    let screen = Screen::new(Reader::Fast);
+    let run = place.run_in_group("setsid", ["-c", "bash", "--norc", "--noprofile", "-i"]);
+    let running = screen.start(run.env("PS1", "ready> "));
+    screen.shows("ready> ");
+    let script = "while :; do echo tick; sleep 0.05; done";
+    screen.type_in(&format!("{} run -T {} sh -c '{script}'\n", sbx.display(), rootfs(&place)));
+    screen.shows("\ntick\r\ntick");
+    screen.type_in("\x1a");
+    screen.shows("Stopped");
+    // The whole tree stands still but init, which waits.
+    let stopped = || {
+        let all = place.processes();
+        all.iter().filter(|p| ["sh", "sbx"].contains(&p.name.as_str())).all(|p| p.state == 'T' || p.name == "sbx-init")
+    };
+    assert!(soon(stopped), "{:?}", place.processes());
+    let count = || screen.text().matches("tick").count();
+    let before = count();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(before, count(), "it goes on though stopped");
+    screen.type_in("fg\n");
+    assert!(soon(|| count() > before + 3), "{:?}", place.processes());
+    screen.type_in("\x03");
+    screen.type_in("echo status=$?\n");
+    screen.shows("status=130");
+    screen.type_in("exit\n");
+    running.done();
+    place.assert_clean();
+}
