@@ -147,7 +147,9 @@ impl Fuse {
         let mut text = [0; 4096];
         let length = fs::read(errors.as_fd(), &mut text).unwrap_or(0);
         let text = String::from_utf8_lossy(&text[..length]);
-        let stderr = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("").to_owned();
+        // It says so at every start of a mount option that it gives itself.
+        let says = |line: &&str| !line.trim().is_empty() && !line.starts_with("unknown argument ignored");
+        let stderr = text.lines().rfind(says).unwrap_or("").to_owned();
         Some(Error::Helper { program: "fuse-overlayfs".into(), status: status.to_string(), stderr })
     }
 
