@@ -19,6 +19,13 @@ impl Errno {
     }
 }
 
+impl From<std::io::Error> for Errno {
+    /// The standard library's own words would bring a bare number.
+    fn from(error: std::io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(0))
+    }
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = std::io::Error::from_raw_os_error(self.0).to_string();

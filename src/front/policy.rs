@@ -1,7 +1,7 @@
 //! Policy files: TOML → Layer, with errors that point at line and column.
 
 use crate::error::{Error, Result};
-use crate::host::files::{c_path, read_regular};
+use crate::host::files::{c_path, read_bytes};
 use crate::spec::layer::{Layer, Origin, Seccomp};
 use crate::spec::text::{Caller, nearest};
 use crate::sys::fs::{HERE, Open, openat};
@@ -63,10 +63,12 @@ fn read(file: &str, caller: &Caller) -> Result<Layer> {
     let path = caller.host_path("--policy", file)?;
     let whole = |why: String| Error::Policy { file: file.into(), at: None, text: String::new(), why };
     let open = openat(HERE, &c_path(path.as_path()), Open::Read).map_err(|errno| whole(errno.to_string()))?;
-    let text = read_regular(open.as_fd(), LIMIT).map_err(|errno| match errno {
+    let bytes = read_bytes(open.as_fd(), LIMIT).map_err(|errno| match errno {
         crate::sys::EINVAL => whole("not a regular file".into()),
         other => whole(other.to_string()),
     })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| whole(format!("not UTF-8, from byte {} on", e.utf8_error().valid_up_to())))?;
     let mut layer = parse(file, &text)?;
     layer.origin = Origin::Policy(file.into());
     Ok(layer)

@@ -17,18 +17,17 @@ pub fn c_path(path: &Path) -> CString {
 /// The text of a file of the host, at most `limit` bytes; bytes that are no UTF-8 are replaced.
 pub fn read_text(path: &Path, limit: usize) -> Result<String> {
     let file = openat(HERE, &c_path(path), Open::Read)?;
-    read_open(file.as_fd(), limit, limit)
+    read_open(file.as_fd(), limit, limit).map(text)
 }
 
 /// The text of a file of /proc that holds one short value: one read has all of it.
 pub fn read_value(path: &Path) -> Result<String> {
     let file = openat(HERE, &c_path(path), Open::Read)?;
-    read_open(file.as_fd(), 4096, 1)
+    read_open(file.as_fd(), 4096, 1).map(text)
 }
 
-/// The text of an open regular file, at most `limit` bytes: a FIFO, a device or a directory is refused,
-/// a larger file too (security.md S08).
-pub fn read_regular(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
+/// The bytes of an open regular file, at most `limit`: as [`read_regular`].
+pub fn read_bytes(file: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>> {
     let stat = fstat(file)?;
     match stat.kind {
         Kind::File if stat.size <= limit as u64 => read_open(file, limit, stat.size as usize),
@@ -37,13 +36,23 @@ pub fn read_regular(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
     }
 }
 
+/// The text of an open regular file, at most `limit` bytes: a FIFO, a device or a directory is refused,
+/// a larger file too (security.md S08).
+pub fn read_regular(file: BorrowedFd<'_>, limit: usize) -> Result<String> {
+    read_bytes(file, limit).map(text)
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+}
+
 /// EFBIG, "file too large".
 const fn libc_efbig() -> i32 {
     27
 }
 
 /// `enough` is where the end is known to be.
-fn read_open(file: BorrowedFd<'_>, limit: usize, enough: usize) -> Result<String> {
+fn read_open(file: BorrowedFd<'_>, limit: usize, enough: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     while bytes.len() < limit {
@@ -56,7 +65,7 @@ fn read_open(file: BorrowedFd<'_>, limit: usize, enough: usize) -> Result<String
         }
     }
     bytes.truncate(limit);
-    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    Ok(bytes)
 }
 
 /// The kernel's release text, by uname(2).

@@ -15,6 +15,7 @@
 //!     | ---- Start --------------------------> |  clones the program, which loads its filter and execs
 //!     | <--- NotExecuted{errno} -------------- |  and ends
 //!     | <--- Started + pidfd ----------------- |  the program's exec has succeeded
+//!     | ---- Go -----------------------------> |  (where a pidfd was carried: its pid is known)
 //!     | ---- Signal{number} -----------------> |  passes it on
 //!     | <--- Ended{code, signal, full} ------- |  and ends, with everything in its pid namespace
 //! ```

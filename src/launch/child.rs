@@ -44,14 +44,8 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
 
 /// Init's own way through the stages.
 fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namespaces) -> ! {
-    let mut child = Child {
-        script,
-        channel,
-        tree: Tree::new(script.creator, trees),
-        terminal: None,
-        terminal_back: -1,
-        host_proc: None,
-    };
+    let mut child =
+        Child { script, channel, tree: Tree::new(script, trees), terminal: None, terminal_back: -1, host_proc: None };
     if script.awaits_maps {
         child.await_maps();
     }

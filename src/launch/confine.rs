@@ -171,6 +171,7 @@ fn number(digits: &[u8], radix: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_macros)]
 mod tests {
     use super::*;
 

@@ -168,6 +168,10 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
         process::exit_now(FAILED);
     }
+    if pidfd.is_some() {
+        // The parent reads the program's pid from the descriptor: until it has, nothing may be reaped.
+        while matches!(hear(channel, Wait::Yes), Ok(Some((message, _))) if message != Message::Go) {}
+    }
     drop(pidfd);
     keep_only(channel, signals.as_fd());
     sys::alloc::drop_text();

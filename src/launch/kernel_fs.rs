@@ -6,7 +6,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
-use super::mounts::{Done, GUARDED, PLAIN, Tree, attach_at, clone_tree, held, new_fs, open_target};
+use super::mounts::{Done, GUARDED, Tree, attach_at, clone_tree, held, new_fs, open_target};
 use super::script::{Base, Failure, In, Op, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
@@ -59,15 +59,16 @@ pub(super) fn new_sysfs() -> Result<OwnedFd, Failure> {
 }
 
 impl Tree {
-    /// /dev: the six devices of the host, each proven to be the one it is named (S12), links, shm. One call at the
-    /// end guards all of it, and cuts it off from the host's mount events.
+    /// /dev: the six devices of the host, each proven to be the one it is named (S12), links, shm. Each is guarded,
+    /// and cut off from the host's mount events, before it is attached: in a tree that is attached nowhere only the
+    /// root can be changed.
     pub(super) fn make_dev(&mut self, target: &Target) -> Done {
-        let dev = self.store_dir(c"dev", 0o755, PLAIN)?;
+        let dev = self.store_dir(c"dev", 0o755, GUARDED)?;
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
         attach_at(&dev, at.as_fd(), Kind::Directory)?;
         for (path, name, numbers) in DEVICES {
             fs::mkfileat(dev.as_fd(), name, 0o666).called(Call::Mknod)?;
-            let node = mount::open_tree(HERE, path, Depth::Single).called(Call::OpenTree)?;
+            let node = clone_tree(HERE, path, Depth::Single, Attr(Attr::NOSUID.0 | Attr::NOEXEC.0))?;
             prove_device(node.as_fd(), Some(numbers))?;
             mount::move_mount_to(node.as_fd(), dev.as_fd(), name).called(Call::MoveMount)?;
             std::mem::forget(node);
@@ -78,8 +79,6 @@ impl Tree {
         for (name, mode) in [(c"pts", 0o755), (c"shm", 0o1777), (c"mqueue", 0o1777)] {
             fs::mkdirat(dev.as_fd(), name, mode).called(Call::Mkdir)?;
         }
-        let guarded = Attr(Attr::NOSUID.0 | Attr::NOEXEC.0);
-        mount::mount_setattr(dev.as_fd(), guarded, Depth::Recursive).called(Call::MountSetattr)?;
         std::mem::forget(at);
         self.dev = Some(dev);
         Ok(())

@@ -56,7 +56,7 @@ fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result
         let mut command = Command::new(path);
         command.arg(pid.to_string()).args(numbers).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.spawn().map_err(|e| helper(name, e.to_string(), String::new()))
+        command.spawn().map_err(|e| helper(name, crate::sys::Errno::from(e).to_string(), String::new()))
     };
     // Whatever the caller left open without close-on-exec is no business of a set-uid program.
     let _ = process::close_on_exec(3, u32::MAX);
@@ -87,7 +87,8 @@ fn finish(name: &str, mut child: Child) -> Result<()> {
         let _ = child.wait();
         return Err(helper(name, format!("no answer in {} s", PATIENCE.as_secs()), String::new()));
     }
-    let output = child.wait_with_output().map_err(|e| helper(name, e.to_string(), String::new()))?;
+    let output = child.wait_with_output();
+    let output = output.map_err(|e| helper(name, crate::sys::Errno::from(e).to_string(), String::new()))?;
     if output.status.success() {
         return Ok(());
     }

@@ -98,12 +98,13 @@ fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn O
     let feed = feed(plan, host, &mut script)?;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
-    let upper = Upper::make(plan)?;
-    let range = root::Range::take(plan, host)?;
-    let mut record = record(plan, request, &upper);
+    // The record first: what is made after it is cleared also after a kill -9.
+    let mut record = record(plan, request);
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
     }
+    let upper = Upper::make(plan)?;
+    let range = root::Range::take(plan, host)?;
     event::default_action(event::SIGCHLD);
     let failed =
         |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
@@ -262,7 +263,6 @@ impl Mapped<'_> {
         let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
         // Written while the child works; a guard holds it already.
         self.claim.write(&record)?;
-        let littered = !record.made.is_empty() || record.upper.is_some();
         let served =
             monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
                 .feeding(feed)
@@ -272,9 +272,6 @@ impl Mapped<'_> {
             // Init has been waited for.
             Ok(_) => drop(guard.release()),
             Err(_) => drop(guard),
-        }
-        if littered {
-            self.claim.clear();
         }
         drop(upper);
         served
@@ -303,7 +300,7 @@ fn single_thread() -> Result<()> {
     }
 }
 
-fn record(plan: &Plan, request: &Request<'_>, upper: &Upper) -> Record {
+fn record(plan: &Plan, request: &Request<'_>) -> Record {
     let groups = match &plan.identities.groups {
         crate::plan::GroupSet::Kept(_) => Vec::new(),
         crate::plan::GroupSet::Exactly(groups) => groups.clone(),
@@ -320,40 +317,45 @@ fn record(plan: &Plan, request: &Request<'_>, upper: &Upper) -> Record {
         skipped: Vec::new(),
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
         made: maps::mount_points(plan),
-        upper: upper.dropped.clone(),
+        upper: match Upper::place(plan) {
+            Some(UpperAt::Dropped(path)) => Some(path.as_path().to_owned()),
+            _ => None,
+        },
     }
 }
 
 /// The directories of an upper layer on disk, and the lock of one that is kept.
 struct Upper {
-    dropped: Option<std::path::PathBuf>,
     _lock: Option<OwnedFd>,
 }
 
 impl Upper {
     fn make(plan: &Plan) -> Result<Upper> {
-        let at = plan.steps.iter().find_map(|p| match &p.step {
-            Step::Overlay(layers) => Some(layers.upper.clone()),
-            _ => None,
-        });
-        match at {
+        match Upper::place(plan) {
             Some(UpperAt::Dropped(path)) => {
                 if let Some(parent) = path.as_path().parent() {
                     crate::state::private_dir(parent)?;
                 }
                 crate::state::private_dir(path.as_path())?;
-                Ok(Upper { dropped: Some(path.as_path().to_owned()), _lock: None })
+                Ok(Upper { _lock: None })
             }
-            Some(UpperAt::Kept(path)) => Ok(Upper { dropped: None, _lock: Some(Upper::lock(path.as_path())?) }),
-            _ => Ok(Upper { dropped: None, _lock: None }),
+            Some(UpperAt::Kept(path)) => Ok(Upper { _lock: Some(Upper::lock(path.as_path())?) }),
+            _ => Ok(Upper { _lock: None }),
         }
+    }
+
+    fn place(plan: &Plan) -> Option<&UpperAt> {
+        plan.steps.iter().find_map(|p| match &p.step {
+            Step::Overlay(layers) => Some(&layers.upper),
+            _ => None,
+        })
     }
 
     /// The kernel lets one upper layer be mounted twice and then does anything, so the lock is sbx's own.
     fn lock(path: &std::path::Path) -> Result<OwnedFd> {
         use sys::fs::{HERE, Open, openat, try_lock};
         let refuse = |why: String| Error::spec("--upper", path.display(), why);
-        std::fs::create_dir_all(path).map_err(|e| refuse(e.to_string()))?;
+        std::fs::create_dir_all(path).map_err(|e| refuse(sys::Errno::from(e).to_string()))?;
         let lock = openat(HERE, &c_path(&path.join("lock")), Open::Lock).map_err(|e| refuse(e.to_string()))?;
         match try_lock(lock.as_fd()) {
             Ok(true) => Ok(lock),

@@ -254,7 +254,11 @@ impl<'a> Monitor<'a> {
         self.phase = Phase::Running;
         let init = self.record.pid.unwrap_or(0);
         let pid = match pidfd {
-            Some(pidfd) => process::pid_of(pidfd.as_fd()).ok(),
+            Some(pidfd) => {
+                let pid = process::pid_of(pidfd.as_fd()).ok();
+                let _ = tell(self.channel, Message::Go, None);
+                pid
+            }
             None if self.plan.process.init == Init::Program => Some(init),
             None => None,
         };
@@ -386,6 +390,16 @@ impl<'a> Monitor<'a> {
                 Error::Unsupported {
                     feature: "run".into(),
                     why,
+                    hint: Some("try again; `sbx check` tells what is in the way".into()),
+                }
+            }
+            // It told why, unless it could not: then it or its helper was killed, or sending is forbidden.
+            Ended::Code(super::child::FAILED) => {
+                let why = "the sandbox's first process ended while it was set up and could not say why: its helper \
+                    was killed, or a seccomp filter around sbx forbids sendmsg";
+                Error::Unsupported {
+                    feature: "run".into(),
+                    why: why.into(),
                     hint: Some("try again; `sbx check` tells what is in the way".into()),
                 }
             }

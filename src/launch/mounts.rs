@@ -9,7 +9,7 @@ use super::channel::Call;
 use super::child::Child;
 use super::kernel_fs::{kernel_fs, open_terminal};
 use super::layers::{Seeded, Trees};
-use super::script::{Failure, In, Op, Src, Target};
+use super::script::{Failure, In, Op, Script, Src, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
 use crate::sys::{self, EEXIST, EISDIR, ENOENT, ENOTDIR};
@@ -23,6 +23,10 @@ pub(super) type Done = Result<(), Failure>;
 pub(super) struct Tree {
     /// User and group, as seen inside, of what this process makes.
     pub(super) creator: (u32, u32),
+    /// Whether mounts can be made on a detached tree.
+    pub(super) detached: bool,
+    /// Whether a detached root has been attached.
+    placed: bool,
     /// Numbers of the mounts that the parent made.
     pub(super) trees: Trees,
     /// The one tmpfs.
@@ -178,22 +182,27 @@ pub(super) fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> R
 
 impl Tree {
     /// Nothing is open yet.
-    pub(super) fn new(creator: (u32, u32), trees: Trees) -> Tree {
-        Tree { creator, trees, ..Tree::default() }
+    pub(super) fn new(script: &Script, trees: Trees) -> Tree {
+        Tree { creator: script.creator, detached: script.detached, trees, ..Tree::default() }
     }
 
-    /// The store is attached on top of `/`, where it hides nothing from this process, whose own root lies
-    /// below: kernels before 6.15 take no layer of an overlay from a detached mount.
+    /// Kernels before 6.15 take no layer of an overlay from a detached mount and mount nothing on one. There the
+    /// store is attached on top of `/`, where it hides nothing from this process, whose own root lies below, but
+    /// for `..` that leads up to it; `prepare` gives such kernels no path that could hold one.
     pub(super) fn make_store(&mut self, size: &CStr) -> Done {
         let store = new_fs(c"tmpfs", &[(c"size", size)], PLAIN)?;
-        mount::move_mount_to(store.as_fd(), HERE, c"/").called(Call::MoveMount)?;
+        if !self.detached {
+            mount::move_mount_to(store.as_fd(), HERE, c"/").called(Call::MoveMount)?;
+        }
         self.store = Some(store);
         Ok(())
     }
 
-    /// Attaches the new root on top of the store, so that everything else can be mounted on it by descriptor.
+    /// Takes the new root; on older kernels it goes on top of the store.
     pub(super) fn set_root(&mut self, root: OwnedFd) -> Done {
-        mount::move_mount_to(root.as_fd(), HERE, c"/").called(Call::MoveMount)?;
+        if !self.detached {
+            mount::move_mount_to(root.as_fd(), HERE, c"/").called(Call::MoveMount)?;
+        }
         self.root = Some(root);
         Ok(())
     }
@@ -256,7 +265,8 @@ impl Tree {
     }
 
     /// Makes the root's mount read-only, and the overlays that `@host` is made of.
-    pub(super) fn seal(&self, below: &[Target]) -> Done {
+    pub(super) fn seal(&mut self, below: &[Target]) -> Done {
+        self.place_root()?;
         let root = held(&self.root)?;
         for place in below {
             let at = fs::open_in_root(root, &place.path, Open::Path).called(Call::Openat2)?;
@@ -265,15 +275,23 @@ impl Tree {
         mount::mount_setattr(root, Attr::RDONLY, Depth::Single).called(Call::MountSetattr)
     }
 
+    /// Attaches the new root, if it is not yet: pivot_root takes no other.
+    fn place_root(&mut self) -> Done {
+        if self.detached && !self.placed {
+            mount::move_mount_to(held(&self.root)?, HERE, c"/").called(Call::MoveMount)?;
+            self.placed = true;
+        }
+        Ok(())
+    }
+
     /// The new root becomes the root, and nothing of the old one stays reachable (S18).
-    pub(super) fn pivot(&self) -> Done {
+    pub(super) fn pivot(&mut self) -> Done {
+        self.place_root()?;
         fs::fchdir(held(&self.root)?).called(Call::Chdir)?;
         mount::pivot_root_here().called(Call::Pivot)?;
-        if sys::sabotaged(c"pivot-detach") {
-            return fs::chdir(c"/").called(Call::Chdir);
-        }
-        // On top of the new root lies now the old one, and on that the store.
-        for _ in 0..2 {
+        // On top of the new root lies now the old one, and on that the store where it is attached.
+        let stacked = if self.detached { 1 } else { 2 };
+        for _ in 0..stacked {
             mount::detach_here().called(Call::Umount)?;
         }
         fs::chdir(c"/").called(Call::Chdir)?;

@@ -33,6 +33,7 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
+        detached: host.kernel >= DETACHED,
         idmapped: Vec::new(),
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
@@ -128,7 +129,10 @@ impl Context<'_> {
                     MapsBy::Helpers | MapsBy::Root => Vec::new(),
                 }
             }
-            step => self.ops(script, step)?,
+            step => {
+                Self::heed(script, step);
+                vec![self.op(step)?]
+            }
         };
         let list = match planned.step {
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
@@ -141,8 +145,8 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn ops(&mut self, script: &mut Script, step: &Step) -> Result<Vec<Op>> {
-        let one = |op| Ok(vec![op]);
+    /// What a step asks of the script as a whole.
+    fn heed(script: &mut Script, step: &Step) {
         match step {
             Step::Sysctl(..) | Step::OomScoreAdj(_) => script.host_proc = true,
             Step::Sys(SysKind::Fresh) => script.sysfs = true,
@@ -151,22 +155,17 @@ impl Context<'_> {
             Step::TimeOffset(_) => script.new = script.new.without(Namespaces::TIME),
             _ => {}
         }
+    }
+
+    fn op(&mut self, step: &Step) -> Result<Op> {
         match step {
-            Step::Session => one(Op::Session),
-            Step::TimeOffset(t) => {
-                one(Op::TimeOffset(c_text(format!("monotonic {} 0\nboottime {} 0\n", t.monotonic, t.boottime))?))
-            }
-            Step::Network => one(Op::Network),
-            Step::HostName(name) => one(Op::HostName(name.clone().into_bytes())),
-            Step::Sysctl(key, value) => {
-                let path = format!("sys/{}", key.replace('.', "/"));
-                one(Op::WriteProc(c_text(path)?, value.clone().into_bytes()))
-            }
-            Step::OomScoreAdj(score) => {
-                one(Op::WriteProc(c_text("self/oom_score_adj")?, score.to_string().into_bytes()))
-            }
-            Step::Nice(nice) => one(Op::Nice(*nice)),
-            Step::Claim(_) | Step::Clone(_) | Step::Maps(_) | Step::Filter(..) | Step::Exec(_) => Ok(Vec::new()),
+            Step::Session
+            | Step::TimeOffset(_)
+            | Step::Network
+            | Step::HostName(_)
+            | Step::Sysctl(..)
+            | Step::OomScoreAdj(_)
+            | Step::Nice(_) => enter(step),
             Step::Keyring
             | Step::Bounding(_)
             | Step::Groups(_)
@@ -179,8 +178,8 @@ impl Context<'_> {
             | Step::Rlimit(_)
             | Step::Landlock(_)
             | Step::Workdir(_)
-            | Step::Gate => self.confine(step).map(|op| vec![op]),
-            Step::Mount(mount) => one(self.mount(mount)?),
+            | Step::Gate => self.confine(step),
+            Step::Mount(mount) => self.mount(mount),
             Step::Store(_)
             | Step::Overlay(_)
             | Step::BindRoot(_)
@@ -191,7 +190,7 @@ impl Context<'_> {
             | Step::Scratch(..)
             | Step::Supply(_)
             | Step::SealRoot
-            | Step::Pivot => one(self.root(step)?),
+            | Step::Pivot => self.root(step),
             Step::Dev
             | Step::Devpts
             | Step::HostShm
@@ -201,7 +200,10 @@ impl Context<'_> {
             | Step::ReadOnly(_)
             | Step::Mask(_)
             | Step::Sys(_)
-            | Step::Terminal => one(self.kernel_fs(step)?),
+            | Step::Terminal => self.kernel_fs(step),
+            Step::Claim(_) | Step::Clone(_) | Step::Maps(_) | Step::Filter(..) | Step::Exec(_) => {
+                Err(Error::Bug(format!("{step} is no operation of the child's")))
+            }
         }
     }
 
@@ -210,7 +212,7 @@ impl Context<'_> {
             Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
             Step::Overlay(layers) if layers.by == Overlay::Fuse => Op::Fuse(self.root_overlay(layers)?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
-            Step::BindRoot(src) => Op::BindRoot(c_path(src.as_path())),
+            Step::BindRoot(src) => Op::BindRoot(self.outside(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,
             Step::HostOverlay(path) => Op::OverlayBind(self.overlay(path)?, target(path)?, PLAIN),
             Step::HostBind(path) => {
@@ -286,7 +288,7 @@ impl Context<'_> {
 
     /// A source that is only read: as real root it is shown through the sandbox's own ids.
     fn source(&mut self, path: &Path, depth: Depth, attr: Attr) -> Result<Src> {
-        let path = c_path(path);
+        let path = self.outside(path);
         if self.host.power != Power::Root {
             return Ok(Src::Path(path));
         }
@@ -296,6 +298,15 @@ impl Context<'_> {
             return Err(Error::spec("--volume", "too many", why).or_try("run sbx as an ordinary user"));
         }
         Ok(Src::Tree(self.idmapped.len() - 1, self.fresh("lower")?))
+    }
+
+    /// A path of the host as the child takes it. Where the store has to lie on `/`, `..` may lead into it, so such
+    /// kernels get paths without links and `..`.
+    fn outside(&self, path: &Path) -> CString {
+        match self.host.kernel >= DETACHED {
+            true => c_path(path),
+            false => c_path(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
+        }
     }
 
     fn naming(&self) -> Naming {
@@ -309,8 +320,8 @@ impl Context<'_> {
     fn root_overlay(&mut self, layers: &Layers) -> Result<OverlayOp> {
         let (upper, volatile) = match &layers.upper {
             UpperAt::Store => (UpperDirs::Store(c_text("upper")?, c_text("work")?), false),
-            UpperAt::Dropped(at) => (UpperDirs::Host(c_path(at.as_path())), true),
-            UpperAt::Kept(at) => (UpperDirs::Host(c_path(at.as_path())), false),
+            UpperAt::Dropped(at) => (UpperDirs::Host(self.outside(at.as_path())), true),
+            UpperAt::Kept(at) => (UpperDirs::Host(self.outside(at.as_path())), false),
         };
         if self.root_lower.is_empty() {
             let paths: Vec<&Path> = layers.lower.iter().map(|layer| layer.as_path()).collect();
@@ -340,7 +351,7 @@ impl Context<'_> {
                         let attr = attr | Attr::RDONLY;
                         Op::Bind { src: self.source(src.as_path(), Depth::Recursive, attr)?, target, attr }
                     }
-                    Access::Rw => Op::Bind { src: Src::Path(c_path(src.as_path())), target, attr },
+                    Access::Rw => Op::Bind { src: Src::Path(self.outside(src.as_path())), target, attr },
                 }
             }
             Source::Tmpfs { size: Some(bytes), mode, exec } => Op::Tmpfs {
@@ -353,7 +364,7 @@ impl Context<'_> {
                 Op::Scratch { name: self.fresh("tmpfs")?, target, mode: *mode, attr: PLAIN | noexec(exec) }
             }
             Source::Mqueue => Op::Mqueue(target),
-            Source::Device { src } => Op::Device { src: c_path(src.as_path()), target },
+            Source::Device { src } => Op::Device { src: self.outside(src.as_path()), target },
         })
     }
 
@@ -411,6 +422,9 @@ impl Context<'_> {
 /// The process in between keeps the sources it is handed in an array of this length.
 pub(super) const MAX_TREES: usize = 64;
 
+/// Mounts on a detached tree, and overlay layers from one.
+const DETACHED: (u32, u32) = (6, 15);
+
 const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 
 fn resource(name: &str) -> Result<u32> {
@@ -440,6 +454,24 @@ pub(super) fn lines(extents: &[crate::spec::ids::Extent]) -> String {
 /// extent, since a line may not span two of the parent's (network.md T7).
 fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
     extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
+}
+
+/// The operations of the stage `Enter`.
+fn enter(step: &Step) -> Result<Op> {
+    Ok(match step {
+        Step::Session => Op::Session,
+        Step::TimeOffset(t) => {
+            Op::TimeOffset(c_text(format!("monotonic {} 0\nboottime {} 0\n", t.monotonic, t.boottime))?)
+        }
+        Step::HostName(name) => Op::HostName(name.clone().into_bytes()),
+        Step::Sysctl(key, value) => {
+            let path = format!("sys/{}", key.replace('.', "/"));
+            Op::WriteProc(c_text(path)?, value.clone().into_bytes())
+        }
+        Step::OomScoreAdj(score) => Op::WriteProc(c_text("self/oom_score_adj")?, score.to_string().into_bytes()),
+        Step::Nice(nice) => Op::Nice(*nice),
+        _ => Op::Network,
+    })
 }
 
 /// What an id outside is inside; the overflow id where it is nothing.

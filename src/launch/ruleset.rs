@@ -24,8 +24,11 @@ fn abi(number: u32) -> ABI {
 /// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
 pub(super) fn landlock(plan: &LandlockPlan) -> Result<Op> {
     let abi = abi(plan.abi);
-    let refuse =
-        |why: String| Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
+    // The crate's words end in a bare error number.
+    let refuse = |why: String| {
+        let why = why.split(" (os error").next().unwrap_or("").into();
+        Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) }
+    };
     let all = AccessFs::from_all(abi);
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     ruleset = ruleset.handle_access(all).map_err(|e| refuse(e.to_string()))?;

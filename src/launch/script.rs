@@ -13,6 +13,8 @@ use std::os::fd::OwnedFd;
 /// All that the child does, in the order of its branches. It outlives the clone: in the child nothing is dropped.
 #[derive(Debug)]
 pub(crate) struct Script {
+    /// Whether mounts can be made on a tree that is attached nowhere (Linux 6.15).
+    pub detached: bool,
     /// Sources that the parent hands over as idmapped mounts.
     pub idmapped: Vec<IdMapped>,
     /// What the clone makes new.
@@ -150,6 +152,7 @@ pub(crate) enum Op {
     WriteProc(CString, Vec<u8>),
     Network,
     HostName(Vec<u8>),
+    /// The one tmpfs, of this size.
     Store(CString),
     /// A file put into the root's upper layer: directory, its mode, owner and group; name; content.
     Seed {

@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let size = |text| super::size("--mem", text);
+        let size = |text| size("--mem", text);
         assert_eq!(size("65536"), Ok(65536));
         assert_eq!(size("512M"), Ok(512 << 20));
         assert_eq!(size("512m"), Ok(512 << 20));
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn durations() {
-        let duration = |text| super::duration("--timeout", text).map(|d| d.as_millis());
+        let duration = |text| duration("--timeout", text).map(|d| d.as_millis());
         assert_eq!(duration("90"), Ok(90_000));
         assert_eq!(duration("1m30s"), Ok(90_000));
         assert_eq!(duration("2h"), Ok(7_200_000));
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn ids_are_never_wrapped() {
-        let id = |text| super::id("--user", text);
+        let id = |text| id("--user", text);
         assert_eq!(id("0"), Ok(0));
         assert_eq!(id("4294967294"), Ok(4_294_967_294));
         for bad in ["4294967295", "4294967296", "01", "-1", "+1", " 1", "", "1:"] {

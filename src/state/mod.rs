@@ -14,7 +14,7 @@ pub use record::{Made, Record, Skipped};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
-use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, Errno, cred};
+use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ pub struct Claim<'a> {
     parent: &'a StateDir,
     dir: OwnedFd,
     path: PathBuf,
+    recorded: std::cell::Cell<bool>,
 }
 
 const RECORD: &CStr = c"record.json";
@@ -41,6 +42,14 @@ const NEW_RECORD: &CStr = c"record.new";
 fn unusable(on: &Path, why: impl ToString) -> Error {
     let hint = "--state DIR with a directory of yours on a local file system";
     Error::State { on: on.display().to_string(), why: why.to_string(), hint: Some(hint.into()) }
+}
+
+fn too_old(call: &str) -> Error {
+    Error::Unsupported {
+        feature: call.into(),
+        why: "it is missing: the kernel is older than 5.14, or a seccomp filter around sbx hides it".into(),
+        hint: Some("a newer kernel, or the outer container's `--security-opt seccomp=unconfined`".into()),
+    }
 }
 
 fn full(errno: Errno) -> bool {
@@ -60,7 +69,7 @@ fn private(path: &Path) -> Result<(OwnedFd, Stat)> {
     let opened = match fs::openat(HERE, &text, Open::List) {
         Err(ENOENT) => {
             if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(|e| unusable(path, e))?;
+                std::fs::create_dir_all(parent).map_err(|e| unusable(path, Errno::from(e)))?;
             }
             match fs::mkdirat(HERE, &text, 0o700) {
                 Ok(()) | Err(EEXIST) => fs::openat(HERE, &text, Open::List),
@@ -128,6 +137,7 @@ impl StateDir {
             };
             let dir = match fs::open_beneath(self.dir.as_fd(), &text, Open::List) {
                 Err(ENOENT) => continue,
+                Err(ENOSYS) => return Err(too_old("openat2")),
                 other => other.map_err(fail)?,
             };
             if !fs::try_lock(dir.as_fd()).map_err(fail)? {
@@ -139,7 +149,7 @@ impl StateDir {
                 if !fresh {
                     leftovers::clear(dir.as_fd());
                 }
-                return Ok(Claim { name: text, parent: self, dir, path });
+                return Ok(Claim { name: text, parent: self, dir, path, recorded: false.into() });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
@@ -191,19 +201,19 @@ impl Claim<'_> {
                 other => other,
             }?;
             fs::write_all(file.as_fd(), &text)?;
-            fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
+            fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD).map(|()| self.recorded.set(true))
         };
         write().map_err(|errno| unusable(&self.path, format!("cannot write the record: {errno}")))
-    }
-
-    /// Removes what the sandbox left outside its own namespaces; part of every end.
-    pub fn clear(&self) {
-        leftovers::clear(self.dir.as_fd());
     }
 }
 
 impl Drop for Claim<'_> {
+    /// First what the sandbox left outside its own namespaces, as the record has it: part of every end, that of a
+    /// set-up that failed too.
     fn drop(&mut self) {
+        if self.recorded.get() {
+            leftovers::clear(self.dir.as_fd());
+        }
         forget(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name);
     }
 }

@@ -251,6 +251,11 @@ impl Run {
     /// Starts it; the test itself reads what it writes.
     pub fn start_with_own_output(mut self) -> Running {
         self.command.stdin(Stdio::null());
+        self.start_raw()
+    }
+
+    /// Starts it with the descriptors that the test has set and will serve itself.
+    pub fn start_raw(mut self) -> Running {
         let child = self.command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", self.command));
         Running { child, out: None, err: None, until: Instant::now() + self.limit, what: format!("{:?}", self.command) }
     }
@@ -503,8 +508,15 @@ pub fn have(program: &str) -> bool {
 /// may not be missing.
 #[must_use]
 pub fn lacks(needs: &[&str]) -> bool {
-    let declared = std::env::var("SBX_TEST_HAS").unwrap_or_default();
     let name = thread::current().name().unwrap_or("?").to_owned();
+    let reason = missing(needs);
+    reason.iter().for_each(|reason| println!("SKIP {name}: {reason}"));
+    reason.is_some()
+}
+
+/// The first that is missing, as a reason to skip.
+pub fn missing(needs: &[&str]) -> Option<String> {
+    let declared = std::env::var("SBX_TEST_HAS").unwrap_or_default();
     for need in needs {
         let there = match *need {
             "userns" => succeeds("unshare", &["-Urm", "mount", "-t", "tmpfs", "none", "/tmp"]),
@@ -518,11 +530,10 @@ pub fn lacks(needs: &[&str]) -> bool {
         };
         if !there {
             assert!(!declared.split(',').any(|d| d == *need), "SBX_TEST_HAS names {need}, and it is missing");
-            println!("SKIP {name}: {need} is missing here");
-            return true;
+            return Some(format!("{need} is missing here"));
         }
     }
-    false
+    None
 }
 
 fn succeeds(program: &str, words: &[&str]) -> bool {
