@@ -348,6 +348,11 @@ fn root_file_systems_that_are_none() {
             place.assert_clean();
         }
     }
+    // Writable as a whole it is never, however it is spelled.
+    symlink("/", place.path("own")).expect("symlink");
+    for root in ["/", "/usr/..", "./own"] {
+        place.sbx_run(["--rw", root, "true"]).done().refused(125, &["@host"]);
+    }
     // Neither root nor command line in a working directory that is gone.
     let gone = place.path("gone");
     fs::create_dir(&gone).expect("mkdir");
@@ -680,7 +685,7 @@ fn policies_that_are_wrong() {
     policy_refused(b"[limits]\npids = 1\npids = 2\n", ":3:1: ", &["duplicate"]);
     policy_refused(b"[limits]\n[limits]\n", ":2:", &["duplicate"]);
     policy_refused(b"about = \"x\n", ":1:", &[]);
-    policy_refused(b"= 1\n", ":1:1: ", &[]);
+    policy_refused(b"= 1\n", ":1:", &[]);
     policy_refused(b"about = 1\n", ":1:9: ", &[]);
     policy_refused(b"\xef\xbb\xbf[limits]\r\npid = 5\r\n", ":2:1: ", &["pids"]);
     policy_refused("about = \"grüße\"; x\n".as_bytes(), ":1:", &[]);
@@ -688,7 +693,7 @@ fn policies_that_are_wrong() {
     policy_refused(b"about = \"\x1b[31m\"\n", ":1:", &[]);
     policy_refused(b"\x1b[31m\n", ":1:", &[]);
     policy_refused(b"about = \"\xff\xfe\"\n", ":", &["UTF-8"]);
-    policy_refused(b"\0\0\0\0", ":1:1: ", &[]);
+    policy_refused(b"\0\0\0\0", ":1:", &[]);
     policy_refused("[".repeat(5000).as_bytes(), ":", &[]);
     policy_refused("[".repeat(20_000).as_bytes(), ":", &[]);
     policy_refused(format!("about = {}\n", "[".repeat(9_999)).as_bytes(), ":", &[]);

@@ -140,7 +140,7 @@ impl Host {
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
             stdio: stdio([0, 1, 2]),
-            root: RootFacts::look(&spec.root.source, grouped)?,
+            root: root(spec, grouped)?,
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
             roots_own: if power == Power::Ordinary { Vec::new() } else { roots_own(spec) },
@@ -305,6 +305,17 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
         Err(sys::EACCES) => refuse("permission denied".into(), "a directory that you may enter (chmod u+rx)"),
         Err(errno) => refuse(errno.to_string(), "a directory that holds a root file system"),
     }
+}
+
+fn root(spec: &Spec, groups: rootfs::Groups) -> Result<RootFacts> {
+    // An overlay of it the kernel refuses; a bind would be the machine itself.
+    if let (RootSource::Layers(layers), crate::spec::Writes::Through) = (&spec.root.source, &spec.root.writes)
+        && let Some(own) = layers.iter().find(|layer| is_own_root(layer.as_path()))
+    {
+        let why = "this machine's own root is never writable as a whole";
+        return Err(Error::spec("--rw", own, why).or_try("sbx run @host, and -v DIR:DIR for the directories to write"));
+    }
+    RootFacts::look(&spec.root.source, groups)
 }
 
 /// Whether a path leads to this machine's own root, however it is spelled: `/`, `/tmp/..`, a symlink, a bind.

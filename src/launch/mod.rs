@@ -7,6 +7,7 @@ mod confine;
 mod faults;
 mod fuse;
 mod fuse_root;
+mod ids;
 mod init;
 mod kernel_fs;
 mod layers;
