@@ -68,6 +68,10 @@ pub fn advice(error: &Error, facts: &Facts) -> Advice {
             Some(found) => found,
             None => return Advice { why: None, hint: Some("sbx check; --verbose shows each step".into()) },
         },
+        Error::Helper { program, .. } if program == "fuse-overlayfs" => match fault(Feature::Fuse, facts) {
+            Some(found) => found,
+            None => ("it makes the root, and ended before that was done".to_owned(), "--overlay kernel".to_owned()),
+        },
         Error::Helper { program, .. } => match fault(Feature::IdRanges, facts) {
             Some((why, fix)) => (why, format!("{fix}; or --map root, which needs no helper")),
             None => (

@@ -114,6 +114,7 @@ impl Observer for Reporter<'_> {
                 self.say(&format!("{:<9}{:>3}  {}", place.stage, place.number, visible(&place.step)));
             }
             Event::Step(_) => {}
+            Event::Note(note) => self.say(note),
             Event::Skipped(skipped) => {
                 self.say(&format!("skipped: {} ({})", visible(&skipped.step), skipped.why));
                 self.status(&json!({ "skipped": { "step": skipped.step, "why": skipped.why } }));

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod files;
+pub mod fuse;
 mod rootfs;
 
 pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
 use crate::spec::text::{Caller, HostPath};
-use crate::spec::{RootSource, Spec};
+use crate::spec::{Overlay, RootSource, Spec};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
@@ -65,6 +66,9 @@ pub struct Host {
     /// As root: all ranges of /etc/subuid and /etc/subgid, whoever has them.
     #[serde(skip)]
     pub foreign_ranges: Vec<(u32, u32)>,
+    /// Where fuse-overlayfs is, or why it cannot be used; looked at only where it is asked for.
+    #[serde(skip)]
+    pub fuse: Option<Result<PathBuf>>,
     /// Descriptors to pass on, and what they are.
     pub passed: Vec<(i32, Stdio)>,
     /// Working directory, home and environment.
@@ -141,6 +145,7 @@ impl Host {
             missing: missing(spec),
             roots_own: if power == Power::Ordinary { Vec::new() } else { roots_own(spec) },
             foreign_ranges: if power == Power::Ordinary { Vec::new() } else { foreign_ranges() },
+            fuse: (spec.root.overlay == Overlay::Fuse).then(|| fuse::look(&caller, power)),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             user,
             caller,

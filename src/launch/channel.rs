@@ -7,6 +7,7 @@
 //!     | ---- Tree + mount ---------------------> |  (idmapped sources, as root)
 //!     | ---- Go -----------------------------> |  Enter, Root, Pivot, Identity, Confine
 //!     | <--- Done{step} ---------------------- |  (where somebody follows)
+//!     | <--- UserNs + it, Fuse + the store ---- |  (root by fuse-overlayfs, whose mount is awaited)
 //!     | <--- Skipped{step, call, errno} ------ |  (for steps that may be)
 //!     | <--- Terminal + pty master ----------- |
 //!     | <--- Failed{step, call, errno} ------- |  and ends with 125
@@ -53,6 +54,10 @@ pub enum Message {
     Failed(Fault),
     /// Child: carries the master of the sandbox's own terminal.
     Terminal,
+    /// Child: carries its user namespace, in which fuse-overlayfs is to run.
+    UserNs,
+    /// Child: wants fuse-overlayfs; carries a copy of the mounts that hold its layers.
+    Fuse,
     /// Child: all is set up.
     AtGate,
     /// Child: the program could not be executed.
@@ -98,7 +103,7 @@ macro_rules! calls {
 calls! {
     Bind = "bind", Capset = "capset", Chdir = "chdir", Chmod = "fchmodat", Chown = "fchownat", Clone = "clone",
     CloseRange = "close_range", Dup = "dup3", Execve = "execve", Fsconfig = "fsconfig", Fsmount = "fsmount",
-    Fsopen = "fsopen", Getcwd = "getcwd", Ioctl = "ioctl", Keyctl = "keyctl", Landlock = "landlock_restrict_self",
+    Fsopen = "fsopen", FuseOverlay = "wait for fuse-overlayfs", Getcwd = "getcwd", Ioctl = "ioctl", Keyctl = "keyctl", Landlock = "landlock_restrict_self",
     LandlockRule = "landlock_add_rule", Mkdir = "mkdirat", Mknod = "mknodat", MountSetattr = "mount_setattr",
     MoveMount = "move_mount", Open = "openat", Openat2 = "openat2", OpenTree = "open_tree", Pipe = "pipe2",
     Pivot = "pivot_root", Prctl = "prctl", Prlimit = "prlimit", ReadBack = "read back", Receive = "recvmsg",
@@ -135,6 +140,8 @@ impl Message {
             Message::Started(pid) => (10, (pid, 0, 0)),
             Message::Tree => (13, (0, 0, 0)),
             Message::Done(step) => (12, (i32::from(step), 0, 0)),
+            Message::Fuse => (14, (0, 0, 0)),
+            Message::UserNs => (15, (0, 0, 0)),
             Message::Ended(Ended::Code(code), full) => (11, (0, code, full as i32)),
             Message::Ended(Ended::Signal(signal), full) => (11, (1, signal, full as i32)),
         };
@@ -163,6 +170,8 @@ impl Message {
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
             (13, true) => Message::Tree,
+            (14, true) => Message::Fuse,
+            (15, true) => Message::UserNs,
             (12, true) => Message::Done(u16::try_from(a).ok()?),
             (11, true) if a == 0 => Message::Ended(Ended::Code(b), full),
             (11, true) => Message::Ended(Ended::Signal(b), full),
@@ -204,6 +213,8 @@ mod tests {
             Message::Skipped(fault),
             Message::Failed(fault),
             Message::Terminal,
+            Message::Fuse,
+            Message::UserNs,
             Message::AtGate,
             Message::NotExecuted(Errno(2)),
             Message::Started(3),

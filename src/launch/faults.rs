@@ -5,6 +5,7 @@ use super::channel::Fault;
 use crate::error::{Error, Place};
 use crate::host::{is_own_root, mounts_below};
 use crate::plan::{Layers, Plan, Step, UpperAt};
+use crate::spec::Overlay;
 use crate::spec::mount::{Access, Mount, Source};
 use crate::state::Skipped;
 use crate::sys::{EACCES, EINVAL, EISDIR, ENOENT, ENOTDIR, EPERM};
@@ -54,7 +55,9 @@ fn refused_layer(layers: &Layers) -> Option<Error> {
             return Some(Error::spec("ROOTFS", layer, why).or_try("unmount them, or --rw"));
         }
     }
+    // Under `auto` fuse-overlayfs may still take it.
     match &layers.upper {
+        _ if layers.by == Overlay::Auto => None,
         UpperAt::Kept(at) | UpperAt::Dropped(at) => {
             let why = "its file system cannot hold an upper layer (another overlay, NFS and FUSE cannot)";
             Some(Error::spec("--upper", at, why).or_try("a directory on ext4, xfs, btrfs or tmpfs"))

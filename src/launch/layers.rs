@@ -46,7 +46,7 @@ impl Default for Trees {
 /// The root's upper layer while files are put into it.
 pub(super) struct Seeded {
     /// The layer below it.
-    lower: OwnedFd,
+    pub(super) lower: OwnedFd,
     upper: OwnedFd,
     work: OwnedFd,
     etc: OwnedFd,

@@ -5,6 +5,8 @@ mod channel;
 mod child;
 mod confine;
 mod faults;
+mod fuse;
+mod fuse_root;
 mod ids;
 mod init;
 mod kernel_fs;
@@ -82,6 +84,17 @@ const SIGNALS: [i32; 10] = [
 /// # Errors
 /// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
 pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+    // Whether the kernel takes the overlay is seen by mounting it: a probe would cost every start what the second
+    // attempt costs the few that need it.
+    attempt(plan, host, request, observer).or_else(|refused| {
+        let (plan, note) = fuse::instead(plan, host, refused)?;
+        observer.event(&Event::Note(&note));
+        attempt(&plan, host, request, observer)
+    })
+}
+
+fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+    let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = feed(plan, host, &mut script)?;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
@@ -103,7 +116,7 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     mapped.go(plan);
     record.pid = Some(mapped.pid);
     record.state = "running".into();
-    mapped.serve(plan, request, record, (signals, feed), upper, observer)
+    mapped.serve(plan, request, record, (signals, feed, fuse), upper, observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
@@ -243,7 +256,7 @@ impl Mapped<'_> {
         plan: &Plan,
         request: &Request<'_>,
         record: Record,
-        (signals, feed): (OwnedFd, Option<OwnedFd>),
+        (signals, feed, fuse): (OwnedFd, Option<OwnedFd>, Option<fuse::Fuse>),
         upper: Upper,
         observer: &mut dyn Observer,
     ) -> Result<Exit> {
@@ -254,6 +267,7 @@ impl Mapped<'_> {
         let served =
             monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
                 .feeding(feed)
+                .with_fuse(fuse)
                 .run(observer);
         match served {
             // Init has been waited for.

@@ -4,6 +4,7 @@
 use super::Request;
 use super::channel::{Fullness, Message, hear, tell};
 use super::faults::{skipped, step_error};
+use super::fuse::Fuse;
 use super::relay::{Pump, Terminal};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step};
@@ -50,6 +51,8 @@ impl Exit {
 pub enum Event<'a> {
     /// The step of this number is done, or with the parent's own steps: is next.
     Step(usize),
+    /// Something the user should know, as a sentence.
+    Note(&'a str),
     /// A step was skipped.
     Skipped(&'a Skipped),
     /// The program runs.
@@ -85,6 +88,7 @@ pub(super) struct Monitor<'a> {
     terminal: Option<Terminal>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
+    fuse: Option<Fuse>,
     ended: Option<(Ended, Fullness)>,
     /// Monotonic milliseconds at which TERM, then KILL is due.
     deadline: Option<u64>,
@@ -116,6 +120,7 @@ impl<'a> Monitor<'a> {
             terminal: None,
             master: None,
             stdin: None,
+            fuse: None,
             ended: None,
             deadline: None,
             timed_out: false,
@@ -126,6 +131,12 @@ impl<'a> Monitor<'a> {
     /// Feeds a file on stdin through this pipe.
     pub(super) fn feeding(mut self, pipe: Option<OwnedFd>) -> Self {
         self.stdin = pipe.map(|pipe| (Pump::new(), pipe));
+        self
+    }
+
+    /// Starts fuse-overlayfs when the child asks for it.
+    pub(super) fn with_fuse(mut self, fuse: Option<Fuse>) -> Self {
+        self.fuse = fuse;
         self
     }
 
@@ -155,8 +166,9 @@ impl<'a> Monitor<'a> {
 
     fn watches(&self) -> [Watch; 6] {
         let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Terminal::watches);
-        let stdin =
-            self.stdin.as_ref().map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
+        // What is read of a file before the root is made would be lost to a second attempt.
+        let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
+        let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
         [
             Watch::read_if(self.channel_open.then_some(self.channel)),
             Watch::read(self.signals),
@@ -203,7 +215,20 @@ impl<'a> Monitor<'a> {
         observer: &mut dyn super::Observer,
     ) -> Result<()> {
         match message {
-            Message::Failed(fault) => return Err(step_error(self.plan, fault)),
+            Message::Failed(fault) => {
+                let fuses = self.fuse.as_mut().and_then(|fuse| fuse.explains(&fault));
+                return Err(fuses.unwrap_or_else(|| step_error(self.plan, fault)));
+            }
+            Message::Fuse => {
+                if let Some(fuse) = &mut self.fuse {
+                    fuse.start(carried)?;
+                }
+            }
+            Message::UserNs => {
+                if let Some(fuse) = &mut self.fuse {
+                    fuse.runs_in(carried);
+                }
+            }
             Message::NotExecuted(errno) => return Err(self.not_executed(errno)),
             Message::Skipped(fault) => {
                 let skipped = skipped(self.plan, fault);
@@ -253,6 +278,11 @@ impl<'a> Monitor<'a> {
 
     fn signal(&mut self, caught: Caught) -> Result<()> {
         match (self.phase, caught.signal) {
+            (Phase::SettingUp, event::SIGCHLD) => {
+                if let Some(error) = self.fuse.as_mut().and_then(Fuse::ended) {
+                    return Err(error);
+                }
+            }
             (_, event::SIGCHLD) => {}
             (_, event::SIGWINCH) => {
                 if let Some(terminal) = &self.terminal {
@@ -334,6 +364,9 @@ impl<'a> Monitor<'a> {
     fn finish(mut self) -> Result<Exit> {
         let waited = process::wait(Which::Pidfd(self.pidfd), WaitFor::End).ok().flatten();
         let init = waited.map_or(Ended::Signal(event::SIGKILL), |(_, ended)| ended);
+        if let Some(fuse) = self.fuse.take() {
+            fuse.finish();
+        }
         self.drain();
         match (self.phase, self.ended) {
             (Phase::Running, Some((ended, full))) => Ok(self.exit(ended, full)),

@@ -62,6 +62,10 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             let made = tree.overlay(overlay, PLAIN)?;
             tree.set_root(made)
         }
+        Op::Fuse(overlay) => {
+            let made = super::fuse_root::mount(tree, child.channel, overlay)?;
+            tree.set_root(made)
+        }
         Op::BindRoot(src) => {
             let bound = clone_tree(HERE, src, Depth::Recursive, PLAIN)?;
             tree.set_root(bound)

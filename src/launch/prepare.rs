@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
 use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, UpperAt};
+use crate::spec::Overlay;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
@@ -32,7 +33,7 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
-        detached: detached(host),
+        detached: true,
         idmapped: Vec::new(),
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
@@ -58,6 +59,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     };
     script.creator = ids::creator(&plan.identities, host);
     context.find_lower();
+    script.detached = detached(host, &context.lower);
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
     }
@@ -211,6 +213,7 @@ impl Context<'_> {
     fn root(&mut self, step: &Step) -> Result<Op> {
         Ok(match step {
             Step::Store(bytes) => Op::Store(c_text(bytes.map_or_else(|| "25%".into(), |bytes| bytes.to_string()))?),
+            Step::Overlay(layers) if layers.by == Overlay::Fuse => Op::Fuse(self.root_overlay(layers)?),
             Step::Overlay(layers) => Op::Overlay(self.root_overlay(layers)?),
             Step::BindRoot(src) => Op::BindRoot(self.outside(src.as_path())),
             Step::EmptyRoot => Op::EmptyRoot,
@@ -303,7 +306,7 @@ impl Context<'_> {
     /// A path of the host as the child takes it. Where the store has to lie on `/`, `..` may lead into it, so such
     /// kernels get paths without links and `..`.
     fn outside(&self, path: &Path) -> CString {
-        match detached(self.host) {
+        match detached(self.host, &self.lower) {
             true => c_path(path),
             false => c_path(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
         }
@@ -414,9 +417,11 @@ impl Context<'_> {
 pub(super) const MAX_TREES: usize = 64;
 
 /// Whether the root is built attached nowhere. Linux 6.15 mounts on detached trees and takes layers from them, but
-/// not the idmapped ones of real root, which belong to the host's namespace.
-fn detached(host: &Host) -> bool {
-    host.kernel >= (6, 15) && host.power != Power::Root
+/// not the idmapped ones of real root, which belong to the host's namespace; and what fuse-overlayfs mounts reaches
+/// no detached tree.
+fn detached(host: &Host, overlays: &[Layers]) -> bool {
+    let fuse = overlays.iter().any(|layers| layers.by == Overlay::Fuse);
+    host.kernel >= (6, 15) && host.power != Power::Root && !fuse
 }
 
 const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);

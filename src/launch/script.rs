@@ -163,6 +163,8 @@ pub(crate) enum Op {
         content: Vec<u8>,
     },
     Overlay(OverlayOp),
+    /// The same by fuse-overlayfs.
+    Fuse(OverlayOp),
     BindRoot(CString),
     EmptyRoot,
     Link(CString, Target),

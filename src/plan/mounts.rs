@@ -164,12 +164,28 @@ fn supplied(path: &'static str, content: String, way: EtcWay) -> Step {
     Step::Supply(Etc { path: InnerPath::known(path), content, way })
 }
 
+/// `--overlay fuse` stands in for the root's overlay and no other.
+fn check_fuse(spec: &Spec, host: &Host) -> Result<()> {
+    if spec.root.overlay != Overlay::Fuse {
+        return Ok(());
+    }
+    let refuse = |why: &str| Err(Error::spec("--overlay", "fuse", why).or_try("--overlay auto"));
+    if spec.root.source == RootSource::Host {
+        return refuse("@host is made of the kernel's overlays; fuse-overlayfs serves a ROOTFS that is a directory");
+    }
+    if spec.root.writes == Writes::Through {
+        return refuse("with --rw there is no overlay");
+    }
+    let overlays = |mount: &&Mount| matches!(mount.source, Source::Bind { access: Access::Overlay, .. });
+    if let Some(mount) = spec.mounts.iter().find(overlays) {
+        return refuse(&format!("fuse-overlayfs serves the root only, and the volume on {} is an overlay", mount.dst));
+    }
+    host.fuse.clone().unwrap_or(Ok(Default::default())).map(drop)
+}
+
 /// The root itself and the files that sbx puts into its /etc.
 fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, name: &str) -> Result<()> {
-    if spec.root.overlay == Overlay::Fuse {
-        let why = "fuse-overlayfs is not built into this version of sbx".to_owned();
-        return Err(Error::Unsupported { feature: "--overlay fuse".into(), why, hint: Some("--overlay auto".into()) });
-    }
+    check_fuse(spec, host)?;
     // A layer that is thrown away may hold the supplied files; ROOTFS and a kept layer may not (DESIGN 4.2).
     let dropped = matches!(upper, Some(UpperAt::Store | UpperAt::Dropped(_)));
     let way = match host.root.etc {
@@ -183,7 +199,7 @@ fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, nam
     }
     match (&spec.root.source, upper) {
         (RootSource::Layers(lower), Some(upper)) => {
-            let layers = Layers { lower: lower.clone(), upper, mode: host.root.mode };
+            let layers = Layers { lower: lower.clone(), upper, mode: host.root.mode, by: spec.root.overlay };
             steps.must(Stage::Root, Step::Overlay(layers));
         }
         (RootSource::Layers(lower), None) => match lower.as_slice() {

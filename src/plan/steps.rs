@@ -5,7 +5,7 @@ use super::identity::{GroupSet, Identities, MapsBy};
 use crate::spec::access::Capabilities;
 use crate::spec::mount::Mount;
 use crate::spec::text::{HostPath, InnerPath};
-use crate::spec::{Rlimit, TimeOffsets};
+use crate::spec::{Overlay, Rlimit, TimeOffsets};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -118,6 +118,8 @@ pub struct Layers {
     pub upper: UpperAt,
     /// Mode of the top directory.
     pub mode: u32,
+    /// Who lays them over each other.
+    pub by: Overlay,
 }
 
 /// Where an upper layer lies.
@@ -217,6 +219,7 @@ impl fmt::Display for Step {
             Step::Nice(nice) => write!(f, "set the nice value to {nice}"),
             Step::Store(Some(bytes)) => write!(f, "mount a tmpfs of {bytes} bytes for all that is writable"),
             Step::Store(None) => write!(f, "mount a tmpfs of a quarter of the memory for all that is writable"),
+            Step::Overlay(layers) if layers.by == Overlay::Fuse => write!(f, "mount fuse-overlayfs on /: {layers}"),
             Step::Overlay(layers) => write!(f, "mount the overlay on /: {layers}"),
             Step::BindRoot(src) => write!(f, "bind {src} on /, writable"),
             Step::EmptyRoot => write!(f, "mount an empty tmpfs on /"),

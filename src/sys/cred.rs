@@ -91,6 +91,20 @@ pub fn clear_ambient() -> Result<()> {
     done(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, zero, zero, zero) })
 }
 
+/// Makes these capabilities, which the thread holds, outlive an exec also for a user other than 0: inheritable and
+/// ambient (`PR_CAP_AMBIENT_RAISE`, Linux 4.3).
+pub fn keep_over_exec(held: CapSet) -> Result<()> {
+    capset(held, held, held)?;
+    let zero: c_ulong = 0;
+    for capability in (0..64).filter(|number| held.0 >> number & 1 == 1) {
+        // SAFETY: takes integers.
+        done(unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as c_ulong, capability as c_ulong, zero, zero)
+        })?;
+    }
+    Ok(())
+}
+
 /// `PR_SET_SECUREBITS`.
 pub fn set_securebits(bits: u32) -> Result<()> {
     // SAFETY: takes integers.

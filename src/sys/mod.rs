@@ -72,6 +72,12 @@ pub const EPIPE: Errno = Errno(libc::EPIPE);
 pub const ECONNRESET: Errno = Errno(libc::ECONNRESET);
 /// Input or output error; a pty master reads it when the last slave is closed.
 pub const EIO: Errno = Errno(libc::EIO);
+/// The other side of a FUSE mount is gone.
+pub const ENOTCONN: Errno = Errno(libc::ENOTCONN);
+/// A wait was too long.
+pub const ETIMEDOUT: Errno = Errno(libc::ETIMEDOUT);
+/// A kind of device or file system that the kernel does not know.
+pub const ENODEV: Errno = Errno(libc::ENODEV);
 /// No such device.
 pub const ENXIO: Errno = Errno(libc::ENXIO);
 /// The file system does not do that.

@@ -137,6 +137,12 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, set: Attr, depth: Depth) -> Result<()
     setattr(tree, &private(set), depth.bits())
 }
 
+/// `mount_setattr(2)` with `MS_SHARED`: what is mounted below this mount appears below its copies too.
+pub fn share(tree: BorrowedFd<'_>) -> Result<()> {
+    const SHARED: u64 = 1 << 20;
+    setattr(tree, &MountAttr { set: 0, clear: 0, propagation: SHARED, userns: 0 }, 0)
+}
+
 /// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: shows the mount's owners through the map of the user
 /// namespace `userns`. Needs CAP_SYS_ADMIN over the file system. Linux 5.12.
 pub fn mount_idmap(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, depth: Depth) -> Result<()> {

@@ -238,6 +238,23 @@ pub fn getpid() -> i32 {
     unsafe { libc::getpid() }
 }
 
+/// `getppid(2)`
+pub fn getppid() -> i32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::getppid() }
+}
+
+/// Has this done in the child of a [`Command`], right before its exec. Parent only. What is done may use the calls
+/// of this folder and nothing else: there is a copy of the parent's memory, but of its threads only one.
+///
+/// [`Command`]: std::process::Command
+pub fn before_exec(command: &mut std::process::Command, doing: impl FnMut() -> Result<()> + Send + Sync + 'static) {
+    use std::os::unix::process::CommandExt;
+    let mut doing = doing;
+    // SAFETY: the wrappers of this folder neither allocate nor lock, and the callers use no more.
+    unsafe { command.pre_exec(move || doing().map_err(|errno| std::io::Error::from_raw_os_error(errno.0))) };
+}
+
 /// `execve(2)`. Returns only when it failed. Both arrays end in a null pointer.
 pub fn execve(path: &CStr, argv: &Pointers, envp: &Pointers) -> Errno {
     // SAFETY: `Pointers` holds NUL-terminated strings and ends in a null pointer.

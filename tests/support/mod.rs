@@ -398,6 +398,8 @@ fn head(text: &str) -> String {
 
 /// Sends a signal by name.
 pub fn kill(pid: i32, signal: &str) {
+    // kill(1) of procps 4.0.2 takes the first digit of a negative number for the whole: -12 becomes -1, everybody.
+    assert!(pid > 0, "only single processes");
     let _ = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null()).status();
 }
 

@@ -167,7 +167,7 @@ fn ranges(found: &Findings, facts: &Facts) -> Row {
 fn fuse(found: &Findings, facts: &Facts) -> Row {
     let row = row(Feature::Fuse, false, "an overlay where the kernel's is refused");
     if facts.fuse_overlayfs.is_none() {
-        let fix = "install the package fuse-overlayfs; only --overlay fuse needs it";
+        let fix = "install the package fuse-overlayfs; needed only where the kernel refuses its own overlay";
         return row.but(State::Missing, cause("fuse-overlayfs is not on PATH", fix));
     }
     row.by(&found.fuse, || {
