@@ -19,7 +19,7 @@ const TARGETS: [(&str, &[&str]); 18] = [
     ("dev/pts", &[]),
     ("dev/shm", &[]),
     ("dev/mqueue", &[]),
-    ("dev/console", &[]),
+    ("dev/console", &["-t"]),
     ("dev/null", &[]),
     ("tmp", &[]),
     ("run", &[]),
@@ -203,6 +203,24 @@ fn planted_devices_are_not_used_for_masks() {
         let script = "cat /proc/keys /proc/timer_list /proc/interrupts; stat -c %t:%T /dev/null /proc/keys";
         plain().root(&root).sh(script).run().exits(0).prints("1:3\n1:3");
     }
+}
+
+#[test]
+fn the_console_comes_from_the_sandboxs_own_devpts() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    let canary = scratch.file("canary", "canary");
+    symlink(&canary, root.join("dev/console")).expect("link");
+    symlink(&canary, root.join("dev/ptmx")).expect("link");
+    symlink("/tmp", root.join("dev/pts")).expect("link");
+    let script = "tty; stat -c %t:%T /dev/console /dev/pts/0; stat -c %t:%T -L /dev/ptmx; ls /dev/pts; \
+                  grep -c ' /0 /dev/console .* devpts ' /proc/self/mountinfo";
+    let outcome = sandbox(&["-t"]).root(&root).sh(script).run().exits(0);
+    let lines: Vec<&str> = outcome.stdout.split_whitespace().collect();
+    assert_eq!(lines, ["/dev/pts/0", "88:0", "88:0", "5:2", "0", "ptmx", "1"], "{outcome:?}");
+    assert_eq!(fs::read_to_string(&canary).expect("canary"), "canary");
+    // Without a terminal there is no console, and what ROOTFS has of that name is covered.
+    plain().root(&root).command(&["ls", "/dev/console"]).run().exits(1);
 }
 
 #[test]

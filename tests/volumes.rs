@@ -319,3 +319,16 @@ fn deep_trees_in_a_layer_on_disk_are_removed() {
     let left = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().count();
     assert_eq!(left, 0, "a deep tree was left");
 }
+
+#[test]
+fn a_device_is_given_by_name_and_nowhere_else() {
+    let outcome = sandbox(&["--device", "/dev/null:/dev/own"]).sh("stat -c %t:%T /dev/own; echo x >/dev/own").run();
+    outcome.exits(0).prints("1:3");
+    let scratch = Scratch::new();
+    scratch.file("plain", "no device");
+    for bad in ["/dev/null:/etc/own", "/dev/none", "/dev", "/dev/null:/dev", "/dev/null:/dev/../x"] {
+        sandbox(&["--device", bad]).command(&["true"]).run().refused();
+    }
+    let plain_file = format!("{}:/dev/own", scratch.join("plain").display());
+    sandbox(&["--device", &plain_file]).command(&["true"]).run().refused();
+}

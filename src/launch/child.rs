@@ -74,8 +74,8 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
             _ => process::exit_now(FAILED),
         }
     }
-    if above.from_root
-        && let Err(failure) = become_root()
+    if let Some((uid, gid)) = above.becomes
+        && let Err(failure) = become_mapped(uid, gid)
     {
         fail(failure);
     }
@@ -291,13 +291,13 @@ fn session() -> Result<(), Failure> {
     process::die_with_parent().called(Call::Prctl)
 }
 
-/// Real root is nobody in a sandbox: an owner that is not mapped can make neither a namespace (EPERM) nor a file
+/// An owner that is not mapped, as real root is in its sandboxes, can make neither a namespace (EPERM) nor a file
 /// (EOVERFLOW). The change of ids took "dumpable" away, and with it the right to write the maps of init, which
 /// inherits it; init gives it up for good in `Identity`.
-fn become_root() -> Result<(), Failure> {
+fn become_mapped(uid: u32, gid: u32) -> Result<(), Failure> {
     sys::cred::setgroups(&[]).called(Call::Setgroups)?;
-    sys::cred::setresgid(0).called(Call::Setresgid)?;
-    sys::cred::setresuid(0).called(Call::Setresuid)?;
+    sys::cred::setresgid(gid).called(Call::Setresgid)?;
+    sys::cred::setresuid(uid).called(Call::Setresuid)?;
     process::dumpable().called(Call::Prctl)
 }
 

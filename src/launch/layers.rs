@@ -154,8 +154,8 @@ impl Tree {
         made
     }
 
-    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be attached before an overlay
-    /// takes it.
+    /// A read-only layer: a directory of the host, or an idmapped mount, which has to be
+    /// attached in this namespace: its own belongs to the host's root.
     pub(super) fn layer(&self, src: &Src) -> Result<OwnedFd, Failure> {
         match src {
             Src::Path(path) => fs::openat(HERE, path, Open::Directory).called(Call::Open),

@@ -1,6 +1,6 @@
 //! Writing the id maps, and knowing beforehand which mount points will be made in host directories.
 
-use super::prepare;
+use super::ids;
 use super::root::Range;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -33,8 +33,8 @@ pub(super) fn write(plan: &Plan, host: &Host, range: Option<&Range>, pid: i32) -
         MapsBy::Root => {
             let private = range.map(Range::extents);
             let [uids, gids] = [&who.uids, &who.gids].map(|extents| private.as_ref().map_or(&extents[..], |p| &p[..]));
-            put(plan, pid, "uid_map", &prepare::lines(uids))?;
-            put(plan, pid, "gid_map", &prepare::lines(gids))
+            put(plan, pid, "uid_map", &ids::lines(uids))?;
+            put(plan, pid, "gid_map", &ids::lines(gids))
         }
     }
 }

@@ -5,6 +5,7 @@ mod channel;
 mod child;
 mod confine;
 mod faults;
+mod ids;
 mod init;
 mod kernel_fs;
 mod layers;

@@ -2,7 +2,7 @@
 //! checked here; the child only makes calls.
 
 use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
-use super::{program, ruleset};
+use super::{ids, program, ruleset};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
@@ -32,7 +32,7 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
-        detached: host.kernel >= DETACHED,
+        detached: detached(host),
         idmapped: Vec::new(),
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
@@ -56,7 +56,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         root_lower: Vec::new(),
         idmapped: Vec::new(),
     };
-    script.creator = context.creator();
+    script.creator = ids::creator(&plan.identities, host);
     context.find_lower();
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
@@ -115,15 +115,17 @@ impl Context<'_> {
                 if let (Some(pids), false) = (identities.pids_above, identities.by == MapsBy::Caller) {
                     script.above = Some(Above {
                         step: number,
-                        from_root: identities.by == MapsBy::Root,
+                        becomes: (ids::creator(&self.plan.identities, self.host)
+                            != ids::caller(&self.plan.identities, self.host))
+                        .then(|| ids::creator(&self.plan.identities, self.host)),
                         pids,
-                        uid_map: c_text(identity_map(&identities.uids))?,
-                        gid_map: c_text(identity_map(&identities.gids))?,
+                        uid_map: c_text(ids::identity_map(&identities.uids))?,
+                        gid_map: c_text(ids::identity_map(&identities.gids))?,
                     });
                 }
                 match identities.by {
                     MapsBy::Caller => {
-                        vec![Op::OwnMaps(c_text(lines(&identities.uids))?, c_text(lines(&identities.gids))?)]
+                        vec![Op::OwnMaps(c_text(ids::lines(&identities.uids))?, c_text(ids::lines(&identities.gids))?)]
                     }
                     MapsBy::Helpers | MapsBy::Root => Vec::new(),
                 }
@@ -266,7 +268,7 @@ impl Context<'_> {
             // Through an idmapped mount an owner on disk is that very id inside.
             let (uid, gid) = match who.by {
                 MapsBy::Root => (uid, gid),
-                _ => (&inner_id(&who.uids, *uid), &inner_id(&who.gids, *gid)),
+                _ => (&ids::inner(&who.uids, *uid), &ids::inner(&who.gids, *gid)),
             };
             let overlay = self.root_overlay(&layers)?;
             return Ok(Op::Seed {
@@ -301,7 +303,7 @@ impl Context<'_> {
     /// A path of the host as the child takes it. Where the store has to lie on `/`, `..` may lead into it, so such
     /// kernels get paths without links and `..`.
     fn outside(&self, path: &Path) -> CString {
-        match self.host.kernel >= DETACHED {
+        match detached(self.host) {
             true => c_path(path),
             false => c_path(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
         }
@@ -376,7 +378,7 @@ impl Context<'_> {
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
             // What the process is already, it need not become.
-            Step::Ids(uid, gid) if (*uid, *gid) == self.creator() => Op::Ids(None),
+            Step::Ids(uid, gid) if (*uid, *gid) == ids::creator(&self.plan.identities, self.host) => Op::Ids(None),
             Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
@@ -399,15 +401,6 @@ impl Context<'_> {
         })
     }
 
-    /// User and group inside of the process itself.
-    fn creator(&self) -> (u32, u32) {
-        let who = &self.plan.identities;
-        if who.by == MapsBy::Root {
-            return (0, 0);
-        }
-        (inner_id(&who.uids, self.host.uid), inner_id(&who.gids, self.host.gid))
-    }
-
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
         let found = self.plan.steps.iter().find(|p| is(&p.step));
         found.map_or(0, |p| match &p.step {
@@ -420,8 +413,11 @@ impl Context<'_> {
 /// The process in between keeps the sources it is handed in an array of this length.
 pub(super) const MAX_TREES: usize = 64;
 
-/// Mounts on a detached tree, and overlay layers from one.
-const DETACHED: (u32, u32) = (6, 15);
+/// Whether the root is built attached nowhere. Linux 6.15 mounts on detached trees and takes layers from them, but
+/// not the idmapped ones of real root, which belong to the host's namespace.
+fn detached(host: &Host) -> bool {
+    host.kernel >= (6, 15) && host.power != Power::Root
+}
 
 const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 
@@ -443,17 +439,6 @@ fn namespace(word: &str) -> Namespaces {
     }
 }
 
-/// The text of a map.
-pub(super) fn lines(extents: &[crate::spec::ids::Extent]) -> String {
-    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.outer, e.count)).collect()
-}
-
-/// The map of a namespace below one that has these extents: every id stands for itself, one line for each
-/// extent, since a line may not span two of the parent's (network.md T7).
-fn identity_map(extents: &[crate::spec::ids::Extent]) -> String {
-    extents.iter().map(|e| format!("{} {} {}\n", e.inner, e.inner, e.count)).collect()
-}
-
 /// The operations of the stage `Enter`.
 fn enter(step: &Step) -> Result<Op> {
     Ok(match step {
@@ -470,13 +455,6 @@ fn enter(step: &Step) -> Result<Op> {
         Step::Nice(nice) => Op::Nice(*nice),
         _ => Op::Network,
     })
-}
-
-/// What an id outside is inside; the overflow id where it is nothing.
-fn inner_id(extents: &[crate::spec::ids::Extent], outer: u32) -> u32 {
-    const OVERFLOW: u32 = 65534;
-    let of = extents.iter().find(|e| outer >= e.outer && outer - e.outer < e.count);
-    of.map_or(OVERFLOW, |e| e.inner + (outer - e.outer))
 }
 
 /// A place inside with the names above it, all relative to the root.

@@ -50,8 +50,8 @@ pub(crate) struct Script {
 pub(crate) struct Above {
     /// Step of the maps, for faults.
     pub step: u16,
-    /// Whether the caller is real root, who is nobody in the sandbox.
-    pub from_root: bool,
+    /// Who the process becomes first, where the map does not hold the caller.
+    pub becomes: Option<(u32, u32)>,
     /// RLIMIT_NPROC for all that is below.
     pub pids: u64,
     /// uid_map of the sandbox's own namespace, in the ids of the one above.
