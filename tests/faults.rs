@@ -235,11 +235,18 @@ fn calls_that_a_kernel_or_a_filter_lacks() {
         }
         place.assert_clean_after_next();
     }
-    // mount_setattr is needed only where the kernel has no open_tree_attr (6.15).
     for call in ["openat2", "open_tree", "move_mount", "fsopen", "close_range", "seccomp"] {
         let done = lacking(call);
         assert_eq!(done.code(), 125, "{call}: {}", done.err);
         assert!(done.err.contains(call), "{call} is not named: {}", done.err);
+    }
+    // Since Linux 6.15 open_tree_attr does its work; without either a bind is refused, never left writable.
+    let inject = ["mount_setattr:error=ENOSYS"];
+    let done =
+        injected(&place, &inject, &["-v", "/usr:/mnt:ro"], &["grep", " /mnt ro,", "/proc/self/mountinfo"]).done();
+    match done.code() {
+        0 => assert!(done.text().contains("/usr /mnt ro,nosuid,nodev"), "{}", done.text()),
+        _ => drop(done.refused(125, &["mount_setattr"])),
     }
     // pidfd_open serves the helpers and --pid-file; what needs it says so.
     let done = injected(&place, &["pidfd_open:error=ENOSYS"], &["--pid-file", "./pid"], &ECHO).done();
