@@ -43,6 +43,7 @@ fn host() -> Host {
         missing: Vec::new(),
         roots_own: Vec::new(),
         foreign_ranges: Vec::new(),
+        fuse: None,
         passed: Vec::new(),
         caller: caller(),
     }
@@ -109,6 +110,8 @@ fn roots() {
     golden("rw", layer(|l| l.root.rw = Some(true)), &host());
     golden("read-only", layer(|l| l.root.read_only = Some(true)), &host());
     golden("kept-upper", layer(|l| l.root.upper = Some("./changes".into())), &host());
+    let served = Host { fuse: Some(Ok("/usr/bin/fuse-overlayfs".into())), ..host() };
+    golden("fuse", layer(|l| l.root.overlay = Some("fuse".into())), &served);
     golden("disk", layer(|l| l.root.upper = Some("disk".into())), &host());
     let old = Host { kernel: (6, 1), landlock: 2, ..host() };
     golden("old-kernel", layer(|_| {}), &old);
@@ -189,6 +192,9 @@ fn what_cannot_work_here_is_refused_before_anything_starts() {
     refuse(|l| l.seccomp.deny = strings(&["opne"]), host(), &["opne", "open"]);
     refuse(|l| l.mounts.unmask = strings(&["/etc"]), host(), &["--unmask", "/etc"]);
     refuse(|_| {}, Host { stdio: [Stdio::Place, Stdio::Stream, Stdio::Stream], ..host() }, &["directory"]);
+    let absent = sbx::error::Error::Unsupported { feature: "f".into(), why: "not there".into(), hint: None };
+    let without = Host { fuse: Some(Err(absent)), ..host() };
+    refuse(|l| l.root.overlay = Some("fuse".into()), without, &["not there"]);
     let root = Host { uid: 0, gid: 0, power: Power::Root, root: RootFacts { owner: 0, ..host().root }, ..host() };
     refuse(|l| l.root.rw = Some(true), root, &["--rw", "root"]);
 }
