@@ -13,6 +13,7 @@ pub use record::{Made, Record, Skipped};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
+use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
 use std::ffi::{CStr, CString};
@@ -36,6 +37,8 @@ pub struct Claim<'a> {
     recorded: std::cell::Cell<bool>,
 }
 
+/// How many milliseconds a name that is taken is tried for.
+const SWEEPS: u32 = 20;
 const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
 
@@ -128,7 +131,9 @@ impl StateDir {
             true => unusable(&self.path, "no space left for the sandbox's record"),
             false => unusable(&path, errno),
         };
-        // Somebody may remove the directory between our opening it and locking it; then it is tried again.
+        // Somebody may remove the directory between our opening it and locking it; then it is tried again. A sweep
+        // of another command's holds the lock for some microseconds only, a running sandbox as long as it lives.
+        let mut patience = SWEEPS;
         for _ in 0..64 {
             let fresh = match fs::mkdirat(self.dir.as_fd(), &text, 0o700) {
                 Ok(()) => true,
@@ -141,6 +146,11 @@ impl StateDir {
                 other => other.map_err(fail)?,
             };
             if !fs::try_lock(dir.as_fd()).map_err(fail)? {
+                if patience > 0 {
+                    patience -= 1;
+                    let _ = poll(&mut [], Some(1));
+                    continue;
+                }
                 let why = "a sandbox of this name is running".to_owned();
                 return Err(Error::State { on: name.into(), why, hint: Some("another --name".into()) });
             }
@@ -215,5 +225,48 @@ impl Drop for Claim<'_> {
             leftovers::clear(self.dir.as_fd());
         }
         forget(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_in_passing_does_not_take_a_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).expect("a state directory");
+        std::thread::scope(|scope| {
+            let done = std::sync::atomic::AtomicBool::new(false);
+            let done = &done;
+            for _ in 0..2 {
+                let path = &path;
+                scope.spawn(move || {
+                    let sweeper = StateDir::open(path).expect("the same");
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        sweeper.sweep();
+                    }
+                });
+            }
+            let claims = (0..2000).map(|n| state.claim(&format!("n{n}")).map(drop));
+            let failed: Vec<_> = claims.filter_map(Result::err).collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(failed, []);
+        });
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_given_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        let (one, other) = (StateDir::open(&path).expect("one"), StateDir::open(&path).expect("other"));
+        let held = one.claim("x").expect("the name");
+        assert!(other.claim("x").is_err());
+        other.sweep();
+        assert!(path.join("x").is_dir(), "a living sandbox was swept away");
+        drop(held);
+        assert!(!path.join("x").exists());
+        other.claim("x").expect("free again");
     }
 }

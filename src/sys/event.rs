@@ -124,7 +124,7 @@ impl Watch {
 /// `ppoll(2)`: waits until something came or the time, in milliseconds, is over. Returns how many.
 pub fn poll(watches: &mut [Watch], timeout: Option<u64>) -> Result<usize> {
     let time = timeout.map(|ms| libc::timespec {
-        tv_sec: (ms / 1000).min(i64::MAX as u64) as libc::time_t,
+        tv_sec: (ms / 1000).min(i64::MAX as u64) as _,
         tv_nsec: (ms % 1000 * 1_000_000) as _,
     });
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
