@@ -237,9 +237,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state");
         let state = StateDir::open(&path).expect("a state directory");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = &done;
         std::thread::scope(|scope| {
-            let done = std::sync::atomic::AtomicBool::new(false);
-            let done = &done;
             for _ in 0..2 {
                 let path = &path;
                 scope.spawn(move || {
