@@ -9,10 +9,17 @@ use std::path::Path;
 const PAGES: [(&str, &str); 2] =
     [("sbx.1", include_str!("../../man/sbx.1")), ("sbx-policy.5", include_str!("../../man/sbx-policy.5"))];
 
+fn asks_help(words: &[OsString]) -> bool {
+    words.iter().any(|word| word == "--help" || word == "-h")
+}
+
 /// Writes the man pages into a directory that exists.
 pub fn man(words: &[OsString]) -> Result<u8> {
+    if asks_help(words) {
+        return super::print("Usage: sbx man DIR\n\nWrites sbx.1 and sbx-policy.5 into a directory that exists.\n");
+    }
     let [dir] = words else {
-        return super::usage_of("sbx man needs one directory", "sbx man ~/.local/share/man/man1");
+        return super::usage_of("sbx man needs one directory", "sbx man .");
     };
     for (name, text) in PAGES {
         let path = Path::new(dir).join(name);
@@ -27,6 +34,9 @@ pub fn man(words: &[OsString]) -> Result<u8> {
 
 /// Prints the completions of a shell.
 pub fn completions(words: &[OsString]) -> Result<u8> {
+    if asks_help(words) {
+        return super::print("Usage: sbx completions bash|elvish|fish|zsh\n\nPrints the completions of a shell.\n");
+    }
     let shells = [("bash", Shell::Bash), ("elvish", Shell::Elvish), ("fish", Shell::Fish), ("zsh", Shell::Zsh)];
     let [shell] = words else {
         return super::usage_of("sbx completions needs one shell", "sbx completions bash");

@@ -66,12 +66,13 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
             None => break word,
         }
     };
-    let rest: Vec<OsString> = globals.into_iter().chain(words).collect();
+    let own: Vec<OsString> = words.collect();
+    let rest: Vec<OsString> = globals.into_iter().chain(own.iter().cloned()).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
         Some("check" | "doctor") => check::check(&rest),
-        Some("completions") => files::completions(&rest),
-        Some("man") => files::man(&rest),
+        Some("completions") => files::completions(&own),
+        Some("man") => files::man(&own),
         Some("--help" | "-h" | "help") => print(HELP),
         Some("--version" | "-V") => print(&format!("sbx {}\n", env!("CARGO_PKG_VERSION"))),
         _ => unknown(&command),

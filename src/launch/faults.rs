@@ -29,10 +29,15 @@ fn explained(step: &Step, fault: Fault) -> Option<Error> {
             Error::spec("--mask", &mask.path, "not in ROOTFS").or_try("a path that is there")
         }
         Step::Nice(nice) if matches!(errno, EACCES | EPERM) => {
-            Error::spec("--nice", nice, "an ordinary user can only raise it").or_try("a value from 0 to 19")
+            Error::spec("--nice", nice, "this process may only raise it").or_try("a value from 0 to 19")
         }
         Step::OomScoreAdj(score) if matches!(errno, EACCES | EPERM) => {
-            Error::spec("--oom-score-adj", score, "an ordinary user can only raise it").or_try("a value from 0 to 1000")
+            Error::spec("--oom-score-adj", score, "this process may only raise it").or_try("a value from 0 to 1000")
+        }
+        Step::Rlimit(limit) if errno == EPERM => {
+            let why = "above this process's own hard limit, which only privileges raise";
+            let value = format!("{}={}:{}", limit.name, limit.soft, limit.hard);
+            Error::spec("--rlimit", value, why).or_try("a lower value; `ulimit -H -a` lists the limits")
         }
         Step::Sysctl(key, value) if matches!(errno, EINVAL | ENOENT) => {
             Error::spec("--sysctl", format!("{key}={value}"), errno)
@@ -68,7 +73,12 @@ fn refused_layer(layers: &Layers) -> Option<Error> {
 
 /// Why a mount of the user's cannot be made.
 fn refused_mount(mount: &Mount, fault: Fault) -> Option<Error> {
-    let field = if matches!(mount.source, Source::Device { .. }) { "--device" } else { "--volume" };
+    let field = match &mount.source {
+        Source::Device { .. } => "--device",
+        Source::Tmpfs { .. } => "--tmpfs",
+        Source::Mqueue => "--mount",
+        Source::Bind { .. } => "--volume",
+    };
     Some(match (&mount.source, fault.errno) {
         (Source::Bind { src, access: Access::Overlay, .. }, ENOTDIR) => {
             Error::spec(field, src, "only a directory can be an overlay").or_try("the option `ro` for a file")

@@ -30,7 +30,7 @@ use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::{MapsBy, Plan, Step, UpperAt};
 use crate::spec::access::Degrade;
-use crate::state::{Claim, Record, StateDir};
+use crate::state::{Claim, Record, Skipped, StateDir};
 use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
@@ -104,14 +104,16 @@ fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn O
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
     }
-    let upper = Upper::make(plan)?;
     let range = root::Range::take(plan, host)?;
+    let upper = Upper::make(plan, range.as_ref())?;
     event::default_action(event::SIGCHLD);
     let failed =
         |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
     let cloned = Cloned::new(plan, &script, claim)?;
+    record.skipped = left_out(cloned.lost);
+    record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     mapped.go(plan);
     record.pid = Some(mapped.pid);
@@ -138,6 +140,8 @@ struct Cloned<'a> {
     pidfd: OwnedFd,
     channel: OwnedFd,
     claim: Claim<'a>,
+    /// Namespaces that the kernel did not give and `--best-effort` lets go.
+    lost: process::Namespaces,
 }
 
 /// The child may use its namespaces.
@@ -160,12 +164,13 @@ impl<'a> Cloned<'a> {
             Some(_) => process::Namespaces::USER,
             None => script.new,
         };
-        match clone(new, plan.degrade).map_err(fail("clone3"))? {
+        let (forked, lost) = clone(new, plan.degrade).map_err(fail("clone3"))?;
+        match forked {
             Forked::Child { missing } => {
                 drop(ours);
                 child::run(script, theirs.as_fd(), missing)
             }
-            Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim }),
+            Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim, lost }),
         }
     }
 
@@ -203,15 +208,24 @@ impl<'a> Cloned<'a> {
     }
 }
 
-/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all.
-fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<Forked> {
-    let less = new.without(process::Namespaces::TIME | process::Namespaces::CGROUP);
+/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all. Returns
+/// those that are.
+fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<(Forked, process::Namespaces)> {
+    let may_lack = process::Namespaces(new.0 & (process::Namespaces::TIME | process::Namespaces::CGROUP).0);
     match process::clone3(new, ChildOf::Caller) {
-        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && less != new => {
-            process::clone3(less, ChildOf::Caller)
+        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && may_lack != process::Namespaces::NONE => {
+            Ok((process::clone3(new.without(may_lack), ChildOf::Caller)?, may_lack))
         }
-        other => other,
+        other => Ok((other?, process::Namespaces::NONE)),
     }
+}
+
+/// The namespaces that were left out, for the record and the user.
+fn left_out(lost: process::Namespaces) -> Vec<Skipped> {
+    let words = [(process::Namespaces::TIME, "time"), (process::Namespaces::CGROUP, "cgroup")];
+    let lost = words.into_iter().filter(|(namespace, _)| lost.has(*namespace));
+    let why = "clone3: the kernel has none to give";
+    lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() }).collect()
 }
 
 /// Kills and reaps the child it holds, unless it is released.
@@ -331,13 +345,17 @@ struct Upper {
 }
 
 impl Upper {
-    fn make(plan: &Plan) -> Result<Upper> {
+    fn make(plan: &Plan, range: Option<&root::Range>) -> Result<Upper> {
         match Upper::place(plan) {
             Some(UpperAt::Dropped(path)) => {
-                if let Some(parent) = path.as_path().parent() {
-                    crate::state::private_dir(parent)?;
+                match (path.as_path().parent(), range) {
+                    // The ids of root's sandboxes have to get through.
+                    (Some(parent), Some(_)) => root::passable(parent)?,
+                    (Some(parent), None) => drop(crate::state::private_dir(parent)?),
+                    (None, _) => {}
                 }
-                crate::state::private_dir(path.as_path())?;
+                let dir = crate::state::private_dir(path.as_path())?;
+                range.map_or(Ok(()), |range| range.give(&dir))?;
                 Ok(Upper { _lock: None })
             }
             Some(UpperAt::Kept(path)) => Ok(Upper { _lock: Some(Upper::lock(path.as_path())?) }),

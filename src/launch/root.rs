@@ -12,6 +12,7 @@ use crate::spec::ids::Extent;
 use crate::sys::fs::{HERE, Open, openat, try_lock};
 use crate::sys::mount::{mount_idmap, open_tree_with};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// Where root keeps the locks of the ranges that are in use.
@@ -23,6 +24,12 @@ const LAST: u32 = 1 << 31;
 pub(super) struct Range {
     base: u32,
     _lock: OwnedFd,
+}
+
+/// Makes a directory that everybody may pass through and nobody but root may list or write.
+pub(super) fn passable(path: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+    made.map_err(|e| Error::Sys { doing: "make".into(), on: path.display().to_string(), errno: e.into() })
 }
 
 impl Range {
@@ -53,6 +60,13 @@ impl Range {
             why,
             hint: Some("--map with one of your own".into()),
         })
+    }
+
+    /// Makes a directory of root's the range's own.
+    pub(super) fn give(&self, dir: &OwnedFd) -> Result<()> {
+        let fail =
+            |errno| Error::Sys { doing: "give away".into(), on: "the directory of the upper layer".into(), errno };
+        crate::sys::fs::fchown(dir.as_fd(), self.base, self.base).map_err(fail)
     }
 
     /// The map of this range.

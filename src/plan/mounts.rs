@@ -55,6 +55,10 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
 
 /// The directory that holds dropped upper layers on disk.
 pub(crate) fn upper_home(host: &Host) -> HostPath {
+    // Root's own home is closed to the ids of its sandboxes.
+    if host.power != Power::Ordinary {
+        return HostPath::from(std::path::PathBuf::from("/var/lib/sbx/upper"));
+    }
     let base = host.caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
     let base = base.map_or_else(|| host.caller.home.join(".local/share"), Path::to_owned);
     HostPath::new(base.join("sbx/upper")).unwrap_or_else(|| InnerPath::known("/var/tmp").as_path().to_owned().into())
@@ -74,8 +78,7 @@ pub(super) fn check_root(spec: &Spec, host: &Host) -> Result<()> {
     }
     let refuse = |option: &str, path: &HostPath| {
         let why = "belongs to root, and a sandbox of root's could leave set-id programs there";
-        Err(Error::spec(option, path, why)
-            .or_try("the option `overlay` or `ro`, --map, or run sbx as an ordinary user"))
+        Err(Error::spec(option, path, why).or_try("the option `overlay` or `ro`, or run sbx as an ordinary user"))
     };
     let written = spec.mounts.iter().filter_map(|mount| match &mount.source {
         Source::Bind { src, access: Access::Rw, .. } => Some(src),
@@ -83,6 +86,10 @@ pub(super) fn check_root(spec: &Spec, host: &Host) -> Result<()> {
     });
     if let Some(src) = written.into_iter().find(|src| host.roots_own.contains(src)) {
         return refuse("--volume", src);
+    }
+    if let Writes::Upper(Upper::Directory(at)) | Writes::ReadOnly(Upper::Directory(at)) = &spec.root.writes {
+        let why = "as root the sandbox's ids change from run to run, so it could not be used again";
+        return Err(Error::spec("--upper", at, why).or_try("--upper disk, or run sbx as an ordinary user"));
     }
     match (&spec.root.source, &spec.root.writes) {
         (RootSource::Layers(layers), Writes::Through) if host.root.owner == 0 => refuse("--rw", &layers[0]),

@@ -419,9 +419,14 @@ fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
         scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
     let mut found = Seccomp { filter, ..Seccomp::default() };
     let denied = layers.iter().any(|l| l.origin != Origin::Argv && !l.seccomp.deny.is_empty());
-    if filter == Filter::Off && denied && layers.iter().any(|l| l.origin == Origin::Argv && l.seccomp.filter.is_some())
-    {
-        notes.push("--seccomp off lifts a policy's denials".into());
+    let by_argv = layers.iter().any(|l| l.origin == Origin::Argv && l.seccomp.filter.is_some());
+    match (filter, denied) {
+        (Filter::Off, true) if by_argv => notes.push("--seccomp off lifts a policy's denials".into()),
+        (Filter::Off, true) => {
+            let why = "another policy denies calls, and only the command line may lift that";
+            return Err(Error::spec("[seccomp] filter", "off", why).or_try("--seccomp off"));
+        }
+        _ => {}
     }
     for layer in layers {
         if layer.origin == Origin::Argv {

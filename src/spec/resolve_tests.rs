@@ -91,6 +91,17 @@ fn seccomp_denials_follow_the_same_rule() {
 }
 
 #[test]
+fn no_policy_turns_off_what_another_denies() {
+    let deny = policy(|l| l.seccomp.deny = strings(&["mkdir"]));
+    let off = policy(|l| l.seccomp.filter = Some("off".into()));
+    assert!(Spec::resolve(&[deny.clone(), off.clone(), argv()], &caller()).is_err());
+    assert!(Spec::resolve(&[off, argv()], &caller()).is_ok());
+    let mut lift = argv();
+    lift.seccomp.filter = Some("off".into());
+    assert_eq!(resolved(&[deny, lift]).notes.len(), 1);
+}
+
+#[test]
 fn nothing_of_the_callers_environment_comes_in_unasked() {
     assert!(resolved(&[argv()]).env.set.is_empty());
     let pass = policy(|l| {
