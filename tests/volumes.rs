@@ -175,6 +175,46 @@ fn written_through_and_mount_points_removed() {
     }
 }
 
+/// The program puts a link where a mount point was made, or where a volume's source was (S24, S25).
+#[test]
+fn removal_of_mount_points_follows_no_link() {
+    let scratch = Scratch::new();
+    let [project, victim] = ["project", "victim"].map(|name| scratch.dir(name));
+    scratch.dir("victim/made");
+    scratch.dir("project/source");
+    let kept = scratch.file("project/kept/made", "");
+    let script =
+        format!("mv /p/source /p/other; ln -s {} /p/source; mv /p/way /p/away; ln -s kept /p/way", text(&victim));
+    sandbox(&["-v"])
+        .option(volume(&project, "/p"))
+        .option("-v")
+        .option(volume(&kept.with_file_name(""), "/p/kept:ro"))
+        .option("-v")
+        .option(volume(&project.join("source"), "/s"))
+        .options(&["--tmpfs", "/s/made", "--tmpfs", "/p/way/made"])
+        .sh(&script)
+        .run()
+        .exits(0);
+    assert!(project.join("way").is_symlink() && project.join("source").is_symlink());
+    assert!(victim.join("made").is_dir(), "removed through a link in place of the volume's source");
+    assert!(kept.exists(), "removed through a link, in a volume that is read-only");
+}
+
+#[test]
+fn mount_points_behind_a_link_are_removed() {
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree/real");
+    std::os::unix::fs::symlink("real", scratch.join("tree/link")).expect("symlink");
+    std::os::unix::fs::symlink("tree", scratch.join("way")).expect("symlink");
+    sandbox(&["-v"])
+        .option(volume(&scratch.join("way"), "/p"))
+        .options(&["--tmpfs", "/p/link/made/inside"])
+        .sh("touch /p/real/made/inside/file")
+        .run()
+        .exits(0);
+    assert_eq!(fs::read_dir(tree).expect("list").count(), 0);
+}
+
 #[test]
 fn a_kept_layer_is_used_again_and_by_one_at_a_time() {
     let scratch = Scratch::new();
