@@ -200,6 +200,22 @@ fn removal_of_mount_points_follows_no_link() {
     assert!(kept.exists(), "removed through a link, in a volume that is read-only");
 }
 
+/// A pid file that the program can replace by a link: in the run that writes it, and before the next.
+#[test]
+fn a_pid_file_in_a_volume_is_no_way_out() {
+    let scratch = Scratch::new();
+    let shared = scratch.dir("shared");
+    let precious = scratch.file("precious", "as it was");
+    let script = format!("rm -f /p/pid; ln -s {} /p/pid", text(&precious));
+    for _ in 0..5 {
+        let _ = fs::remove_file(shared.join("pid"));
+        let run = || sandbox(&["-v"]).option(volume(&shared, "/p")).option("--pid-file").option(shared.join("pid"));
+        run().sh(&script).run().exits(0);
+        run().sh("true").run().refused().says("pid");
+        assert_eq!(fs::read_to_string(&precious).expect("read"), "as it was");
+    }
+}
+
 #[test]
 fn mount_points_behind_a_link_are_removed() {
     let scratch = Scratch::new();
@@ -244,6 +260,21 @@ fn an_upper_layer_on_disk_leaves_nothing() {
     asked().sh("head -c 1000000 /dev/zero >/big; mkdir -m 000 /closed; ls -l /big | wc -l").run().exits(0).prints("1");
     let left: Vec<_> = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_upper_layer_on_disk_is_not_looked_for_through_a_link() {
+    let scratch = Scratch::new();
+    let home = scratch.dir("home");
+    let precious = scratch.file("victim/named/file", "");
+    let script = format!("mv /h/sbx/upper /h/sbx/other; ln -s {} /h/sbx/upper", text(&scratch.join("victim")));
+    sandbox(&["--name", "named", "--upper", "disk", "-v"])
+        .option(volume(&home, "/h"))
+        .env("XDG_DATA_HOME", &home)
+        .sh(&script)
+        .run()
+        .exits(0);
+    assert!(home.join("sbx/upper").is_symlink() && precious.exists());
 }
 
 #[test]
