@@ -278,6 +278,25 @@ fn an_upper_layer_on_disk_is_not_looked_for_through_a_link() {
 }
 
 #[test]
+fn a_planted_record_removes_no_tree() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let precious = scratch.file("victim/file", "");
+    let run = || plain().option("--state").option(&state);
+    run().sh("true").run().exits(0);
+    let record = format!(
+        r#"{{"version":1,"name":"dead","state":"","supervisor_pid":1,"pid":null,"labels":{{}},"command":[],"groups":[],
+        "skipped":[],"landlock":0,"made":[],"upper":"{}"}}"#,
+        text(&scratch.join("victim"))
+    );
+    let script = format!("mkdir -m 700 /v/dead; echo '{record}' >/v/dead/record.json");
+    run().option("-v").option(volume(&state, "/v")).sh(&script).run().exits(0);
+    assert!(state.join("dead/record.json").exists());
+    run().sh("true").run().exits(0);
+    assert!(!state.join("dead").exists() && precious.exists());
+}
+
+#[test]
 fn the_writable_layer_is_bounded_and_says_when_it_is_full() {
     let script = "for f in /big /tmp/big /run/big /dev/shm/big /scratch/big; do \
                   head -c 20000000 /dev/zero >$f 2>/dev/null || echo full $f; done";

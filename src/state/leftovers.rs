@@ -24,8 +24,10 @@ pub(super) fn clear(dir: BorrowedFd<'_>) {
     record.made.iter().rev().for_each(|made| {
         let _ = unmake(made);
     });
-    if let Some(upper) = &record.upper {
-        let _ = remove_tree(upper);
+    // Where the state lies in a writable volume, the program can write records too: a whole tree is removed only
+    // where `plan` puts such layers.
+    if let Some(upper) = record.upper.filter(|upper| upper.ends_with(Path::new("sbx/upper").join(&record.name))) {
+        let _ = remove_tree(&upper);
     }
 }
 
