@@ -85,6 +85,22 @@ fn a_range_map_takes_no_group_of_the_callers_along() {
     assert_eq!(groups(&["--group-add", "9"]).as_deref(), Some("9"));
 }
 
+#[test]
+fn a_set_id_file_of_sbx_refuses_to_run() {
+    if !has_user() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let file = place(&scratch, "set-id").join("sbx");
+    fs::copy(common::sbx(), &file).expect("copy");
+    for (mode, runs) in [(0o4755, false), (0o2755, false), (0o755, true)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("chmod");
+        let caller = as_user();
+        let told = Command::new(&caller[0]).args(&caller[1..]).arg(&file).arg("--version").output().expect("setpriv");
+        assert_eq!(told.status.success(), runs, "mode {mode:o}: {told:?}");
+    }
+}
+
 /// The descriptors of a process: number and where it leads.
 fn descriptors(pid: &str) -> Vec<(u32, String)> {
     let dir = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");

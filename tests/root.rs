@@ -174,6 +174,18 @@ fn kernel_settings_cannot_be_written() {
     assert_eq!(answers[&open], libc::EROFS);
 }
 
+/// A link in ROOTFS leads the user's own volume onto /proc; what is read back there would be the volume's word.
+#[test]
+fn what_is_read_back_comes_from_a_real_proc() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    symlink("/proc", root.join("data")).expect("symlink");
+    let honest = plain().sh("cat /proc/self/status").run().exits(0);
+    scratch.file("forged/self/status", &honest.stdout);
+    let volume = volume(&scratch.join("forged"), "/data:ro");
+    sandbox(&["-v"]).option(volume).root(&root).sh("echo ran").run().refused().says("read back");
+}
+
 #[test]
 fn unmask_and_mask_do_what_they_say() {
     let lifted = sandbox(&["--unmask", "/proc/interrupts"]).sh("grep -c . /proc/interrupts").run().exits(0);

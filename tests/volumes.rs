@@ -175,6 +175,62 @@ fn written_through_and_mount_points_removed() {
     }
 }
 
+/// The program puts a link where a mount point was made, or where a volume's source was (S24, S25).
+#[test]
+fn removal_of_mount_points_follows_no_link() {
+    let scratch = Scratch::new();
+    let [project, victim] = ["project", "victim"].map(|name| scratch.dir(name));
+    scratch.dir("victim/made");
+    scratch.dir("project/source");
+    let kept = scratch.file("project/kept/made", "");
+    let script =
+        format!("mv /p/source /p/other; ln -s {} /p/source; mv /p/way /p/away; ln -s kept /p/way", text(&victim));
+    sandbox(&["-v"])
+        .option(volume(&project, "/p"))
+        .option("-v")
+        .option(volume(&kept.with_file_name(""), "/p/kept:ro"))
+        .option("-v")
+        .option(volume(&project.join("source"), "/s"))
+        .options(&["--tmpfs", "/s/made", "--tmpfs", "/p/way/made"])
+        .sh(&script)
+        .run()
+        .exits(0);
+    assert!(project.join("way").is_symlink() && project.join("source").is_symlink());
+    assert!(victim.join("made").is_dir(), "removed through a link in place of the volume's source");
+    assert!(kept.exists(), "removed through a link, in a volume that is read-only");
+}
+
+/// A pid file that the program can replace by a link: in the run that writes it, and before the next.
+#[test]
+fn a_pid_file_in_a_volume_is_no_way_out() {
+    let scratch = Scratch::new();
+    let shared = scratch.dir("shared");
+    let precious = scratch.file("precious", "as it was");
+    let script = format!("rm -f /p/pid; ln -s {} /p/pid", text(&precious));
+    for _ in 0..5 {
+        let _ = fs::remove_file(shared.join("pid"));
+        let run = || sandbox(&["-v"]).option(volume(&shared, "/p")).option("--pid-file").option(shared.join("pid"));
+        run().sh(&script).run().exits(0);
+        run().sh("true").run().refused().says("pid");
+        assert_eq!(fs::read_to_string(&precious).expect("read"), "as it was");
+    }
+}
+
+#[test]
+fn mount_points_behind_a_link_are_removed() {
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree/real");
+    std::os::unix::fs::symlink("real", scratch.join("tree/link")).expect("symlink");
+    std::os::unix::fs::symlink("tree", scratch.join("way")).expect("symlink");
+    sandbox(&["-v"])
+        .option(volume(&scratch.join("way"), "/p"))
+        .options(&["--tmpfs", "/p/link/made/inside"])
+        .sh("touch /p/real/made/inside/file")
+        .run()
+        .exits(0);
+    assert_eq!(fs::read_dir(tree).expect("list").count(), 0);
+}
+
 #[test]
 fn a_kept_layer_is_used_again_and_by_one_at_a_time() {
     let scratch = Scratch::new();
@@ -204,6 +260,40 @@ fn an_upper_layer_on_disk_leaves_nothing() {
     asked().sh("head -c 1000000 /dev/zero >/big; mkdir -m 000 /closed; ls -l /big | wc -l").run().exits(0).prints("1");
     let left: Vec<_> = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_upper_layer_on_disk_is_not_looked_for_through_a_link() {
+    let scratch = Scratch::new();
+    let home = scratch.dir("home");
+    let precious = scratch.file("victim/named/file", "");
+    let script = format!("mv /h/sbx/upper /h/sbx/other; ln -s {} /h/sbx/upper", text(&scratch.join("victim")));
+    sandbox(&["--name", "named", "--upper", "disk", "-v"])
+        .option(volume(&home, "/h"))
+        .env("XDG_DATA_HOME", &home)
+        .sh(&script)
+        .run()
+        .exits(0);
+    assert!(home.join("sbx/upper").is_symlink() && precious.exists());
+}
+
+#[test]
+fn a_planted_record_removes_no_tree() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let precious = scratch.file("victim/file", "");
+    let run = || plain().option("--state").option(&state);
+    run().sh("true").run().exits(0);
+    let record = format!(
+        r#"{{"version":1,"name":"dead","state":"","supervisor_pid":1,"pid":null,"labels":{{}},"command":[],"groups":[],
+        "skipped":[],"landlock":0,"made":[],"upper":"{}"}}"#,
+        text(&scratch.join("victim"))
+    );
+    let script = format!("mkdir -m 700 /v/dead; echo '{record}' >/v/dead/record.json");
+    run().option("-v").option(volume(&state, "/v")).sh(&script).run().exits(0);
+    assert!(state.join("dead/record.json").exists());
+    run().sh("true").run().exits(0);
+    assert!(!state.join("dead").exists() && precious.exists());
 }
 
 #[test]

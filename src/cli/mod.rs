@@ -42,10 +42,20 @@ pub fn main() -> u8 {
         say(&format!("bug in sbx: {info}"));
     }));
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match dispatch(words) {
+    match unelevated().and_then(|()| dispatch(words)) {
         Ok(status) => status,
         Err(error) => fail(&error),
     }
+}
+
+/// Whoever may run sbx may have it do anything, so it must never have more rights than its caller (S09).
+fn unelevated() -> Result<()> {
+    if !sbx::sys::cred::elevated() {
+        return Ok(());
+    }
+    let why = "the program file has a set-id bit or capabilities, and sbx is not made for that";
+    let hint = "take them away: chmod ug-s, setcap -r; sbx needs no privileges";
+    Err(Error::Unsupported { feature: "set-id".into(), why: why.into(), hint: Some(hint.into()) })
 }
 
 /// Moves global options behind the subcommand, where its parser takes them.

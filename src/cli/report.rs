@@ -1,10 +1,15 @@
 //! What a run says: lines on stderr, JSON lines on the status descriptor, the pid file.
 
 use sbx::error::{Error, Result, visible};
+use sbx::host::files::c_path;
 use sbx::launch::{Ended, Event, Exit, Observer};
 use sbx::plan::Plan;
+use sbx::sys::fs::{HERE, Open, openat_mode};
 use serde_json::json;
-use std::path::PathBuf;
+use std::fs::{File, Metadata};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How much is said.
@@ -23,7 +28,7 @@ pub struct Reporter<'a> {
     voice: Voice,
     plan: &'a Plan,
     status_fd: Option<i32>,
-    pid_file: Option<PathBuf>,
+    pid_file: Option<PidFile>,
     timeout: Option<Duration>,
 }
 
@@ -37,9 +42,7 @@ impl<'a> Reporter<'a> {
         status_fd: Option<i32>,
         pid_file: Option<PathBuf>,
     ) -> Result<Reporter<'a>> {
-        if let Some(file) = &pid_file {
-            write_pid(file, "")?;
-        }
+        let pid_file = pid_file.map(PidFile::open).transpose()?;
         Ok(Reporter { voice, plan, status_fd, pid_file, timeout: None })
     }
 
@@ -50,10 +53,8 @@ impl<'a> Reporter<'a> {
 
     /// Nothing ran: an empty pid file would only mislead.
     pub fn forget_pid_file(&self) {
-        if let Some(file) = &self.pid_file
-            && std::fs::metadata(file).is_ok_and(|data| data.len() == 0)
-        {
-            let _ = std::fs::remove_file(file);
+        if let Some(file) = &self.pid_file {
+            file.forget();
         }
     }
 
@@ -98,12 +99,47 @@ impl<'a> Reporter<'a> {
     }
 }
 
-fn write_pid(file: &std::path::Path, text: &str) -> Result<()> {
-    std::fs::write(file, text).map_err(|e| Error::Sys {
-        doing: "write the pid file".into(),
-        on: file.display().to_string(),
-        errno: sbx::error::Errno(e.raw_os_error().unwrap_or(0)),
-    })
+/// The pid file, opened once before anything runs and never through a symlink: it may lie in a directory that the
+/// program can write, who could put a link to any file of the caller's in its place.
+struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    fn open(path: PathBuf) -> Result<PidFile> {
+        let file = || {
+            let opened = openat_mode(HERE, &c_path(&path), Open::Lock, 0o666);
+            let file = File::from(opened.map_err(|errno| std::io::Error::from_raw_os_error(errno.0))?);
+            if file.metadata()?.is_file() {
+                file.set_len(0)?;
+            }
+            Ok(file)
+        };
+        match file() {
+            Ok(file) => Ok(PidFile { path, file }),
+            Err(error) => Err(PidFile::failed(&path, &error)),
+        }
+    }
+
+    fn write(&self, pid: i32) -> Result<()> {
+        writeln!(&self.file, "{pid}").map_err(|error| PidFile::failed(&self.path, &error))
+    }
+
+    /// Removes it, if it is still the empty file that was opened.
+    fn forget(&self) {
+        let same = |a: Metadata, b: Metadata| a.len() == 0 && (a.dev(), a.ino()) == (b.dev(), b.ino());
+        if let (Ok(held), Ok(named)) = (self.file.metadata(), std::fs::symlink_metadata(&self.path))
+            && same(held, named)
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    fn failed(path: &Path, error: &std::io::Error) -> Error {
+        let errno = sbx::error::Errno(error.raw_os_error().unwrap_or(0));
+        Error::Sys { doing: "write the pid file".into(), on: path.display().to_string(), errno }
+    }
 }
 
 impl Observer for Reporter<'_> {
@@ -121,7 +157,7 @@ impl Observer for Reporter<'_> {
             }
             Event::Started { pid, init } => {
                 if let (Some(file), Some(pid)) = (&self.pid_file, pid)
-                    && let Err(error) = write_pid(file, &format!("{pid}\n"))
+                    && let Err(error) = file.write(*pid)
                 {
                     self.say(&error.to_string());
                 }

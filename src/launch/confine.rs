@@ -12,6 +12,9 @@ use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+/// statfs(2)'s number of a proc file system.
+const PROC: u64 = 0x9fa0;
+
 /// What the stages learn of the process and the program's start has to know.
 #[derive(Default)]
 pub(super) struct Confined {
@@ -119,6 +122,10 @@ fn gate(child: &Child<'_>) -> Result<(), Failure> {
 fn verify(expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 8192];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
+    // A link in ROOTFS can bring a mount of the user's onto /proc, and what it holds proves nothing (S14).
+    if sys::mount::fstatfs(file.as_fd()).called(Call::Stat)?.kind != PROC {
+        return Err(Failure(Call::ReadBack, NOT_TAKEN));
+    }
     let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
     std::mem::forget(file);
     let status = &buffer[..length];

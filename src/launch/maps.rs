@@ -12,7 +12,7 @@ use crate::spec::text::{HostPath, InnerPath};
 use crate::state::Made;
 use crate::sys::fs::{self, HERE, Open};
 use crate::sys::{ENOENT, process};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -160,10 +160,43 @@ fn missing(tree: &Tree, at: &InnerPath) -> Vec<Made> {
     if tree.lower.iter().any(|layer| there(layer.as_path(), below)) {
         return Vec::new();
     }
-    let parts = below.components().scan(std::path::PathBuf::new(), |path, part| {
+    let mut there_is = std::path::PathBuf::new();
+    let mut parts = below.components();
+    let first = loop {
+        let Some(part) = parts.next() else { return Vec::new() };
+        let next = there_is.join(part);
+        if !there(&tree.src, &next) {
+            break next.file_name().map(Path::new).unwrap_or(Path::new("")).to_owned();
+        }
+        there_is = next;
+    };
+    let src = without_links(&tree.src);
+    // Clearing follows no link, for the program could make one: so those that are there now are resolved now.
+    let Some(mut path) = place_below(&src, &there_is) else { return Vec::new() };
+    let mut made = Vec::new();
+    for part in std::iter::once(first.as_path()).chain(parts.map(|part| Path::new(part.as_os_str()))) {
         path.push(part);
-        Some(path.clone())
-    });
-    let missing = parts.filter(|path| !there(&tree.src, path));
-    missing.map(|path| Made { tree: tree.src.clone(), path }).collect()
+        made.push(Made { tree: src.clone(), path: path.clone() });
+    }
+    made
+}
+
+/// The same path with the symlinks in it resolved, as far as it exists.
+pub(super) fn without_links(path: &Path) -> std::path::PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => without_links(parent).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Where below a tree a directory lies that is reached with the tree as the root.
+fn place_below(tree: &Path, path: &Path) -> Option<std::path::PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Some(std::path::PathBuf::new());
+    }
+    let root = fs::openat(HERE, &c_path(tree), Open::Directory).ok()?;
+    let dir = fs::open_in_root(root.as_fd(), &c_path(path), Open::Directory).ok()?;
+    let place = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
+    place.strip_prefix(tree).ok().map(Path::to_owned)
 }

@@ -333,7 +333,7 @@ fn record(plan: &Plan, request: &Request<'_>) -> Record {
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
         made: maps::mount_points(plan),
         upper: match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => Some(path.as_path().to_owned()),
+            Some(UpperAt::Dropped(path)) => Some(maps::without_links(path.as_path())),
             _ => None,
         },
     }

@@ -6,7 +6,7 @@ use super::record::{Made, Record, VERSION};
 use crate::host::files::{c_path, read_regular};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Clears what the record in this directory names. A record that cannot be read names nothing.
@@ -24,16 +24,29 @@ pub(super) fn clear(dir: BorrowedFd<'_>) {
     record.made.iter().rev().for_each(|made| {
         let _ = unmake(made);
     });
-    if let Some(upper) = &record.upper {
-        let _ = remove_tree(upper);
+    // Where the state lies in a writable volume, the program can write records too: a whole tree is removed only
+    // where `plan` puts such layers.
+    if let Some(upper) = record.upper.filter(|upper| upper.ends_with(Path::new("sbx/upper").join(&record.name))) {
+        let _ = remove_tree(&upper);
+    }
+}
+
+/// Opens a directory that the record names. Its paths were free of links when it was written, so a link there now
+/// was put there by the program, to have the removal hit another place: ELOOP.
+fn unmoved(path: &Path) -> crate::sys::Result<OwnedFd> {
+    let top = fs::openat(HERE, c"/", Open::Directory)?;
+    let below = path.strip_prefix("/").map_err(|_| crate::sys::EINVAL)?;
+    match below.as_os_str().is_empty() {
+        true => Ok(top),
+        false => fs::open_beneath(top.as_fd(), &c_path(below), Open::Directory),
     }
 }
 
 /// Removes one mount point, if it is still the empty thing that was made.
 fn unmake(made: &Made) -> crate::sys::Result<()> {
-    let tree = fs::openat(HERE, &c_path(&made.tree), Open::Directory)?;
+    let tree = unmoved(&made.tree)?;
     let parent = made.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let parent = fs::open_in_root(tree.as_fd(), &c_path(parent), Open::Directory)?;
+    let parent = fs::open_beneath(tree.as_fd(), &c_path(parent), Open::Directory)?;
     let name = c_path(Path::new(made.path.file_name().unwrap_or_default()));
     let stat = fs::lstat(parent.as_fd(), &name)?;
     match stat.kind {
@@ -51,7 +64,7 @@ fn unmake(made: &Made) -> crate::sys::Result<()> {
 /// The first errno that stopped it.
 pub(crate) fn remove_tree(path: &Path) -> crate::sys::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-    let parent = fs::openat(HERE, &c_path(parent), Open::Directory)?;
+    let parent = unmoved(parent)?;
     let name = c_path(Path::new(name));
     let stat = fs::lstat(parent.as_fd(), &name)?;
     if stat.kind != Kind::Directory {
@@ -113,7 +126,7 @@ impl Removal<'_> {
     }
 }
 
-fn open_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> crate::sys::Result<std::os::fd::OwnedFd> {
+fn open_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> crate::sys::Result<OwnedFd> {
     if mode & 0o700 != 0o700 {
         fs::chmodat(parent, name, 0o700)?;
     }

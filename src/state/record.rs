@@ -32,7 +32,7 @@ pub struct Record {
     pub landlock: u32,
     /// Mount points that may have to be removed from host directories.
     pub made: Vec<Made>,
-    /// A private upper layer on disk, to be removed.
+    /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
 }
@@ -49,10 +49,10 @@ pub struct Skipped {
 /// A mount point that did not exist in a host directory that the sandbox mounts writable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
-    /// The host directory.
+    /// The host directory; no symlinks on the way.
     #[serde(with = "super::path")]
     pub tree: PathBuf,
-    /// The place below it; symlinks on the way are resolved as if `tree` were the root.
+    /// The place below it; no symlinks on the way, which were resolved as if `tree` were the root.
     #[serde(with = "super::path")]
     pub path: PathBuf,
 }

@@ -57,6 +57,15 @@ pub fn getegid() -> u32 {
     unsafe { libc::getegid() }
 }
 
+/// Whether this process got more than its caller has: by a set-id bit, or by file capabilities without being root. A
+/// security module may ask for a clean environment too (`AT_SECURE`), which alone is no gain.
+pub fn elevated() -> bool {
+    // SAFETY: takes a number.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    let gained = geteuid() != 0 && effective().is_ok_and(|held| held != CapSet(0));
+    getuid() != geteuid() || getgid() != getegid() || secure && gained
+}
+
 /// The version of the 64-bit capability interface, Linux 2.6.26.
 const VERSION_3: u32 = 0x2008_0522;
 

@@ -224,12 +224,25 @@ pub fn statfs(path: &CStr) -> Result<Space> {
     let mut s: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the buffer is ours.
     done(unsafe { libc::statfs(path.as_ptr(), &mut s) })?;
+    Ok(space(&s))
+}
+
+/// `fstatfs(2)`
+pub fn fstatfs(of: BorrowedFd<'_>) -> Result<Space> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is ours.
+    done(unsafe { libc::fstatfs(of.as_raw_fd(), &mut s) })?;
+    Ok(space(&s))
+}
+
+fn space(s: &libc::statfs) -> Space {
     let block = s.f_bsize as u64;
-    Ok(Space {
+    Space {
         kind: s.f_type as u64,
         free: (s.f_bavail as u64).saturating_mul(block),
         total: (s.f_blocks as u64).saturating_mul(block),
         free_inodes: s.f_ffree as u64,
         inodes: s.f_files as u64,
-    })
+    }
 }
