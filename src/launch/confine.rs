@@ -80,9 +80,9 @@ fn hide(child: &Child<'_>) -> Result<(), Failure> {
     if sys::sabotaged(c"dumpable") {
         return Ok(());
     }
-    if let Some(area) = &child.script.program.argv_area {
-        process::overwrite_argv(area, c"sbx-init");
-    }
+    // Host paths and secrets may stand among the arguments, which everybody inside could read.
+    let area = child.script.program.argv_area.as_ref().ok_or(Failure(Call::ReadBack, NOT_TAKEN))?;
+    process::overwrite_argv(area, c"sbx-init");
     process::set_name(c"sbx-init").called(Call::Prctl)?;
     process::not_dumpable().called(Call::Prctl)
 }

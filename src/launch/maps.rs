@@ -59,7 +59,11 @@ fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result
         command.spawn().map_err(|e| helper(name, crate::sys::Errno::from(e).to_string(), String::new()))
     };
     // Whatever the caller left open without close-on-exec is no business of a set-uid program.
-    let _ = process::close_on_exec(3, u32::MAX);
+    process::close_on_exec(3, u32::MAX).map_err(|errno| Error::Sys {
+        doing: "keep descriptors from".into(),
+        on: "newuidmap".into(),
+        errno,
+    })?;
     let users = start(&host.newuidmap, "newuidmap", uids)?;
     let groups = start(&host.newgidmap, "newgidmap", gids);
     let users = finish("newuidmap", users);

@@ -372,6 +372,8 @@ impl<'a> Monitor<'a> {
             (Phase::Running, Some((ended, full))) => Ok(self.exit(ended, full)),
             // Without an init of ours its end is the program's; an init that said nothing was killed.
             (Phase::Running, None) => Ok(self.exit(init, Fullness::Room)),
+            // Killed when the word to start was out: the program may have run, so this is no refusal.
+            (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
             (_, _) => Err(self.died(init)),
         }
     }

@@ -458,6 +458,11 @@ fn check_together(spec: &Spec) -> Result<()> {
     if let (true, Some((key, _))) = (spec.share.ipc, queued) {
         return Err(Error::spec("--sysctl", key, "with --share ipc this is a setting of the host"));
     }
+    if spec.program.init == Init::Program && spec.seccomp.filter == Filter::Off {
+        let what =
+            "--no-init and --seccomp off contradict each other: only the filter keeps the program's death signal";
+        return Err(Error::Usage { what: what.into(), hint: Some("give one of them".into()) });
+    }
     if spec.groups_kept == Groups::Dropped && !spec.groups.is_empty() {
         return Err(clash("--drop-groups", "--group-add"));
     }

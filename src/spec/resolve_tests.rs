@@ -135,6 +135,7 @@ fn contradictions_are_refused() {
     bad(|l| (l.root.rw, l.rootfs) = (Some(true), Some("@host".into())));
     bad(|l| l.mounts.volume = strings(&["/a:/x", "/b:/x"]));
     bad(|l| l.rootfs = None);
+    bad(|l| (l.program.no_init, l.seccomp.filter) = (Some(true), Some("off".into())));
     bad(|l| l.command = vec!["".into()]);
     bad(|l| l.limits.pids = Some(Count::Number(0)));
     bad(|l| l.limits.pids = Some(Count::Number(-1)));

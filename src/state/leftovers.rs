@@ -128,7 +128,7 @@ impl Removal<'_> {
 
 fn open_directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> crate::sys::Result<OwnedFd> {
     if mode & 0o700 != 0o700 {
-        fs::chmodat(parent, name, 0o700)?;
+        fs::chmod_open(fs::open_beneath(parent, name, Open::Directory)?.as_fd(), 0o700)?;
     }
     fs::open_beneath(parent, name, Open::List)
 }

@@ -103,7 +103,7 @@ fn mark(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
     if !empty && !marked() {
         return Err(unusable(path, "holds something, and not sbx's records"));
     }
-    fs::chmodat(dir, c".", 0o700 | MARK).map_err(|errno| unusable(path, errno))
+    fs::chmod_open(dir, 0o700 | MARK).map_err(|errno| unusable(path, errno))
 }
 
 impl StateDir {

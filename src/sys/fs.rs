@@ -237,10 +237,12 @@ pub fn chown_user(of: BorrowedFd<'_>, uid: u32) -> Result<()> {
     fchown(of, uid, u32::MAX)
 }
 
-/// `fchmodat(2)` of a name in a directory that the caller made itself, so that no link can stand there.
-pub fn chmodat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+/// `chmod(2)` of an open object, `O_PATH` ones included, by its name in /proc/self/fd: fchmodat(2) itself takes no
+/// `AT_EMPTY_PATH` before Linux 6.6, and follows links. Parent only.
+pub fn chmod_open(of: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{}", of.as_raw_fd())).map_err(|_| super::EINVAL)?;
     // SAFETY: a C string and integers.
-    done(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) })
+    done(unsafe { libc::chmod(path.as_ptr(), mode) })
 }
 
 /// `fchdir(2)`

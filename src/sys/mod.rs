@@ -118,9 +118,9 @@ pub fn retry<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
 
 /// A descriptor known by number only, such as 0, or one that another process with the same table opened.
 ///
-/// A number that is not open is harmless: every use of it fails with EBADF.
+/// A number that is not open, or negative, is harmless: every use of it fails with EBADF. The child may not panic.
 pub fn borrow(raw: c_int) -> BorrowedFd<'static> {
-    assert!(raw >= 0, "descriptor numbers are not negative");
+    let raw = if raw < 0 { c_int::MAX } else { raw };
     // SAFETY: not -1; the callers keep the descriptor open for as long as they use it, and a stale
     // number only yields EBADF, never memory unsafety.
     unsafe { BorrowedFd::borrow_raw(raw) }
@@ -128,7 +128,7 @@ pub fn borrow(raw: c_int) -> BorrowedFd<'static> {
 
 /// Takes over a descriptor that another process with the same table opened for us and forgot.
 pub fn adopt(raw: c_int) -> OwnedFd {
-    assert!(raw >= 0, "descriptor numbers are not negative");
+    let raw = if raw < 0 { c_int::MAX } else { raw };
     // SAFETY: not -1; the process that opened it has given up its ownership, and nobody else closes it.
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
