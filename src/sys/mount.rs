@@ -240,9 +240,9 @@ fn space(s: &libc::statfs) -> Space {
     let block = s.f_bsize as u64;
     Space {
         kind: s.f_type as u64,
-        free: (s.f_bavail as u64).saturating_mul(block),
-        total: (s.f_blocks as u64).saturating_mul(block),
-        free_inodes: s.f_ffree as u64,
-        inodes: s.f_files as u64,
+        free: s.f_bavail.saturating_mul(block),
+        total: s.f_blocks.saturating_mul(block),
+        free_inodes: s.f_ffree,
+        inodes: s.f_files,
     }
 }
