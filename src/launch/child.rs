@@ -16,7 +16,7 @@ use crate::sys::fs::{HERE, Open};
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, process};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 /// The status of a child that could not do its part: the parent has the reason, or sees the end of file.
 pub(super) const FAILED: i32 = 125;
@@ -28,8 +28,9 @@ pub(super) struct Child<'a> {
     pub tree: Tree,
     /// The slave of the sandbox's own terminal.
     pub terminal: Option<OwnedFd>,
-    /// Number of the descriptor through which the helper names the terminal; -1 outside the helper.
-    pub terminal_back: i32,
+    /// Number of the descriptor through which init and helper name to each other what they have opened in the table
+    /// that both share; -1 where there is no helper yet.
+    pub between: i32,
     host_proc: Option<OwnedFd>,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
 /// Init's own way through the stages.
 fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namespaces) -> ! {
     let mut child =
-        Child { script, channel, tree: Tree::new(script, trees), terminal: None, terminal_back: -1, host_proc: None };
+        Child { script, channel, tree: Tree::new(script, trees), terminal: None, between: -1, host_proc: None };
     if script.awaits_maps {
         child.await_maps();
     }
@@ -203,10 +204,10 @@ impl Child<'_> {
             Ok(pipe) => pipe,
             Err(errno) => self.give_up(Failure(Call::Pipe, errno)),
         };
+        self.between = pipe.1.as_raw_fd();
         let helper = match process::clone_shared_fs() {
             Ok(0) => {
                 self.tree.sysfs_from = Some(pipe.0);
-                self.terminal_back = pipe.1.as_raw_fd();
                 self.all(&self.script.root);
                 process::exit_now(0)
             }
@@ -214,7 +215,6 @@ impl Child<'_> {
             Err(errno) => self.give_up(Failure(Call::Clone, errno)),
         };
         self.all(&self.script.own);
-        self.hand_over_sysfs(pipe.1.as_fd());
         let mut confined = Confined::default();
         self.confine(&mut confined, &self.script.identity);
         let ended = process::wait(Which::Pid(helper), WaitFor::End);
@@ -243,22 +243,17 @@ impl Child<'_> {
         process::exit_now(FAILED)
     }
 
-    /// Both processes share one table of descriptors, so the number is all that has to be said.
-    fn hand_over_sysfs(&mut self, to: BorrowedFd<'_>) {
-        if !self.script.sysfs {
-            return;
+    /// The network namespace. The helper waits for a sysfs of it, so that comes before all else that is made in it.
+    fn network(&self) -> Result<(), Failure> {
+        process::unshare(Namespaces::NET).called(Call::Unshare)?;
+        if self.script.sysfs {
+            let number = match new_sysfs() {
+                Ok(sysfs) => sysfs.into_raw_fd(),
+                Err(failure) => -failure.1.0,
+            };
+            sys::fs::write_all(sys::borrow(self.between), &number.to_ne_bytes()).called(Call::Write)?;
         }
-        let number = match new_sysfs() {
-            Ok(sysfs) => {
-                let number = sysfs.as_raw_fd();
-                std::mem::forget(sysfs);
-                number
-            }
-            Err(failure) => -failure.1.0,
-        };
-        if sys::fs::write_all(to, &number.to_ne_bytes()).is_err() {
-            process::exit_now(FAILED);
-        }
+        sys::net::loopback_up().called(Call::Ioctl)
     }
 
     /// The operations of the stage `Enter`.
@@ -269,9 +264,7 @@ impl Child<'_> {
             Op::TimeOffset(text) => new_time(Some(text)),
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
-            Op::Network => process::unshare(Namespaces::NET)
-                .called(Call::Unshare)
-                .and_then(|()| sys::net::loopback_up().called(Call::Ioctl)),
+            Op::Network => self.network(),
             Op::HostName(name) => sys::net::sethostname(name).called(Call::Sethostname),
             _ => return None,
         })

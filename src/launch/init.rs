@@ -6,6 +6,7 @@
 
 use super::channel::{Call, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
+use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
 use crate::sys::process::{Ended, WaitFor, Which};
@@ -15,7 +16,7 @@ use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Room for the few calls that the program makes on our memory before its exec.
-const STACK: usize = 32 << 10;
+const STACK: usize = 64 << 10;
 /// Not found and not executable, as the shells have it.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
@@ -49,8 +50,7 @@ pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
     {
         fail(child.channel, program, Some(failure), None)
     }
-    let mut stack = [0; STACK];
-    match process::clone_vfork(&mut stack, enter, &mut launch).called(Call::Clone) {
+    match process::clone_vfork(STACK, enter, &mut launch).called(Call::Clone) {
         Ok(_) if launch.failure.is_some() || launch.not_executed.is_some() => {
             fail(child.channel, program, launch.failure, launch.not_executed)
         }
@@ -174,11 +174,16 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     }
     drop(pidfd);
     keep_only(channel, signals.as_fd());
-    sys::alloc::drop_text();
+    let mut patience = Some(SETTLED);
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
-        if event::poll(&mut watches, None).is_err() {
-            continue;
+        match event::poll(&mut watches, patience) {
+            Ok(0) => {
+                sys::alloc::drop_text();
+                patience = None;
+            }
+            Ok(_) => {}
+            Err(_) => continue,
         }
         if watches[0].ready() {
             obey(channel, pid);

@@ -244,8 +244,7 @@ pub(super) fn open_terminal(child: &mut Child<'_>, uid: u32) -> Done {
     let console = clone_tree(slave.as_fd(), c"", Depth::Single, Attr(Attr::NOSUID.0 | Attr::NOEXEC.0))?;
     mount::move_mount_to(console.as_fd(), dev, c"console").called(Call::MoveMount)?;
     tell(child.channel, Message::Terminal, Some(master.as_fd())).called(Call::Send)?;
-    let back = sys::borrow(child.terminal_back);
-    fs::write_all(back, &slave.as_raw_fd().to_ne_bytes()).called(Call::Write)?;
+    fs::write_all(sys::borrow(child.between), &slave.as_raw_fd().to_ne_bytes()).called(Call::Write)?;
     std::mem::forget(slave);
     Ok(())
 }

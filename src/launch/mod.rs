@@ -35,8 +35,9 @@ use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
 use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
 use faults::step_error;
+use monitor::{Monitor, Sandbox};
 use script::Script;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the caller of a launch is told while it goes on.
 pub trait Observer {
@@ -118,7 +119,9 @@ fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn O
     mapped.go(plan);
     record.pid = Some(mapped.pid);
     record.state = "running".into();
-    mapped.serve(plan, request, record, (signals, feed, fuse), upper, observer)
+    let Mapped { init, channel, claim, .. } = mapped;
+    let sandbox = Sandbox { init, channel, signals, record, _upper: upper, claim: Some(claim) };
+    Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
@@ -137,7 +140,7 @@ fn feed(plan: &Plan, host: &Host, script: &mut Script) -> Result<Option<OwnedFd>
 /// The child exists and waits; its namespaces have no maps yet.
 struct Cloned<'a> {
     pid: i32,
-    pidfd: OwnedFd,
+    child: Guard,
     channel: OwnedFd,
     claim: Claim<'a>,
     /// Namespaces that the kernel did not give and `--best-effort` lets go.
@@ -147,7 +150,7 @@ struct Cloned<'a> {
 /// The child may use its namespaces.
 struct Mapped<'a> {
     pid: i32,
-    pidfd: OwnedFd,
+    init: Guard,
     channel: OwnedFd,
     claim: Claim<'a>,
 }
@@ -170,20 +173,19 @@ impl<'a> Cloned<'a> {
                 drop(ours);
                 child::run(script, theirs.as_fd(), missing)
             }
-            Forked::Parent { pid, pidfd } => Ok(Cloned { pid, pidfd, channel: ours, claim, lost }),
+            Forked::Parent { pid, pidfd } => Ok(Cloned { pid, child: Guard::new(pidfd), channel: ours, claim, lost }),
         }
     }
 
     /// Writes the maps; with ranges, init is then the process that the child has made, and takes its place.
     fn map(
-        self,
+        mut self,
         plan: &Plan,
         host: &Host,
         script: &Script,
         range: Option<&root::Range>,
         observer: &mut dyn Observer,
     ) -> Result<Mapped<'a>> {
-        let mut guard = Guard { pidfd: Some(self.pidfd) };
         observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Clone(_)))));
         if plan.identities.by != MapsBy::Caller {
             observer.event(&Event::Step(plan.number(|step| matches!(step, Step::Maps(_)))));
@@ -197,14 +199,16 @@ impl<'a> Cloned<'a> {
             tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
             pid = match hear(self.channel.as_fd(), sys::socket::Wait::Yes) {
                 Ok(Some((Message::Forked(pid), Some(init)))) => {
-                    guard.replace(init);
+                    // The process in between ends by itself; from now on init is held.
+                    self.child.wait();
+                    self.child = Guard::new(init);
                     pid
                 }
                 Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
                 _ => return Err(gone(plan, sys::EPIPE)),
             };
         }
-        Ok(Mapped { pid, pidfd: guard.release(), channel: self.channel, claim: self.claim })
+        Ok(Mapped { pid, init: self.child, channel: self.channel, claim: self.claim })
     }
 }
 
@@ -228,29 +232,33 @@ fn left_out(lost: process::Namespaces) -> Vec<Skipped> {
     lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() }).collect()
 }
 
-/// Kills and reaps the child it holds, unless it is released.
+/// Holds a child, which is killed and reaped when this is dropped, unless it has been waited for.
 struct Guard {
-    pidfd: Option<OwnedFd>,
+    pidfd: OwnedFd,
+    waited: bool,
 }
 
 impl Guard {
-    /// The process in between has ended by itself; from now on init is held.
-    fn replace(&mut self, init: OwnedFd) {
-        if let Some(between) = self.pidfd.replace(init) {
-            let _ = process::wait(Which::Pidfd(between.as_fd()), WaitFor::End);
-        }
+    fn new(pidfd: OwnedFd) -> Guard {
+        Guard { pidfd, waited: false }
     }
 
-    fn release(mut self) -> OwnedFd {
-        self.pidfd.take().unwrap_or_else(|| unreachable!("held from the start"))
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits for its end; `None` where somebody else has taken the status.
+    fn wait(&mut self) -> Option<Ended> {
+        self.waited = true;
+        process::wait(Which::Pidfd(self.fd()), WaitFor::End).ok().flatten().map(|(_, ended)| ended)
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(pidfd) = &self.pidfd {
-            let _ = process::pidfd_send_signal(pidfd.as_fd(), event::SIGKILL);
-            let _ = process::wait(Which::Pidfd(pidfd.as_fd()), WaitFor::End);
+        if !self.waited {
+            let _ = process::pidfd_send_signal(self.fd(), event::SIGKILL);
+            self.wait();
         }
     }
 }
@@ -262,34 +270,6 @@ impl Mapped<'_> {
             if plan.identities.by == MapsBy::Caller { &[Message::Start][..] } else { &[Message::Go, Message::Start] };
         // A child that is gone has said why, or its status will.
         let _ = awaited.iter().try_for_each(|word| tell(self.channel.as_fd(), *word, None));
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn serve(
-        self,
-        plan: &Plan,
-        request: &Request<'_>,
-        record: Record,
-        (signals, feed, fuse): (OwnedFd, Option<OwnedFd>, Option<fuse::Fuse>),
-        upper: Upper,
-        observer: &mut dyn Observer,
-    ) -> Result<Exit> {
-        let guard = Guard { pidfd: Some(self.pidfd) };
-        let pidfd = guard.pidfd.as_ref().map(|fd| fd.as_fd()).unwrap_or_else(|| unreachable!("just set"));
-        // Written while the child works; a guard holds it already.
-        self.claim.write(&record)?;
-        let served =
-            monitor::Monitor::new(plan, request, record, &self.claim, self.channel.as_fd(), pidfd, signals.as_fd())
-                .feeding(feed)
-                .with_fuse(fuse)
-                .run(observer);
-        match served {
-            // Init has been waited for.
-            Ok(_) => drop(guard.release()),
-            Err(_) => drop(guard),
-        }
-        drop(upper);
-        served
     }
 }
 

@@ -1,20 +1,20 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
-use super::Request;
 use super::channel::{Fullness, Message, hear, tell};
 use super::faults::{skipped, step_error};
 use super::fuse::Fuse;
 use super::relay::{Pump, Terminal};
+use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
 use crate::sys::event::{self, Caught, Watch};
-use crate::sys::process::{self, Ended, WaitFor, Which};
+use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
 use crate::sys::{self, alloc};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// Limits that the supervisor keeps itself.
@@ -74,57 +74,61 @@ enum Phase {
     Running,
 }
 
+/// A sandbox as its supervisor holds it. The fields are given back in their order: init first, then what it used.
+pub(super) struct Sandbox<'a> {
+    pub init: Guard,
+    /// Our end of the channel to init.
+    pub channel: OwnedFd,
+    /// The signals that sbx takes from a descriptor.
+    pub signals: OwnedFd,
+    pub record: Record,
+    /// The lock of an upper layer that is kept.
+    pub _upper: Upper,
+    /// `None` once the name is given back.
+    pub claim: Option<Claim<'a>>,
+}
+
 /// The supervisor's state.
 pub(super) struct Monitor<'a> {
     plan: &'a Plan,
     request: &'a Request<'a>,
-    record: Record,
-    claim: &'a Claim<'a>,
-    channel: BorrowedFd<'a>,
-    pidfd: BorrowedFd<'a>,
-    signals: BorrowedFd<'a>,
+    fuse: Option<Fuse>,
+    sandbox: Sandbox<'a>,
     phase: Phase,
     channel_open: bool,
     terminal: Option<Terminal>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
-    fuse: Option<Fuse>,
     ended: Option<(Ended, Fullness)>,
     /// Monotonic milliseconds at which TERM, then KILL is due.
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
+    /// Whether the own text is still in memory.
+    text: bool,
 }
 
+/// Milliseconds after which who waits for the program is one that waits long, and gives its memory back: a short run
+/// would pay for that and gain nothing.
+pub(super) const SETTLED: u64 = 50;
+
 impl<'a> Monitor<'a> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        plan: &'a Plan,
-        request: &'a Request<'a>,
-        record: Record,
-        claim: &'a Claim<'a>,
-        channel: BorrowedFd<'a>,
-        pidfd: BorrowedFd<'a>,
-        signals: BorrowedFd<'a>,
-    ) -> Monitor<'a> {
+    pub(super) fn new(plan: &'a Plan, request: &'a Request<'a>, sandbox: Sandbox<'a>) -> Monitor<'a> {
         Monitor {
             plan,
             request,
-            record,
-            claim,
-            channel,
-            pidfd,
-            signals,
+            fuse: None,
+            sandbox,
             phase: Phase::SettingUp,
             channel_open: true,
             terminal: None,
             master: None,
             stdin: None,
-            fuse: None,
             ended: None,
             deadline: None,
             timed_out: false,
             killed: false,
+            text: true,
         }
     }
 
@@ -144,7 +148,8 @@ impl<'a> Monitor<'a> {
     pub(super) fn run(mut self, observer: &mut dyn super::Observer) -> Result<Exit> {
         loop {
             let mut watches = self.watches();
-            match event::poll(&mut watches, self.time_left()) {
+            match event::poll(&mut watches, self.patience()) {
+                Ok(0) => self.settle(),
                 Ok(_) | Err(sys::EINTR) => {}
                 Err(errno) => return Err(Error::Sys { doing: "wait for".into(), on: "the sandbox".into(), errno }),
             }
@@ -152,7 +157,7 @@ impl<'a> Monitor<'a> {
                 self.listen(observer)?;
             }
             if watches[1].ready()
-                && let Ok(Some(caught)) = event::next_signal(self.signals)
+                && let Ok(Some(caught)) = event::next_signal(self.sandbox.signals.as_fd())
             {
                 self.signal(caught)?;
             }
@@ -170,9 +175,9 @@ impl<'a> Monitor<'a> {
         let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
         [
-            Watch::read_if(self.channel_open.then_some(self.channel)),
-            Watch::read(self.signals),
-            Watch::read(self.pidfd),
+            Watch::read_if(self.channel_open.then_some(self.sandbox.channel.as_fd())),
+            Watch::read(self.sandbox.signals.as_fd()),
+            Watch::read(self.sandbox.init.fd()),
             input,
             output,
             stdin,
@@ -195,7 +200,7 @@ impl<'a> Monitor<'a> {
 
     /// Takes one message; the end of file is one too.
     fn listen(&mut self, observer: &mut dyn super::Observer) -> Result<()> {
-        match hear(self.channel, Wait::No) {
+        match hear(self.sandbox.channel.as_fd(), Wait::No) {
             Ok(Some((message, carried))) => self.message(message, carried, observer),
             Err(sys::EAGAIN) => Ok(()),
             Ok(None) | Err(_) => {
@@ -233,7 +238,7 @@ impl<'a> Monitor<'a> {
             Message::Skipped(fault) => {
                 let skipped = skipped(self.plan, fault);
                 observer.event(&Event::Skipped(&skipped));
-                self.record.skipped.push(skipped);
+                self.sandbox.record.skipped.push(skipped);
             }
             Message::Done(step) => observer.event(&Event::Step(usize::from(step))),
             Message::Terminal => self.master = carried,
@@ -241,6 +246,8 @@ impl<'a> Monitor<'a> {
             Message::Started(_) => self.started(carried, observer)?,
             Message::Ended(ended, full) => {
                 self.ended = Some((ended, full));
+                // The kernel takes as long to end init as this takes. What lies outside its namespaces it may still hold.
+                self.sandbox.claim.take_if(|claim| !claim.leaves_something());
                 // Nothing more comes; what is left is to wait for the end of init.
                 self.channel_open = false;
             }
@@ -252,18 +259,19 @@ impl<'a> Monitor<'a> {
     /// The exec has succeeded: from here on nothing is an error of sbx any more.
     fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) -> Result<()> {
         self.phase = Phase::Running;
-        let init = self.record.pid.unwrap_or(0);
+        let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
             Some(pidfd) => {
                 let pid = process::pid_of(pidfd.as_fd()).ok();
-                let _ = tell(self.channel, Message::Go, None);
+                let _ = tell(self.sandbox.channel.as_fd(), Message::Go, None);
                 pid
             }
             None if self.plan.process.init == Init::Program => Some(init),
             None => None,
         };
-        if !self.record.skipped.is_empty() {
-            self.claim.write(&self.record)?;
+        // Not before: until here init may have to share a processor with us.
+        if let Some(claim) = &self.sandbox.claim {
+            claim.write(&self.sandbox.record)?;
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
@@ -272,7 +280,6 @@ impl<'a> Monitor<'a> {
         if let Some((timeout, _)) = self.request.limits.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
-        alloc::drop_text();
         Ok(())
     }
 
@@ -303,18 +310,18 @@ impl<'a> Monitor<'a> {
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
     fn pass(&self, signal: i32) {
         if self.plan.process.init == Init::Program {
-            let _ = process::pidfd_send_signal(self.pidfd, signal);
+            let _ = process::pidfd_send_signal(self.sandbox.init.fd(), signal);
         } else {
-            let _ = tell(self.channel, Message::Signal(signal), None);
+            let _ = tell(self.sandbox.channel.as_fd(), Message::Signal(signal), None);
         }
     }
 
     /// Ctrl-Z: the tree first, then sbx itself; what comes after `raise` runs when sbx is continued.
     fn stop(&self) {
         if self.plan.process.init == Init::Program {
-            let _ = process::pidfd_send_signal(self.pidfd, event::SIGSTOP);
+            let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGSTOP);
         } else {
-            let _ = tell(self.channel, Message::Signal(event::SIGTSTP), None);
+            let _ = tell(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP), None);
         }
         if let Some(terminal) = &self.terminal {
             terminal.pause();
@@ -326,8 +333,18 @@ impl<'a> Monitor<'a> {
         self.pass(event::SIGCONT);
     }
 
-    fn time_left(&self) -> Option<u64> {
-        self.deadline.map(|deadline| deadline.saturating_sub(event::monotonic_ms()))
+    /// How long to wait for an event, in milliseconds.
+    fn patience(&self) -> Option<u64> {
+        let left = self.deadline.map(|deadline| deadline.saturating_sub(event::monotonic_ms()));
+        let settling = (self.text && self.phase == Phase::Running).then_some(SETTLED);
+        [left, settling].into_iter().flatten().min()
+    }
+
+    /// Nothing has happened for a while.
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.text) {
+            alloc::drop_text();
+        }
     }
 
     /// At the end of the time TERM, and KILL for all when that was not enough.
@@ -344,7 +361,7 @@ impl<'a> Monitor<'a> {
         } else if !self.killed {
             self.killed = true;
             self.deadline = None;
-            let _ = process::pidfd_send_signal(self.pidfd, event::SIGKILL);
+            let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
         }
     }
 
@@ -362,8 +379,7 @@ impl<'a> Monitor<'a> {
 
     /// Init is gone and with it everything inside. The pid namespace is empty when its init can be waited for.
     fn finish(mut self) -> Result<Exit> {
-        let waited = process::wait(Which::Pidfd(self.pidfd), WaitFor::End).ok().flatten();
-        let init = waited.map_or(Ended::Signal(event::SIGKILL), |(_, ended)| ended);
+        let init = self.sandbox.init.wait().unwrap_or(Ended::Signal(event::SIGKILL));
         if let Some(fuse) = self.fuse.take() {
             fuse.finish();
         }
@@ -419,7 +435,7 @@ impl<'a> Monitor<'a> {
         let Some(terminal) = &mut self.terminal else { return };
         while !terminal.drained() {
             let [_, output] = terminal.watches();
-            let mut watches = [output, Watch::read(self.signals)];
+            let mut watches = [output, Watch::read(self.sandbox.signals.as_fd())];
             if event::poll(&mut watches, Some(patience)).unwrap_or(0) == 0 || watches[1].ready() {
                 return;
             }

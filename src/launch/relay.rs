@@ -11,7 +11,8 @@ const CHUNK: usize = 4096;
 
 /// One direction: bytes that were read and not yet written.
 pub(super) struct Pump {
-    buffer: [u8; CHUNK],
+    /// On the heap: few runs relay anything, and a large frame costs all of them its pages.
+    buffer: Box<[u8]>,
     start: usize,
     end: usize,
     /// The last byte that came.
@@ -22,7 +23,7 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn new() -> Pump {
-        Pump { buffer: [0; CHUNK], start: 0, end: 0, last: None, over: false }
+        Pump { buffer: vec![0; CHUNK].into(), start: 0, end: 0, last: None, over: false }
     }
 
     /// What has to come before the pump can go on.

@@ -16,6 +16,7 @@ use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ pub struct Claim<'a> {
     parent: &'a StateDir,
     dir: OwnedFd,
     path: PathBuf,
-    recorded: std::cell::Cell<bool>,
+    /// Whether the record names something that the end has to clear.
+    leaves: Cell<bool>,
 }
 
 /// How many milliseconds a name that is taken is tried for.
@@ -159,7 +161,7 @@ impl StateDir {
                 if !fresh {
                     leftovers::clear(dir.as_fd());
                 }
-                return Ok(Claim { name: text, parent: self, dir, path, recorded: false.into() });
+                return Ok(Claim { name: text, parent: self, dir, path, leaves: false.into() });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
@@ -211,9 +213,15 @@ impl Claim<'_> {
                 other => other,
             }?;
             fs::write_all(file.as_fd(), &text)?;
-            fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD).map(|()| self.recorded.set(true))
+            self.leaves.set(!record.made.is_empty() || record.upper.is_some());
+            fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
         };
         write().map_err(|errno| unusable(&self.path, format!("cannot write the record: {errno}")))
+    }
+
+    /// Whether the drop has something to clear outside the sandbox's own namespaces.
+    pub fn leaves_something(&self) -> bool {
+        self.leaves.get()
     }
 }
 
@@ -221,7 +229,7 @@ impl Drop for Claim<'_> {
     /// First what the sandbox left outside its own namespaces, as the record has it: part of every end, that of a
     /// set-up that failed too.
     fn drop(&mut self) {
-        if self.recorded.get() {
+        if self.leaves.get() {
             leftovers::clear(self.dir.as_fd());
         }
         forget(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name);

@@ -7,7 +7,7 @@ use libc::{c_int, c_long, c_ulong, c_void};
 use std::ffi::CStr;
 use std::ops::BitOr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 /// A set of namespaces, as the `CLONE_NEW*` bits of clone3(2), unshare(2) and setns(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,15 +133,22 @@ pub fn clone_shared_fs() -> Result<i32> {
 }
 
 /// `clone(2)` with shared memory; the caller stands still until the child has called exec or ended, so
-/// that the two never run in the same memory at once. The child runs `run` on a stack of its own and ends with
-/// its result.
-pub fn clone_vfork<T>(stack: &mut [u8], run: fn(&mut T) -> c_int, arg: &mut T) -> Result<i32> {
+/// that the two never run in the same memory at once. The child runs `run` on a stack of its own, of `stack` bytes,
+/// and ends with its result. The stack is mapped and never unmapped: of a mapping only the pages in use cost
+/// something, of an array all of them.
+pub fn clone_vfork<T>(stack: usize, run: fn(&mut T) -> c_int, arg: &mut T) -> Result<i32> {
     let mut entry = Entry { run, arg };
-    let top = stack.as_mut_ptr_range().end as usize & !15;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice overlaps nothing.
+    let base = unsafe { libc::mmap(null_mut(), stack, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    let top = base as usize + stack;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     let pointer = (&raw mut entry).cast::<c_void>();
-    // SAFETY: the stack is ours, aligned, and outlives the child's use of it, as does `entry`: with CLONE_VFORK this
-    // call returns only after the child's exec or end. `start` takes the pointer to an `Entry<T>` that is passed.
+    // SAFETY: the stack is ours, ends at a page's end, and stays; `entry` outlives the child's use of it, for with
+    // CLONE_VFORK this call returns only after the child's exec or end. `start` takes the pointer to an `Entry<T>` that is passed.
     ok(unsafe { libc::clone(start::<T>, top as *mut c_void, flags, pointer) }.into()).map(|pid| pid as i32)
 }
 
