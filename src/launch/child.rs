@@ -148,8 +148,11 @@ fn left_out(op: &Op) -> bool {
         Op::Keyring => c"keyring",
         Op::Rlimit(..) => c"rlimits",
         Op::Landlock { .. } => c"landlock",
+        Op::Filter(_) => c"seccomp",
         Op::Verify(_) => {
-            return [c"bounding", c"groups", c"capabilities", c"no-new-privs"].into_iter().any(sys::sabotaged);
+            return [c"bounding", c"groups", c"capabilities", c"no-new-privs", c"seccomp"]
+                .into_iter()
+                .any(sys::sabotaged);
         }
         _ => return false,
     };
@@ -180,7 +183,8 @@ impl Child<'_> {
             return;
         }
         let Err(failure) = act(self, &prepared.op) else {
-            if self.script.followed {
+            // The filter's step is one of the stage Exec, and told with that.
+            if self.script.followed && !matches!(prepared.op, Op::Filter(_)) {
                 let _ = tell(self.channel, Message::Done(prepared.step), None);
             }
             return;

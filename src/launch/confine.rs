@@ -35,6 +35,7 @@ impl Confined {
             Op::Capset(held) => cred::capset(*held, *held, CapSet(0)).called(Call::Capset),
             Op::NoNewPrivs => process::no_new_privs().called(Call::Prctl),
             Op::Hide => hide(child),
+            Op::Filter(filter) => sys::seccomp::load(filter).called(Call::Seccomp),
             Op::Verify(expected) => {
                 self.ignored = verify(expected)?;
                 Ok(())
@@ -168,6 +169,8 @@ fn status_is(status: &[u8], expected: &Expected) -> bool {
         && mask(b"CapBnd", expected.bounding)
         && mask(b"CapAmb", CapSet(0))
         && words(b"NoNewPrivs").and_then(|mut w| w.next()) == Some(b"1")
+        // 2 is SECCOMP_MODE_FILTER.
+        && (!expected.filtered || words(b"Seccomp").and_then(|mut w| w.next()) == Some(b"2"))
 }
 
 fn number(digits: &[u8], radix: u32) -> Option<u64> {
@@ -184,16 +187,25 @@ mod tests {
 
     const STATUS: &[u8] = b"Name:\tsbx\nUid:\t0\t0\t0\t0\nGid:\t5\t5\t5\t5\nGroups:\t1 2 \nNoNewPrivs:\t1\n\
         CapInh:\t0000000000000000\nCapPrm:\t00000000000000c0\nCapEff:\t00000000000000c0\n\
-        CapBnd:\t00000000000000c0\nCapAmb:\t0000000000000000\n";
+        CapBnd:\t00000000000000c0\nCapAmb:\t0000000000000000\nSeccomp:\t2\n";
 
     #[test]
     fn each_field_of_the_status_counts() {
-        let expected = |uid, gid, held| Expected { uid, gid, groups: None, held: CapSet(held), bounding: CapSet(0xc0) };
+        let expected = |uid, gid, held| Expected {
+            uid,
+            gid,
+            groups: None,
+            held: CapSet(held),
+            bounding: CapSet(0xc0),
+            filtered: true,
+        };
         assert!(status_is(STATUS, &expected(0, 5, 0xc0)));
         assert!(!status_is(STATUS, &expected(1, 5, 0xc0)));
         assert!(!status_is(STATUS, &expected(0, 0, 0xc0)));
         assert!(!status_is(STATUS, &expected(0, 5, 0x40)));
         assert!(!status_is(b"", &expected(0, 5, 0xc0)));
+        let unfiltered = String::from_utf8_lossy(STATUS).replace("Seccomp:\t2", "Seccomp:\t0");
+        assert!(!status_is(unfiltered.as_bytes(), &expected(0, 5, 0xc0)));
         let grouped = |groups: &[u32]| Expected { groups: Some(groups.into()), ..expected(0, 5, 0xc0) };
         assert!(status_is(STATUS, &grouped(&[1, 2])));
         assert!(!status_is(STATUS, &grouped(&[1])) && !status_is(STATUS, &grouped(&[1, 2, 3])));

@@ -44,12 +44,6 @@ pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
         Ok(signals) => signals,
         Err(failure) => fail(child.channel, program, Some(failure), None),
     };
-    // Inherited, the filter holds for both from the program's first instruction on.
-    if program.inherits_filter
-        && let Err(failure) = confine_init(program)
-    {
-        fail(child.channel, program, Some(failure), None)
-    }
     match process::clone_vfork(STACK, enter, &mut launch).called(Call::Clone) {
         Ok(_) if launch.failure.is_some() || launch.not_executed.is_some() => {
             fail(child.channel, program, launch.failure, launch.not_executed)
@@ -149,20 +143,20 @@ fn close_all_but(passed: &[c_int]) -> sys::Result<()> {
 }
 
 fn confine_init(program: &Program) -> Result<(), Failure> {
-    let switch = if program.inherits_filter { c"seccomp" } else { c"init-filter" };
     match &program.init_filter {
-        Some(filter) if !sys::sabotaged(switch) => sys::seccomp::load(filter).called(Call::Seccomp),
+        Some(filter) if !sys::sabotaged(c"init-filter") => sys::seccomp::load(filter).called(Call::Seccomp),
         _ => Ok(()),
     }
 }
 
-/// Serves the program until it ends. The filter comes first: from here on init is confined as everybody else,
-/// by the default policy, so that a policy of the user's can never take wait or kill from it.
+/// Serves the program until it ends. The filter comes first, where the program did not inherit it: from here on init
+/// is confined as everybody else, by the default policy, so that a policy of the user's can never take wait or kill
+/// from it.
 fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
-    if !program.inherits_filter && confine_init(program).is_err() {
+    if confine_init(program).is_err() {
         process::exit_now(FAILED);
     }
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {

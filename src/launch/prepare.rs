@@ -105,6 +105,9 @@ impl Context<'_> {
     /// Puts a step's operations where they belong.
     fn step(&mut self, script: &mut Script, number: u16, planned: &Planned) -> Result<()> {
         let ops = match &planned.step {
+            Step::Filter(..) if script.program.inherits_filter => {
+                script.program.init_filter.take().map(Op::Filter).into_iter().collect()
+            }
             Step::Claim(_) | Step::Exec(_) | Step::Filter(..) => Vec::new(),
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
@@ -141,6 +144,8 @@ impl Context<'_> {
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
+            // What init loads first it loads here, beside the root: no later operation of its needs more.
+            Step::Filter(..) => &mut script.identity,
             _ if planned.stage == Stage::Identity => &mut script.identity,
             _ => &mut script.confine,
         };
@@ -395,6 +400,7 @@ impl Context<'_> {
                 },
                 held: CapSet(self.set_of(|step| matches!(step, Step::Capabilities(_)))),
                 bounding: CapSet(self.set_of(|step| matches!(step, Step::Bounding(_)))),
+                filtered: program::inherits_filter(self.plan),
             }),
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),

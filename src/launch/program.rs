@@ -3,6 +3,7 @@
 use super::prepare::c_text;
 use super::script::Program;
 use crate::error::{Error, Result};
+use crate::plan::seccomp::default_program;
 use crate::plan::{Plan, Terminal, bpf};
 use crate::spec::Init;
 use crate::sys::process::{Pointers, argv_area};
@@ -20,6 +21,12 @@ fn pointers(texts: &[OsString]) -> Result<Pointers> {
     Ok(Pointers::to(texts.leak()))
 }
 
+/// Whether init's filter, the default one, is all that the program gets.
+pub(super) fn inherits_filter(plan: &Plan) -> bool {
+    let of_init = default_program();
+    plan.process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if one == of_init)
+}
+
 pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
     let process = &plan.process;
     let mut argv = process.command.clone();
@@ -28,8 +35,7 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         return Err(Error::spec("COMMAND", "", "an argument cannot hold a NUL byte"));
     }
     let unfiltered = plan.filters.is_empty();
-    let of_init = crate::plan::seccomp::default_program();
-    let inherits_filter = process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if one == of_init);
+    let inherits_filter = inherits_filter(plan);
     // The filter that guards set-id bits is the first of two.
     let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
     Ok(Program {
@@ -39,7 +45,7 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         env: pointers(&process.env)?,
         filters: plan.filters.iter().skip(skipped).map(|filter| instructions(filter)).collect(),
         inherits_filter,
-        init_filter: (!unfiltered).then(|| instructions(of_init)),
+        init_filter: (!unfiltered).then(|| instructions(default_program())),
         umask: process.umask,
         passed: process.pass_fds.clone(),
         terminals: match process.terminal {

@@ -235,6 +235,8 @@ pub(crate) enum Op {
     Capset(CapSet),
     NoNewPrivs,
     Hide,
+    /// Init's filter, which the program inherits.
+    Filter(Vec<Insn>),
     Verify(Expected),
     Rlimit(u32, Limit),
     Landlock {
@@ -254,6 +256,8 @@ pub(crate) struct Expected {
     pub groups: Option<Vec<u32>>,
     pub held: CapSet,
     pub bounding: CapSet,
+    /// Whether a filter holds by then.
+    pub filtered: bool,
 }
 
 /// How the program is executed.
@@ -265,9 +269,9 @@ pub(crate) struct Program {
     pub env: Pointers,
     /// Loaded in this order, right before the exec.
     pub filters: Vec<Vec<Insn>>,
-    /// Init's own.
+    /// Init's own, where the program gets others: loaded when that has started.
     pub init_filter: Option<Vec<Insn>>,
-    /// Whether init's is all that the program gets, so that it can inherit it.
+    /// Whether init's is all that the program gets, so that it inherits it: `Op::Filter`.
     pub inherits_filter: bool,
     pub umask: u32,
     pub passed: Vec<i32>,
