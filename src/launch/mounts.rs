@@ -162,22 +162,25 @@ pub(super) fn attach_at(tree: &OwnedFd, at: BorrowedFd<'_>, kind: Kind) -> Done 
 }
 
 pub(super) fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
-    let mut parent = fs::open_in_root(root, c".", Open::Path).called(Call::Openat2)?;
-    for (index, (path, name)) in target.parts.iter().enumerate() {
-        let last = index + 1 == target.parts.len();
-        parent = match fs::open_in_root(root, path, Open::Path) {
-            Err(ENOENT) => {
-                if last && kind != Kind::Directory {
-                    fs::mkfileat(parent.as_fd(), name, 0o444).called(Call::Mknod)?;
-                } else {
-                    fs::mkdirat(parent.as_fd(), name, 0o755).called(Call::Mkdir)?;
-                }
-                fs::open_beneath(parent.as_fd(), name, Open::Path).called(Call::Openat2)?
-            }
-            other => other.called(Call::Openat2)?,
-        };
+    // The lowest directory that is there: in the usual case the first that is tried.
+    let mut missing = target.parts.len();
+    let mut place = loop {
+        missing = missing.saturating_sub(1);
+        let above = missing.checked_sub(1).map_or(c".", |above| target.parts[above].0.as_c_str());
+        match fs::open_in_root(root, above, Open::Path) {
+            Err(ENOENT) if missing > 0 => {}
+            other => break other.called(Call::Openat2)?,
+        }
+    };
+    for (index, (_, name)) in target.parts.iter().enumerate().skip(missing) {
+        if index + 1 == target.parts.len() && kind != Kind::Directory {
+            fs::mkfileat(place.as_fd(), name, 0o444).called(Call::Mknod)?;
+        } else {
+            fs::mkdirat(place.as_fd(), name, 0o755).called(Call::Mkdir)?;
+        }
+        place = fs::open_beneath(place.as_fd(), name, Open::Path).called(Call::Openat2)?;
     }
-    Ok(parent)
+    Ok(place)
 }
 
 impl Tree {

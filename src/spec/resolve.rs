@@ -7,6 +7,7 @@ use super::mount::{Mount, octal};
 use super::text::{Caller, InnerPath, duration, hostname, name, number, size, word};
 use super::*;
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 
 /// sbx's default for `--pids`.
 const DEFAULT_PIDS: u64 = 4096;
@@ -160,14 +161,15 @@ fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
         these.extend(short.mount.iter().map(|t| Mount::key_values(caller, t)).collect::<Result<Vec<_>>>()?);
         these.extend(short.tmpfs.iter().map(|t| Mount::tmpfs(t)).collect::<Result<Vec<_>>>()?);
         these.extend(short.device.iter().map(|t| Mount::device(caller, t)).collect::<Result<Vec<_>>>()?);
-        if let Some(twice) = these.iter().enumerate().find(|(n, m)| these[..*n].iter().any(|o| o.dst == m.dst)) {
-            return Err(Error::spec("--volume", &twice.1.dst, "two mounts on the same place"));
+        let mut places = BTreeSet::new();
+        if let Some(twice) = these.iter().find(|mount| !places.insert(&mount.dst)) {
+            return Err(Error::spec("--volume", &twice.dst, "two mounts on the same place"));
         }
         // A later layer's mount replaces an earlier one on the same place, as scalars do.
-        found.retain(|old| these.iter().all(|new| new.dst != old.dst));
+        found.retain(|old| !places.contains(&old.dst));
         found.extend(these);
     }
-    found.sort_by_key(|mount| mount.dst.depth());
+    found.sort_by_cached_key(|mount| mount.dst.depth());
     Ok(found)
 }
 
