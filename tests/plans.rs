@@ -39,6 +39,8 @@ fn host() -> Host {
             owner: 1000,
             entries: Vec::new(),
         },
+        emptied: Vec::new(),
+        hard_limits: Vec::new(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         missing: Vec::new(),
         roots_own: Vec::new(),
@@ -121,7 +123,9 @@ fn roots() {
 
 #[test]
 fn this_machines_own_root() {
-    let here = Host { root: RootFacts { entries: debian(), etc: None, ..host().root }, ..host() };
+    let emptied = [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)];
+    let emptied = emptied.into_iter().chain([("/home/me", 0o700)]).map(|(path, mode)| (path.into(), mode)).collect();
+    let here = Host { root: RootFacts { entries: debian(), etc: None, ..host().root }, emptied, ..host() };
     let at_host = |edit: fn(&mut Layer)| {
         layer(|l| {
             l.rootfs = Some("@host".into());

@@ -5,7 +5,7 @@ use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Process, Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
-use crate::host::{Host, Power, RootFacts};
+use crate::host::{Host, Power, RootFacts, TMPFS_XATTRS};
 use crate::spec::access::Nesting;
 use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
@@ -28,9 +28,6 @@ const MASKED_PROC: [&str; 10] = [
 ];
 const MASKED_SYS: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/firmware"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
-const TMPFS_XATTRS: (u32, u32) = (6, 6);
 
 /// Bytes of the one tmpfs: as said, else left to the kernel as a share of the machine's memory.
 fn store_size(spec: &Spec) -> Option<u64> {
@@ -152,7 +149,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
         ),
     );
     if spec.root.source == RootSource::Host {
-        host_scratch(steps, host);
+        host_scratch(steps, host)?;
     }
     users(steps, spec, host)?;
     for path in &spec.mask {
@@ -251,15 +248,12 @@ fn host_root(steps: &mut Steps, root: &RootFacts) {
     }
 }
 
-/// The empty directories of `@host`, and an empty home for its caller.
-fn host_scratch(steps: &mut Steps, host: &Host) {
-    for (path, mode) in [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)] {
-        steps.must(Stage::Root, Step::Scratch(InnerPath::known(path), mode));
+/// The empty directories of `@host`, its caller's home among them.
+fn host_scratch(steps: &mut Steps, host: &Host) -> Result<()> {
+    for (path, mode) in &host.emptied {
+        steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode));
     }
-    let home = InnerPath::parse("HOME", &host.caller.home).ok();
-    if let Some(home) = home.filter(|home| home.depth() > 1 && home.as_path() != Path::new("/root")) {
-        steps.must(Stage::Root, Step::Scratch(home, 0o700));
-    }
+    Ok(())
 }
 
 /// A path to unmask that no mask covers is a mistake of the user's.
@@ -344,11 +338,11 @@ fn look(host: &Host, src: &HostPath, presence: Presence, mount: &Mount) -> Resul
 }
 
 /// An overlay of the caller's directory in its own place, unless a mount of the user's covers it, or it would
-/// show the home that `@host` hides.
+/// show what `@host` hides. The directory comes from the kernel, without links: the places are compared as they lead.
 fn working_directory(spec: &Spec, host: &Host) -> Option<Mount> {
     let cwd = &host.caller.cwd;
     let covered = spec.mounts.iter().any(|mount| cwd.starts_with(mount.dst.as_path()));
-    let too_wide = host.caller.home.starts_with(cwd) || cwd.components().count() < 3;
+    let too_wide = host.emptied.iter().any(|(path, _)| path.starts_with(cwd)) || cwd.components().count() < 3;
     if covered || too_wide {
         return None;
     }
