@@ -197,7 +197,7 @@ impl Context<'_> {
             | Step::Link(..)
             | Step::Scratch(..)
             | Step::Supply(_)
-            | Step::SealRoot
+            | Step::SealRoot(_)
             | Step::Pivot => self.root(step),
             Step::Dev
             | Step::Devpts
@@ -234,13 +234,7 @@ impl Context<'_> {
                 Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
             }
             Step::Supply(etc) => self.supply(etc)?,
-            Step::SealRoot => {
-                let overlays = self.plan.steps.iter().filter_map(|p| match &p.step {
-                    Step::HostOverlay(path) => Some(path),
-                    _ => None,
-                });
-                Op::SealRoot(overlays.map(|path| target(path)).collect::<Result<_>>()?)
-            }
+            Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })
     }

@@ -11,7 +11,7 @@ use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What Docker masks (security.md section 2), as moby/moby does since 2026.
 const MASKED_PROC: [&str; 10] = [
@@ -54,16 +54,16 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
 pub(crate) fn upper_home(host: &Host) -> HostPath {
     // Root's own home is closed to the ids of its sandboxes.
     if host.power != Power::Ordinary {
-        return HostPath::from(std::path::PathBuf::from("/var/lib/sbx/upper"));
+        return HostPath::from(PathBuf::from("/var/lib/sbx/upper"));
     }
     let base = host.caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
     let base = base.map_or_else(|| host.caller.home.join(".local/share"), Path::to_owned);
     HostPath::new(base.join("sbx/upper")).unwrap_or_else(|| InnerPath::known("/var/tmp").as_path().to_owned().into())
 }
 
-impl From<std::path::PathBuf> for HostPath {
+impl From<PathBuf> for HostPath {
     /// For paths known to be absolute; a relative one is taken from the root.
-    fn from(path: std::path::PathBuf) -> HostPath {
+    fn from(path: PathBuf) -> HostPath {
         HostPath::new(Path::new("/").join(path)).unwrap_or_else(|| unreachable!("joined to /"))
     }
 }
@@ -159,7 +159,8 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
         must(steps, Step::Terminal);
     }
     if matches!(spec.root.writes, Writes::ReadOnly(_)) {
-        must(steps, Step::SealRoot);
+        let overlays = bare_overlays(steps);
+        must(steps, Step::SealRoot(overlays));
     }
     Ok(())
 }
@@ -254,6 +255,21 @@ fn host_scratch(steps: &mut Steps, host: &Host) -> Result<()> {
         steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode));
     }
     Ok(())
+}
+
+/// The overlays of `@host` that nothing is mounted on: what lies on one stays as writable as was asked for.
+fn bare_overlays(steps: &Steps) -> Vec<PathBuf> {
+    let covered = |place: &Path| {
+        steps.list.iter().any(|planned| match &planned.step {
+            Step::Scratch(path, _) | Step::Mount(Mount { dst: path, .. }) => path.as_path() == place,
+            _ => false,
+        })
+    };
+    let overlays = steps.list.iter().filter_map(|planned| match &planned.step {
+        Step::HostOverlay(path) if !covered(path) => Some(path.clone()),
+        _ => None,
+    });
+    overlays.collect()
 }
 
 /// A path to unmask that no mask covers is a mistake of the user's.
