@@ -152,9 +152,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
         host_scratch(steps, host)?;
     }
     users(steps, spec, host)?;
-    for path in &spec.mask {
-        must(steps, Step::Mask(Masked { path: path.clone(), asked: true }));
-    }
+    masks(steps, spec)?;
     if process.terminal != Terminal::None {
         must(steps, Step::Terminal);
     }
@@ -253,6 +251,17 @@ fn host_root(steps: &mut Steps, root: &RootFacts) {
 fn host_scratch(steps: &mut Steps, host: &Host) -> Result<()> {
     for (path, mode) in &host.emptied {
         steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode));
+    }
+    Ok(())
+}
+
+/// What the user wants masked.
+fn masks(steps: &mut Steps, spec: &Spec) -> Result<()> {
+    if let (false, Some(path)) = (own_network(spec), spec.mask.iter().find(|path| path.is_below("/sys"))) {
+        return Err(Error::spec("--mask", path, "with --net host /sys is empty").or_try("leave it out"));
+    }
+    for path in &spec.mask {
+        steps.must(Stage::Root, Step::Mask(Masked { path: path.clone(), asked: true }));
     }
     Ok(())
 }
