@@ -119,7 +119,8 @@ pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
 /// Whether the program can write files of the host.
 pub(super) fn writable_host(spec: &Spec) -> bool {
     let kept = matches!(&spec.root.writes, Writes::Through | Writes::Upper(Upper::Directory(_)));
-    kept || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
+    // The host's /dev/shm comes with its ipc namespace.
+    kept || spec.share.ipc || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
 }
 
 /// All steps of the stage, in their order.
