@@ -41,7 +41,9 @@ const OLDEST_ABI: u32 = 2;
 pub(super) fn identity(steps: &mut Steps, spec: &Spec, who: &Identities) {
     let must = |steps: &mut Steps, step| steps.must(Stage::Identity, step);
     let calls = ["add_key", "request_key", "keyctl"];
-    if spec.seccomp.filter == Filter::Off || spec.seccomp.allow.iter().any(|name| calls.contains(&name.as_str())) {
+    // What is logged is allowed too.
+    let mut opened = spec.seccomp.allow.iter().chain(&spec.seccomp.log);
+    if spec.seccomp.filter == Filter::Off || opened.any(|name| calls.contains(&name.as_str())) {
         steps.may_degrade(Stage::Identity, Step::Keyring);
     }
     must(steps, Step::Bounding(spec.capabilities));
