@@ -195,9 +195,13 @@ pub fn caller() -> Result<Caller> {
     Ok(Caller { cwd, home, env })
 }
 
-/// The kernel's release as two numbers, by uname(2).
+/// The version in this kernel's release, by uname(2).
 pub fn kernel() -> (u32, u32) {
-    let release = files::release();
+    version(&files::release())
+}
+
+/// A kernel's release as two numbers.
+pub(crate) fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
