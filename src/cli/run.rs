@@ -63,10 +63,12 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
         None => {}
     }
     layers.push(argv);
-    for layer in &mut layers {
-        env_file::read(&mut layer.env, caller)?;
+    let mut all = Vec::new();
+    for mut layer in layers {
+        all.extend(env_file::read(&mut layer, caller)?);
+        all.push(layer);
     }
-    Ok(layers)
+    Ok(all)
 }
 
 fn voice(parsed: &Parsed) -> Result<Voice> {
