@@ -262,7 +262,7 @@ fn hard_limit(name: &str) -> Option<u64> {
 /// One look at the first processor; where it has the directory, all of them may.
 fn throttled_cpus() -> usize {
     match sys::fs::stat(c"/sys/devices/system/cpu/cpu0/thermal_throttle") {
-        Ok(_) => std::thread::available_parallelism().map_or(1, usize::from).max(files::cpus_possible()),
+        Ok(_) => files::cpus_possible(),
         Err(_) => 0,
     }
 }
