@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 /// A policy is a page or two; more than this is some other file (B53).
 const LIMIT: usize = 1 << 20;
-/// Deeper than this is a circle or nearly one.
+/// Deeper than this nobody can tell what wins.
 const DEEPEST: usize = 16;
 /// Policies that are built in. Their seccomp tables are compiled into the program by the build script.
 const READY: [&str; 1] = ["default"];
@@ -30,9 +30,12 @@ pub fn load(name: &str, caller: &Caller) -> Result<Vec<Layer>> {
 }
 
 fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Vec<Layer>) -> Result<()> {
-    if above.len() >= DEEPEST || above.iter().any(|seen| seen == name) {
-        let chain = above.join(" extends ");
-        return Err(Error::spec("extends", name, format!("a circle: {chain} extends {name}")));
+    let chain = || above.join(" extends ");
+    if above.iter().any(|seen| seen == name) {
+        return Err(Error::spec("extends", name, format!("a circle: {} extends {name}", chain())));
+    }
+    if above.len() >= DEEPEST {
+        return Err(Error::spec("extends", name, format!("more than {DEEPEST} levels: {}", chain())));
     }
     let mut layer = match is_file(name) {
         true => read(name, caller)?,

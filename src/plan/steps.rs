@@ -69,7 +69,7 @@ pub enum Step {
     Mask(Masked),
     /// /sys.
     Sys(SysKind),
-    /// A mount of the user's; `made_on_host` where a missing mount point would be made in a host tree.
+    /// A mount of the user's.
     Mount(Mount),
     /// The sandbox's own terminal and /dev/console.
     Terminal,

@@ -203,7 +203,7 @@ pub fn detach_here() -> Result<()> {
     done(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })
 }
 
-/// What mount(2) says of an overlay or tmpfs that is full or what a path's file system holds.
+/// What statfs(2) says of a file system: what it is, and how much room it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
     /// `f_type`: the magic number of the file system.
