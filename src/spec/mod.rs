@@ -7,6 +7,7 @@ pub mod access;
 pub mod ids;
 pub mod layer;
 pub mod mount;
+pub(crate) mod near;
 mod resolve;
 pub(crate) use resolve::matches;
 pub mod text;

@@ -24,6 +24,10 @@ impl Attr {
     pub const NODEV: Attr = Attr(0x4);
     /// Nothing can be executed.
     pub const NOEXEC: Attr = Attr(0x8);
+    /// What every mount of a sandbox's has.
+    pub const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+    /// What mounts have that hold no programs.
+    pub const GUARDED: Attr = Attr(Attr::PLAIN.0 | Attr::NOEXEC.0);
 
     /// Whether all of `other` is in this set.
     pub fn has(self, other: Attr) -> bool {
