@@ -203,7 +203,7 @@ fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, nam
     }
     match (&spec.root.source, upper) {
         (RootSource::Layers(lower), Some(upper)) => {
-            let layers = Layers { lower: lower.clone(), upper, mode: host.root.mode, by: spec.root.overlay };
+            let layers = Layers { lower: lower.clone(), upper, by: spec.root.overlay };
             steps.must(Stage::Root, Step::Overlay(layers));
         }
         (RootSource::Layers(lower), None) => match lower.as_slice() {

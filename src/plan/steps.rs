@@ -116,8 +116,6 @@ pub struct Layers {
     pub lower: Vec<HostPath>,
     /// Where changes go.
     pub upper: UpperAt,
-    /// Mode of the top directory.
-    pub mode: u32,
     /// Who lays them over each other.
     pub by: Overlay,
 }
