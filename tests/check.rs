@@ -452,6 +452,16 @@ fn a_filter_that_cannot_be_loaded_is_no_filter() {
 }
 
 #[test]
+fn a_low_limit_on_processes_is_named_and_not_in_the_way() {
+    let output = run(Command::new("prlimit").arg("--nproc=300:300").arg(sbx()).args(["check", "--json"]));
+    let checked = Checked::of(&output);
+    let row = checked.row("limits");
+    assert_eq!(row["state"], "limited", "{row}");
+    assert!(row["why"].as_str().is_some_and(|why| why.contains("is 300")), "{row}");
+    assert_eq!(checked.status, here().status);
+}
+
+#[test]
 fn landlock_that_cannot_be_had_is_told_and_not_needed() {
     let hidden = [(libc::SYS_landlock_create_ruleset, None, RET_ERRNO | ENOSYS)];
     let checked = check_behind(&hidden);

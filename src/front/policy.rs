@@ -156,6 +156,20 @@ mod tests {
         assert_eq!(error("\u{feff}about = \"x\"\r\n"), "accepted");
     }
 
+    #[test]
+    fn a_circle_and_a_tower_are_told_apart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |n: usize| dir.path().join(format!("{n}.toml")).display().to_string();
+        let extend = |n: usize, base: usize| {
+            std::fs::write(file(n), format!("extends = [{:?}]\n", file(base))).expect("a policy");
+        };
+        let why = || load(&file(0), &Caller::default()).map_or_else(|e| e.to_string(), |_| "accepted".into());
+        (0..20).for_each(|n| extend(n, n + 1));
+        assert!(why().contains("more than 16 levels"), "{}", why());
+        extend(1, 0);
+        assert!(why().contains("a circle"), "{}", why());
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "\\PC{0,80}|[\\[\\]a-z=\"\\n{}. 0-9]{0,80}") {
