@@ -4,12 +4,19 @@
 #[allow(dead_code)]
 #[path = "src/plan/bpf.rs"]
 mod bpf;
+#[path = "src/spec/near.rs"]
+mod near;
 #[allow(dead_code)]
 #[path = "src/plan/rules.rs"]
 mod rules;
 #[allow(dead_code)]
 #[path = "src/plan/syscalls/mod.rs"]
 mod syscalls;
+
+/// Where the crate has it.
+mod spec {
+    pub(crate) use super::near;
+}
 
 use bpf::{Condition, Insn, Test, Width};
 use rules::{Base, Guard, Policy};
@@ -56,7 +63,7 @@ struct Comparison {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for input in ["build.rs", POLICY, "src/plan/bpf.rs", "src/plan/rules.rs", "src/plan/syscalls"] {
+    for input in ["build.rs", POLICY, "src/plan/bpf.rs", "src/plan/rules.rs", "src/plan/syscalls", "src/spec/near.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH")?;

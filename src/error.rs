@@ -13,6 +13,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Errno(pub i32);
 
 impl Errno {
+    /// What was set and read back differs: a protection did not take. No call of sbx's returns this number by itself.
+    pub const NOT_TAKEN: Errno = Errno(131);
+
     /// The number of the thread's last failed C library call.
     pub fn last() -> Errno {
         Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
@@ -28,6 +31,9 @@ impl From<std::io::Error> for Errno {
 
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Errno::NOT_TAKEN {
+            return f.write_str("it did not take effect");
+        }
         let text = std::io::Error::from_raw_os_error(self.0).to_string();
         let words = text.split(" (os error").next().unwrap_or(&text);
         let mut letters = words.chars();
@@ -289,5 +295,6 @@ mod tests {
     #[test]
     fn errno_reads_as_words() {
         assert_eq!(Errno(1).to_string(), "operation not permitted");
+        assert_eq!(Errno::NOT_TAKEN.to_string(), "it did not take effect");
     }
 }

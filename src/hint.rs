@@ -2,7 +2,7 @@
 //! are left alone.
 
 use sbx::error::{Errno, Error, Place};
-use sbx::host::check::{Feature, Report, Row, State};
+use sbx::host::check::{BY_FUSE, Feature, Report, Row, State};
 
 /// Facts that advice depends on; gathered only after something failed.
 #[derive(Clone, Debug, Default)]
@@ -35,10 +35,15 @@ const ENOMEM: i32 = 12;
 const EACCES: i32 = 13;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
+const ENOTDIR: i32 = 20;
+const EISDIR: i32 = 21;
 const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
 const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
 const ENOSYS: i32 = 38;
+const ELOOP: i32 = 40;
+const EDQUOT: i32 = 122;
 
 /// Whether facts could explain this error, so that gathering them is worth its 100 ms.
 pub fn wants_facts(error: &Error) -> bool {
@@ -83,10 +88,32 @@ pub fn advice(error: &Error, facts: &Facts) -> Advice {
             Some(row) => words(row),
             None => return Advice::default(),
         },
+        Error::Policy { at: None, .. } => return Advice { why: None, hint: Some(POLICY.into()) },
+        Error::Sys { errno, .. } => return Advice { why: None, hint: by_number(*errno).map(str::to_owned) },
         Error::Bug(_) => return Advice { why: None, hint: Some("report it with the output of `sbx check`".into()) },
         _ => return Advice::default(),
     };
     Advice { why: Some(why), hint: Some(hint) }
+}
+
+/// What a policy file is.
+const POLICY: &str = "a file of [table] and key = value lines, as sbx-policy(5) lists them";
+
+/// What helps where a call outside the plan failed, as far as the number alone tells.
+fn by_number(errno: Errno) -> Option<&'static str> {
+    match errno.0 {
+        ENOENT => Some("a path that is there; a relative one starts at your directory"),
+        EACCES | EPERM => {
+            Some("a path that is open to you: ls -ld shows modes and owners, of the directories above too")
+        }
+        ENOTDIR => Some("a path whose parts but the last are directories"),
+        EISDIR => Some("a file, not a directory"),
+        ELOOP => Some("the file itself in place of a symbolic link"),
+        ENOSPC | EDQUOT => Some("df, df -i and quota show what is full"),
+        EROFS => Some("a path on a file system that is not mounted read-only"),
+        EAGAIN | ENOMEM => Some("again, when the machine is less busy; ulimit -a shows your limits"),
+        _ => None,
+    }
 }
 
 /// A failed step: first what `sbx check` finds in the way of such a step, then what the step itself suggests.
@@ -97,6 +124,10 @@ fn step(place: &Place, call: &str, errno: Errno, facts: &Facts) -> Option<(Strin
     }
     if let Some(found) = suspects(place).iter().find_map(|feature| fault(*feature, facts)) {
         return Some(found);
+    }
+    let by_fuse = |row: &&Row| row.fix.as_deref() == Some(BY_FUSE) && suspects(place).contains(&row.feature);
+    if let Some(row) = facts.rows.iter().find(by_fuse) {
+        return Some(words(row));
     }
     if let Some(found) = by_layer(place, call, errno, facts) {
         return Some(found);
@@ -319,6 +350,26 @@ mod tests {
         says(&error, &with(|facts| facts.helpers[0].nosuid = true), "mounted nosuid", "--map root");
         says(&error, &with(|facts| facts.helpers[0].set_uid = false), "neither a set-uid bit", "chmod u+s");
         says(&error, &Facts::default(), "must be set-uid root", "package uidmap");
+    }
+
+    #[test]
+    fn what_the_number_alone_tells_is_told() {
+        let sys = |errno| Error::Sys { doing: "read".into(), on: "/x".into(), errno: Errno(errno) };
+        let hint = |error: &Error| advice(error, &Facts::default()).hint.unwrap_or_default();
+        assert!(hint(&sys(EACCES)).contains("ls -ld") && hint(&sys(ENOENT)).contains("there"));
+        assert_eq!(hint(&sys(9)), "");
+        let whole = Error::Policy { file: "p".into(), at: None, text: String::new(), why: "not UTF-8".into() };
+        assert!(hint(&whole).contains("sbx-policy(5)"));
+    }
+
+    #[test]
+    fn an_overlay_that_fuse_can_replace_says_so() {
+        let both = facts(|findings, facts| {
+            findings.overlay = refused("fsconfig of overlay", EPERM);
+            (findings.fuse, facts.fuse_overlayfs) = (Outcome::Works, Some("/usr/bin/fuse-overlayfs".into()));
+        });
+        let error = at("root", "mount the overlay on /", "fsconfig", EPERM);
+        says(&error, &both, "operation not permitted", "--overlay auto");
     }
 
     #[test]

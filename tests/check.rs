@@ -155,7 +155,7 @@ fn json_is_one_document_of_rows_with_a_state() {
     let checked = here();
     assert_eq!(checked.status, Some(if checked.report["works"] == true { 0 } else { 1 }));
     let rows = checked.report["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 20);
+    assert_eq!(rows.len(), 21);
     for row in rows {
         let state = row["state"].as_str().expect("a state");
         assert!(["ok", "limited", "missing", "untried"].contains(&state), "{row}");
@@ -449,6 +449,16 @@ fn without_clone3_everything_works() {
 fn a_filter_that_cannot_be_loaded_is_no_filter() {
     let checked = check_behind(&[(libc::SYS_seccomp, None, RET_ERRNO | EINVAL)]);
     checked.misses("seccomp", "no filter can be loaded");
+}
+
+#[test]
+fn a_low_limit_on_processes_is_named_and_not_in_the_way() {
+    let output = run(Command::new("prlimit").arg("--nproc=300:300").arg(sbx()).args(["check", "--json"]));
+    let checked = Checked::of(&output);
+    let row = checked.row("limits");
+    assert_eq!(row["state"], "limited", "{row}");
+    assert!(row["why"].as_str().is_some_and(|why| why.contains("is 300")), "{row}");
+    assert_eq!(checked.status, here().status);
 }
 
 #[test]

@@ -223,6 +223,24 @@ fn root_keeps_no_upper_layer() {
 }
 
 #[test]
+fn this_machines_own_root_forgets_what_root_changes() {
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let project = scratch.dir("project");
+    fs::write(scratch.file("project/file", "old"), "mine\n").expect("file");
+    let before = (picture(&project), fs::read("/etc/hostname").ok());
+    let script = "id -u; cat file; echo new >file && cat file; ls -A /root /home | grep -v -e '^$' -e ':$'; \
+                  echo x >/etc/sbx-new && echo x >/root/x && cat /etc/sbx-new; pwd";
+    let wanted = format!("0\nmine\nnew\nx\n{}", project.display());
+    plain().root("@host").cwd(&project).sh(script).run().exits(0).prints(&wanted);
+    assert_eq!((picture(&project), fs::read("/etc/hostname").ok()), before);
+    assert!(!Path::new("/etc/sbx-new").exists());
+    // What a volume shows writable belongs to root.
+    let own = volume(&project, project.to_str().expect("UTF-8"));
+    sandbox(&["-v"]).option(own).root("@host").cwd(&project).command(&["true"]).run().refused().says("belongs to root");
+}
+
+#[test]
 fn root_is_confined_as_everybody_else() {
     let facts = plain().caller("hold", &["100"]).probe("self").sees();
     let status = &facts["status"];

@@ -39,6 +39,8 @@ fn host() -> Host {
             owner: 1000,
             entries: Vec::new(),
         },
+        emptied: Vec::new(),
+        hard_limits: Vec::new(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         missing: Vec::new(),
         roots_own: Vec::new(),
@@ -121,7 +123,9 @@ fn roots() {
 
 #[test]
 fn this_machines_own_root() {
-    let here = Host { root: RootFacts { entries: debian(), etc: None, ..host().root }, ..host() };
+    let emptied = [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)];
+    let emptied = emptied.into_iter().chain([("/home/me", 0o700)]).map(|(path, mode)| (path.into(), mode)).collect();
+    let here = Host { root: RootFacts { entries: debian(), etc: None, ..host().root }, emptied, ..host() };
     let at_host = |edit: fn(&mut Layer)| {
         layer(|l| {
             l.rootfs = Some("@host".into());
@@ -190,6 +194,15 @@ fn what_cannot_work_here_is_refused_before_anything_starts() {
     refuse(|l| l.landlock.mode = Some("require".into()), Host { landlock: 0, ..host() }, &["Landlock", "auto"]);
     refuse(|l| l.seccomp.deny = strings(&["execve"]), host(), &["execve"]);
     refuse(|l| l.seccomp.deny = strings(&["opne"]), host(), &["opne", "open"]);
+    refuse(
+        |l| (l.net.mode, l.mounts.mask) = (Some("host".into()), strings(&["/sys/x"])),
+        host(),
+        &["--mask", "/sys is empty"],
+    );
+    let limited = |name: &str, hard| Host { hard_limits: vec![(name.into(), hard)], ..host() };
+    refuse(|l| l.limits.pids = Some(Count::Number(100)), limited("nproc", 100), &["hard limit of 100", "--pids 99"]);
+    refuse(|l| l.limits.rlimit = strings(&["nofile=9"]), limited("nofile", 8), &["limit of 8", "nofile=8:8"]);
+    refuse(|_| {}, Host { core_piped: true, ..limited("core", 0) }, &["core_pattern", "ulimit -Hc"]);
     refuse(|l| l.mounts.unmask = strings(&["/etc"]), host(), &["--unmask", "/etc"]);
     refuse(|_| {}, Host { stdio: [Stdio::Place, Stdio::Stream, Stdio::Stream], ..host() }, &["directory"]);
     let absent = sbx::error::Error::Unsupported { feature: "f".into(), why: "not there".into(), hint: None };
@@ -197,6 +210,20 @@ fn what_cannot_work_here_is_refused_before_anything_starts() {
     refuse(|l| l.root.overlay = Some("fuse".into()), without, &["not there"]);
     let root = Host { uid: 0, gid: 0, power: Power::Root, root: RootFacts { owner: 0, ..host().root }, ..host() };
     refuse(|l| l.root.rw = Some(true), root, &["--rw", "root"]);
+}
+
+#[test]
+fn defaults_give_way_to_the_callers_hard_limits() {
+    let limited = |hard| Host { core_piped: true, hard_limits: hard, ..host() };
+    let text = |layer, host: &Host| planned(layer, host).expect("a plan").to_string();
+    let few = limited(vec![("nproc".into(), 100), ("core".into(), 1)]);
+    assert!(text(layer(|_| {}), &few).contains("limit the processes to 100\n"));
+    assert!(text(layer(|l| l.limits.pids = Some(Count::Number(99))), &few).contains("limit the processes to 100\n"));
+    let full = text(layer(|l| l.identity.map = strings(&["full"])), &few);
+    assert!(full.contains("at most 100 processes over all of them"), "{full}");
+    let closed = limited(vec![("core".into(), 0)]);
+    let text = text(layer(|l| l.hardening.best_effort = Some(true)), &closed);
+    assert!(text.contains("limit core to 1:1 (if it can be had)"), "{text}");
 }
 
 #[test]

@@ -222,6 +222,12 @@ fn keys_of_the_caller_are_not_seen() {
     assert_eq!(ask(&[]), libc::EPERM);
     assert_eq!(ask(&BARE), libc::ENOKEY);
     keyring(&[]).sh("cat /proc/keys").run().exits(0).prints("");
+    // A policy that allows the call, or has it logged, opens a keyring of the sandbox's own.
+    let scratch = common::Scratch::new();
+    for list in ["allow", "log"] {
+        let policy = scratch.file(format!("{list}.toml"), &format!("[seccomp]\n{list} = [\"request_key\"]\n"));
+        assert_eq!(ask(&["--policy", policy.to_str().expect("UTF-8")]), libc::ENOKEY, "{list}");
+    }
 }
 
 #[test]

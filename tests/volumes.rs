@@ -333,6 +333,15 @@ fn set_id_calls() -> Vec<String> {
 }
 
 #[test]
+fn a_shared_ipc_namespace_brings_the_hosts_shm() {
+    let set = format!("{} -100 s:/tmp 2541", libc::SYS_fchmodat);
+    let answer = |options: &[&str]| sandbox(options).probe_with("calls", &[&set]).sees()[&set].clone();
+    assert_eq!(answer(&["--share", "ipc"]), libc::EPERM);
+    assert_eq!(answer(&["--share", "ipc", "--allow-setid"]), 0);
+    assert_eq!(answer(&["--share", "uts"]), 0);
+}
+
+#[test]
 fn set_id_bits_are_refused_where_the_host_could_see_them() {
     let scratch = Scratch::new();
     scratch.file("shared/file", "x");

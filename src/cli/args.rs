@@ -11,7 +11,7 @@ use std::ffi::OsString;
 /// What follows an option's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
-    /// Nothing.
+    /// Nothing; given twice it counts once.
     Nothing,
     /// One value; the last one counts.
     One(&'static str),
@@ -231,7 +231,7 @@ pub fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
         let arg = Arg::new(row.long).long(row.long).help(row.help).help_heading(row.group);
         let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
         match row.takes {
-            Nothing => arg.action(ArgAction::SetTrue),
+            Nothing => arg.action(ArgAction::SetTrue).overrides_with(row.long),
             One(name) => arg.value_name(name).action(ArgAction::Set).overrides_with(row.long).allow_hyphen_values(true),
             Many(name) => arg.value_name(name).action(ArgAction::Append).allow_hyphen_values(true),
         }

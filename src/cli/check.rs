@@ -49,18 +49,28 @@ pub fn check(words: &[OsString]) -> Result<u8> {
     Ok(u8::from(!report.works))
 }
 
-/// The few options; the global ones may stand here too, as with every subcommand.
+/// The few options; the global ones may stand here too, as with every subcommand. It keeps no records and has no
+/// steps, so that `--state` and `--verbose` change nothing.
 fn parse(words: &[OsString]) -> Result<Form> {
     let mut form = Form::Table;
-    let mut words = words.iter();
+    let mut words = words.iter().flat_map(|word| match word.to_str().and_then(|text| text.split_once('=')) {
+        Some((name @ ("--state" | "--color"), value)) => vec![OsString::from(name), value.into()],
+        _ => vec![word.clone()],
+    });
     while let Some(word) = words.next() {
         match word.to_str() {
             Some("--json") => form = Form::Json,
             Some("-h" | "--help") => return Ok(Form::Help),
             Some("-q" | "--quiet") if form == Form::Table => form = Form::Faults,
             Some("-q" | "--quiet" | "--verbose") => {}
-            Some("--state" | "--color") => drop(words.next()),
-            Some(word) if word.starts_with("--state=") || word.starts_with("--color=") => {}
+            Some(option @ ("--state" | "--color")) => match words.next() {
+                Some(word) if option == "--color" => super::choose_color(Some(&word.to_string_lossy()))?,
+                Some(_) => {}
+                None => {
+                    let hint = Some("sbx check --help".into());
+                    return Err(Error::Usage { what: format!("{option} needs a value"), hint });
+                }
+            },
             _ => {
                 let what = format!("sbx check does not take {}", visible(&word.to_string_lossy()));
                 return Err(Error::Usage { what, hint: Some("sbx check --help".into()) });
@@ -169,5 +179,11 @@ mod tests {
         assert!(form(&[]) == Some(Form::Table) && form(&["--state", "/x", "--json"]) == Some(Form::Json));
         assert!(form(&["-q"]) == Some(Form::Faults) && form(&["--state=/x", "-h"]) == Some(Form::Help));
         assert!(form(&["--jsn"]).is_none() && form(&["x"]).is_none());
+        assert!(
+            form(&["--color", "never"]) == Some(Form::Table) && form(&["--color=always", "-q"]) == Some(Form::Faults)
+        );
+        for bad in [&["--color", "purple"][..], &["--color=purple"], &["--color"], &["--state"], &["--color="]] {
+            assert!(form(bad).is_none(), "{bad:?}");
+        }
     }
 }

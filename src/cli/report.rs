@@ -3,7 +3,7 @@
 use sbx::error::{Error, Result, visible};
 use sbx::host::files::c_path;
 use sbx::launch::{Ended, Event, Exit, Observer};
-use sbx::plan::Plan;
+use sbx::plan::{Plan, Step};
 use sbx::sys::fs::{HERE, Open, openat_mode};
 use serde_json::json;
 use std::fs::{File, Metadata};
@@ -84,8 +84,9 @@ impl<'a> Reporter<'a> {
         if exit.layer_full {
             self.say("the writable layer was full at the end; --upper disk or --upper tmpfs:SIZE gives it more room");
         }
-        if exit.ended == Ended::Signal(SIGSYS) {
-            self.say("the program was killed for a system call of a foreign ABI (i386 or x32), which the seccomp policy forbids; --seccomp off lets it run");
+        let filtered = || self.plan.steps().iter().any(|planned| matches!(planned.step, Step::Filter("policy", _)));
+        if exit.ended == Ended::Signal(SIGSYS) && filtered() {
+            self.say("the program was killed by SIGSYS; it may have made a system call of a foreign ABI (i386 or x32), which the seccomp policy forbids; --seccomp off lets it run");
         }
         let how = match exit.ended {
             Ended::Code(code) => json!({ "code": code }),

@@ -34,10 +34,11 @@ pub fn run(words: &[OsString]) -> Result<u8> {
         let hint = Some("--dry-run --json, or --status-fd N for JSON about a run".into());
         return Err(Error::Usage { what: "--json belongs to --dry-run".into(), hint });
     }
-    let mut reporter =
-        Reporter::new(voice(&parsed)?, &plan, status_fd(&parsed)?, parsed.value("pid-file").map(PathBuf::from))?;
-    reporter.notes(plan.notes());
+    let status_fd = status_fd(&parsed)?;
+    // Before the pid file, which an error would leave empty.
     let state = StateDir::open(&state)?;
+    let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd, parsed.value("pid-file").map(PathBuf::from))?;
+    reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
     let limits = Limits { timeout: spec.timeout() };
@@ -63,18 +64,20 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
         None => {}
     }
     layers.push(argv);
-    for layer in &mut layers {
-        env_file::read(&mut layer.env, caller)?;
+    let mut all = Vec::new();
+    for mut layer in layers {
+        all.extend(env_file::read(&mut layer, caller)?);
+        all.push(layer);
     }
-    Ok(layers)
+    Ok(all)
 }
 
-fn voice(parsed: &Parsed) -> Result<Voice> {
-    Ok(match (parsed.flag("quiet"), parsed.flag("verbose")) {
+fn voice(parsed: &Parsed) -> Voice {
+    match (parsed.flag("quiet"), parsed.flag("verbose")) {
         (true, _) => Voice::Quiet,
         (false, true) => Voice::Verbose,
         (false, false) => Voice::Usual,
-    })
+    }
 }
 
 fn status_fd(parsed: &Parsed) -> Result<Option<i32>> {

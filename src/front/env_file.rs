@@ -2,19 +2,21 @@
 
 use crate::error::{Error, Result};
 use crate::host::files::read_text;
-use crate::spec::layer::Env;
+use crate::spec::layer::{Env, Layer};
 use crate::spec::text::Caller;
 
 /// A file of variables is a few lines; more than this is some other file.
 const LIMIT: usize = 1 << 20;
 
-/// Reads the files that an `[env]` table names into its own `set` and `pass`. What the table itself sets wins.
+/// Reads the files that a layer's `[env]` names, each into a layer of its own: they come before it, so that what the
+/// table itself sets or passes wins.
 ///
 /// # Errors
 /// `Sys` where a file cannot be read, `Policy` with the line where one is wrong.
-pub fn read(env: &mut Env, caller: &Caller) -> Result<()> {
-    let own = std::mem::take(&mut env.set);
-    for file in std::mem::take(&mut env.env_file) {
+pub fn read(layer: &mut Layer, caller: &Caller) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    for file in std::mem::take(&mut layer.env.env_file) {
+        let mut env = Env::default();
         let path = caller.host_path("--env-file", &file)?;
         let text = read_text(path.as_path(), LIMIT).map_err(|errno| Error::Sys {
             doing: "read".into(),
@@ -22,16 +24,16 @@ pub fn read(env: &mut Env, caller: &Caller) -> Result<()> {
             errno,
         })?;
         for (number, line) in text.lines().enumerate() {
-            one(env, line).map_err(|why| Error::Policy {
+            one(&mut env, line).map_err(|why| Error::Policy {
                 file: file.clone(),
                 at: Some((number + 1, 1)),
                 text: line.into(),
                 why: why.into(),
             })?;
         }
+        layers.push(Layer { origin: layer.origin.clone(), env, ..Layer::default() });
     }
-    env.set.extend(own);
-    Ok(())
+    Ok(layers)
 }
 
 fn one(env: &mut Env, line: &str) -> std::result::Result<(), &'static str> {

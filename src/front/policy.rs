@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 /// A policy is a page or two; more than this is some other file (B53).
 const LIMIT: usize = 1 << 20;
-/// Deeper than this is a circle or nearly one.
+/// Deeper than this nobody can tell what wins.
 const DEEPEST: usize = 16;
 /// Policies that are built in. Their seccomp tables are compiled into the program by the build script.
 const READY: [&str; 1] = ["default"];
@@ -30,9 +30,12 @@ pub fn load(name: &str, caller: &Caller) -> Result<Vec<Layer>> {
 }
 
 fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Vec<Layer>) -> Result<()> {
-    if above.len() >= DEEPEST || above.iter().any(|seen| seen == name) {
-        let chain = above.join(" extends ");
-        return Err(Error::spec("extends", name, format!("a circle: {chain} extends {name}")));
+    let chain = || above.join(" extends ");
+    if above.iter().any(|seen| seen == name) {
+        return Err(Error::spec("extends", name, format!("a circle: {} extends {name}", chain())));
+    }
+    if above.len() >= DEEPEST {
+        return Err(Error::spec("extends", name, format!("more than {DEEPEST} levels: {}", chain())));
     }
     let mut layer = match is_file(name) {
         true => read(name, caller)?,
@@ -151,6 +154,20 @@ mod tests {
         assert!(error(&"[".repeat(20_000)).contains("brackets"));
         assert_eq!(error(""), "accepted");
         assert_eq!(error("\u{feff}about = \"x\"\r\n"), "accepted");
+    }
+
+    #[test]
+    fn a_circle_and_a_tower_are_told_apart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |n: usize| dir.path().join(format!("{n}.toml")).display().to_string();
+        let extend = |n: usize, base: usize| {
+            std::fs::write(file(n), format!("extends = [{:?}]\n", file(base))).expect("a policy");
+        };
+        let why = || load(&file(0), &Caller::default()).map_or_else(|e| e.to_string(), |_| "accepted".into());
+        (0..20).for_each(|n| extend(n, n + 1));
+        assert!(why().contains("more than 16 levels"), "{}", why());
+        extend(1, 0);
+        assert!(why().contains("a circle"), "{}", why());
     }
 
     proptest::proptest! {

@@ -5,8 +5,13 @@ use super::{Power, find_program};
 use crate::error::{Error, Result};
 use crate::spec::text::Caller;
 use crate::sys::fs::{HERE, Open, openat, stat};
-use crate::sys::{EACCES, ENOENT, EPERM};
+use crate::sys::{EACCES, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, Errno};
 use std::path::PathBuf;
+
+/// Whether this refusal of an overlay is one that fuse-overlayfs is tried for: the kernel's own, and not the layers'.
+pub fn replaces(call: &str, errno: Errno) -> bool {
+    ["fsopen", "fsconfig", "fsmount"].contains(&call) && [EPERM, EINVAL, EOPNOTSUPP, ENODEV].contains(&errno)
+}
 
 const DEVICE: &std::ffi::CStr = c"/dev/fuse";
 

@@ -6,6 +6,7 @@
 pub mod check;
 pub mod files;
 pub mod fuse;
+mod home;
 mod rootfs;
 
 pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
@@ -55,6 +56,12 @@ pub struct Host {
     pub stdio: [Stdio; 3],
     /// The root file system asked for.
     pub root: RootFacts,
+    /// For `@host`: the directories that it shows empty, the outer ones first, and their modes there.
+    #[serde(skip)]
+    pub emptied: Vec<(PathBuf, u32)>,
+    /// Hard limits of this process by the lower-case name of getrlimit(2), those that the plan asks for.
+    #[serde(skip)]
+    pub hard_limits: Vec<(String, u64)>,
     /// Name servers as the caller's resolv.conf gives them, read where the network is the host's.
     pub resolv_conf: String,
     /// Sources of mounts that are not there or cannot be reached, and why.
@@ -106,6 +113,17 @@ pub enum Stdio {
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
+/// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
+pub const TMPFS_XATTRS: (u32, u32) = (6, 6);
+
+/// Why no sandbox can keep its crashes from a handler of the host where the hard core limit is 0, and what helps.
+/// Such a pipe is no file, so a limit of 0 does not hold for it; only 1 does (core(5), coredump.c).
+pub const CORES_PIPED: (&str, &str) = (
+    "crashes go to a program of the host (core_pattern starts with |), which only a core limit of 1 prevents, and \
+     your own hard limit is 0",
+    "start sbx with `ulimit -Hc` above 0; or --rlimit core=0, which leaves crashes to that program",
+);
+
 impl Host {
     /// Looks at the machine as far as this spec's plan needs it.
     ///
@@ -141,6 +159,8 @@ impl Host {
             throttled_cpus: throttled_cpus(),
             stdio: stdio([0, 1, 2]),
             root: root(spec, grouped)?,
+            emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
+            hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),
             roots_own: if power == Power::Ordinary { Vec::new() } else { roots_own(spec) },
@@ -151,6 +171,11 @@ impl Host {
             caller,
         })
     }
+
+    /// How far this process may raise a resource limit, and with it everybody that it starts.
+    pub(crate) fn hard_limit(&self, name: &str) -> u64 {
+        self.hard_limits.iter().find(|(known, _)| known == name).map_or(u64::MAX, |(_, hard)| *hard)
+    }
 }
 
 /// The caller's working directory, home and environment.
@@ -160,7 +185,8 @@ impl Host {
 pub fn caller() -> Result<Caller> {
     let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     let home = env.iter().find(|(name, value)| name == "HOME" && Path::new(value).is_absolute());
-    let home = home.map_or_else(|| PathBuf::from("/"), |(_, value)| value.into());
+    let home = home.map(|(_, value)| value.into()).or_else(|| home::of_passwd(sys::cred::geteuid()));
+    let home = home.unwrap_or_else(|| PathBuf::from("/"));
     let cwd = std::env::current_dir().map_err(|e| Error::Sys {
         doing: "find the working directory".into(),
         on: "(cd to one that exists)".into(),
@@ -169,9 +195,13 @@ pub fn caller() -> Result<Caller> {
     Ok(Caller { cwd, home, env })
 }
 
-/// The kernel's release as two numbers, by uname(2).
+/// The version in this kernel's release, by uname(2).
 pub fn kernel() -> (u32, u32) {
-    let release = files::release();
+    version(&files::release())
+}
+
+/// A kernel's release as two numbers.
+pub(crate) fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
@@ -195,8 +225,7 @@ pub fn initial_user_namespace() -> bool {
 /// The login name: `USER` is only a hint, so it is looked up where a range depends on it.
 fn login_name(uid: u32, caller: &Caller, matters: bool) -> String {
     let known = caller.var("USER").and_then(OsStr::to_str).filter(|_| !matters).map(str::to_owned);
-    let passwd = || files::read_text(Path::new("/etc/passwd"), 1 << 20).ok();
-    let found = || passwd().and_then(|text| ids::accounts(&text).find(|a| a.uid == uid).map(|a| a.name));
+    let found = || home::account(uid).map(|account| account.name);
     known.or_else(found).unwrap_or_else(|| uid.to_string())
 }
 
@@ -219,10 +248,21 @@ fn core_piped() -> bool {
     files::read_value(Path::new("/proc/sys/kernel/core_pattern")).is_ok_and(|text| text.starts_with('|'))
 }
 
+/// Raising a hard limit takes a capability in the initial user namespace (do_prlimit), which no sandbox has.
+fn hard_limits(spec: &Spec) -> Vec<(String, u64)> {
+    let asked = spec.limits.rlimits.iter().map(|limit| limit.name.as_str());
+    let hard = |name: &str| Some((name.to_owned(), hard_limit(name)?));
+    ["nproc", "core"].into_iter().chain(asked).filter_map(hard).collect()
+}
+
+fn hard_limit(name: &str) -> Option<u64> {
+    sys::cred::getrlimit(sys::cred::resource(name)?).ok().map(|limit| limit.hard)
+}
+
 /// One look at the first processor; where it has the directory, all of them may.
 fn throttled_cpus() -> usize {
     match sys::fs::stat(c"/sys/devices/system/cpu/cpu0/thermal_throttle") {
-        Ok(_) => std::thread::available_parallelism().map_or(1, usize::from).max(files::cpus_possible()),
+        Ok(_) => files::cpus_possible(),
         Err(_) => 0,
     }
 }

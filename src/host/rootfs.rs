@@ -152,7 +152,8 @@ fn mount_points_of(text: &str) -> Vec<PathBuf> {
     text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect()
 }
 
-fn unescape(field: &str) -> PathBuf {
+/// A field of mountinfo as the path it means.
+pub(super) fn unescape(field: &str) -> PathBuf {
     let bytes = field.as_bytes();
     let (mut plain, mut at) = (Vec::with_capacity(bytes.len()), 0);
     while at < bytes.len() {

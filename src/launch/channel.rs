@@ -101,8 +101,8 @@ macro_rules! calls {
 }
 
 calls! {
-    Bind = "bind", Capset = "capset", Chdir = "chdir", Chmod = "fchmodat", Chown = "fchownat", Clone = "clone",
-    CloseRange = "close_range", Dup = "dup3", Execve = "execve", Fsconfig = "fsconfig", Fsmount = "fsmount",
+    Capset = "capset", Chdir = "chdir", Chown = "fchownat", Clone = "clone",
+    CloseRange = "close_range", Dup = "dup3", Fsconfig = "fsconfig", Fsmount = "fsmount",
     Fsopen = "fsopen", FuseOverlay = "wait for fuse-overlayfs", Getcwd = "getcwd", Ioctl = "ioctl", Keyctl = "keyctl", Landlock = "landlock_restrict_self",
     LandlockRule = "landlock_add_rule", Mkdir = "mkdirat", Mknod = "mknodat", MountSetattr = "mount_setattr",
     MoveMount = "move_mount", Open = "openat", Openat2 = "openat2", OpenTree = "open_tree", Pipe = "pipe2",
@@ -110,7 +110,7 @@ calls! {
     Seccomp = "seccomp", Send = "sendmsg", Setgroups = "setgroups", Sethostname = "sethostname", Setns = "setns",
     Setpriority = "setpriority", Setresgid = "setresgid", Setresuid = "setresuid", Setsid = "setsid",
     Sigmask = "sigprocmask", Signalfd = "signalfd", Stat = "fstatat", Symlink = "symlinkat", Umount = "umount2",
-    Unlink = "unlinkat", Unshare = "unshare", Wait = "waitid", Write = "write", Terminal = "TIOCGPTPEER",
+    Unshare = "unshare", Write = "write", Terminal = "TIOCGPTPEER",
 }
 
 impl Call {

@@ -34,11 +34,6 @@ fn explained(step: &Step, fault: Fault) -> Option<Error> {
         Step::OomScoreAdj(score) if matches!(errno, EACCES | EPERM) => {
             Error::spec("--oom-score-adj", score, "this process may only raise it").or_try("a value from 0 to 1000")
         }
-        Step::Rlimit(limit) if errno == EPERM => {
-            let why = "above this process's own hard limit, which only privileges raise";
-            let value = format!("{}={}:{}", limit.name, limit.soft, limit.hard);
-            Error::spec("--rlimit", value, why).or_try("a lower value; `ulimit -H -a` lists the limits")
-        }
         Step::Sysctl(key, value) if matches!(errno, EINVAL | ENOENT) => {
             Error::spec("--sysctl", format!("{key}={value}"), errno)
                 .or_try("a key below /proc/sys, and a value it takes")

@@ -13,7 +13,7 @@ use crate::spec::{Overlay, ids};
 use crate::sys::event::{self, Watch};
 use crate::sys::fs::HERE;
 use crate::sys::process::{self, Namespaces};
-use crate::sys::{self, EINVAL, ENODEV, ENOTCONN, EOPNOTSUPP, EPERM, ESRCH, cred, fs, mount, tty};
+use crate::sys::{self, ENOTCONN, ESRCH, cred, fs, mount, tty};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -38,8 +38,7 @@ pub(super) fn instead(plan: &Plan, host: &Host, refused: Error) -> Result<(Plan,
         Error::Step { place, call, errno } => (place.number, *call, *errno),
         _ => return Err(refused),
     };
-    let by_kernel = ["fsopen", "fsconfig", "fsmount"].contains(&call);
-    if number != place || !by_kernel || ![EPERM, EINVAL, EOPNOTSUPP, ENODEV].contains(&errno) {
+    if number != place || !host::fuse::replaces(call, errno) {
         return Err(refused);
     }
     let mut plan = plan.clone();

@@ -134,6 +134,7 @@ impl Tree {
     pub(super) fn mask(&mut self, base: Base, path: &CStr, asked: bool) -> Done {
         let kernels = match base {
             Base::Proc => held(&self.proc)?,
+            Base::Sys if self.sys.is_none() && asked => return Err(Failure(Call::Stat, ENOENT)),
             Base::Sys if self.sys.is_none() => return Ok(()),
             Base::Sys => held(&self.sys)?,
             Base::Root => return self.mask_in_root(path, asked),

@@ -301,7 +301,7 @@ fn record(plan: &Plan, request: &Request<'_>) -> Record {
         crate::plan::GroupSet::Exactly(groups) => groups.clone(),
     };
     Record {
-        version: 1,
+        version: crate::state::VERSION,
         name: plan.name.clone(),
         state: "starting".into(),
         supervisor_pid: process::getpid(),

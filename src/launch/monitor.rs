@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
-use crate::sys::event::{self, Caught, Watch};
+use crate::sys::event::{self, Watch};
 use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
 use crate::sys::{self, alloc};
@@ -157,9 +157,9 @@ impl<'a> Monitor<'a> {
                 self.listen(observer)?;
             }
             if watches[1].ready()
-                && let Ok(Some(caught)) = event::next_signal(self.sandbox.signals.as_fd())
+                && let Ok(Some(signal)) = event::next_signal(self.sandbox.signals.as_fd())
             {
-                self.signal(caught)?;
+                self.signal(signal)?;
             }
             self.keep_time(observer);
             self.pump(&watches);
@@ -283,8 +283,8 @@ impl<'a> Monitor<'a> {
         Ok(())
     }
 
-    fn signal(&mut self, caught: Caught) -> Result<()> {
-        match (self.phase, caught.signal) {
+    fn signal(&mut self, signal: i32) -> Result<()> {
+        match (self.phase, signal) {
             (Phase::SettingUp, event::SIGCHLD) => {
                 if let Some(error) = self.fuse.as_mut().and_then(Fuse::ended) {
                     return Err(error);

@@ -49,8 +49,8 @@ pub(super) fn held(fd: &Option<OwnedFd>) -> Result<BorrowedFd<'_>, Failure> {
     fd.as_ref().map(AsFd::as_fd).ok_or(Failure(Call::Open, sys::Errno(0)))
 }
 
-pub(super) const GUARDED: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0 | Attr::NOEXEC.0);
-pub(super) const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+pub(super) const GUARDED: Attr = Attr::GUARDED;
+pub(super) const PLAIN: Attr = Attr::PLAIN;
 
 /// Runs one operation of the two stages.
 pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {

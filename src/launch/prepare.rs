@@ -1,6 +1,7 @@
 //! Plan → Script: the last place that may allocate. C strings, numbers, BPF and Landlock rules are made and
 //! checked here; the child only makes calls.
 
+use super::mounts::PLAIN;
 use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
 use super::{ids, program, ruleset};
 use crate::error::{Error, Result};
@@ -197,7 +198,7 @@ impl Context<'_> {
             | Step::Link(..)
             | Step::Scratch(..)
             | Step::Supply(_)
-            | Step::SealRoot
+            | Step::SealRoot(_)
             | Step::Pivot => self.root(step),
             Step::Dev
             | Step::Devpts
@@ -234,13 +235,7 @@ impl Context<'_> {
                 Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
             }
             Step::Supply(etc) => self.supply(etc)?,
-            Step::SealRoot => {
-                let overlays = self.plan.steps.iter().filter_map(|p| match &p.step {
-                    Step::HostOverlay(path) => Some(path),
-                    _ => None,
-                });
-                Op::SealRoot(overlays.map(|path| target(path)).collect::<Result<_>>()?)
-            }
+            Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })
     }
@@ -429,8 +424,6 @@ fn detached(host: &Host, overlays: &[Layers]) -> bool {
     let fuse = overlays.iter().any(|layers| layers.by == Overlay::Fuse);
     host.kernel >= (6, 15) && host.power != Power::Root && !fuse
 }
-
-const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
 
 fn resource(name: &str) -> Result<u32> {
     crate::sys::cred::resource(name).ok_or_else(|| Error::Bug(format!("no resource limit {name}")))

@@ -19,7 +19,7 @@ pub(crate) struct Script {
     pub idmapped: Vec<IdMapped>,
     /// What the clone makes new.
     pub new: Namespaces,
-    /// Made in between where the map is one of ranges; see `MapsAbove`.
+    /// Made in between where the map is one of ranges; see [`Above`].
     pub above: Option<Above>,
     /// User and group inside of what the child makes.
     pub creator: (u32, u32),

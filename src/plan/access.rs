@@ -4,11 +4,11 @@ use super::bpf::Insn;
 use super::seccomp::{NATIVE, Policy, default_program, program};
 use super::{Identities, Process, Stage, Step, Steps, mounts, rules, setid};
 use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::spec::access::{Capabilities, Filter, Landlock, Nesting, SetId};
+use crate::host::{CORES_PIPED, Host};
+use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
-use crate::spec::{Init, Rlimit, RootSource, Spec, Writes};
+use crate::spec::{DEFAULT_PIDS, Init, Rlimit, Spec, Writes};
 
 /// What a place allows beyond reading and executing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,9 @@ const OLDEST_ABI: u32 = 2;
 pub(super) fn identity(steps: &mut Steps, spec: &Spec, who: &Identities) {
     let must = |steps: &mut Steps, step| steps.must(Stage::Identity, step);
     let calls = ["add_key", "request_key", "keyctl"];
-    if spec.seccomp.filter == Filter::Off || spec.seccomp.allow.iter().any(|name| calls.contains(&name.as_str())) {
+    // What is logged is allowed too.
+    let mut opened = spec.seccomp.allow.iter().chain(&spec.seccomp.log);
+    if spec.seccomp.filter == Filter::Off || opened.any(|name| calls.contains(&name.as_str())) {
         steps.may_degrade(Stage::Identity, Step::Keyring);
     }
     must(steps, Step::Bounding(spec.capabilities));
@@ -60,17 +62,8 @@ fn held(spec: &Spec, who: &Identities) -> Capabilities {
 /// Steps of `Confine`.
 pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process) -> Result<Option<LandlockPlan>> {
     steps.must(Stage::Confine, Step::Verify);
-    // Init is one of the processes that the kernel counts.
-    let init = u64::from(spec.program.init == Init::Own);
-    steps.must(Stage::Confine, Step::Pids(spec.limits.pids + init));
-    if host.core_piped && spec.limits.rlimits.iter().all(|limit| limit.name != "core") {
-        // A limit of 1 is what the kernel takes as "no pipe to a program of the host" (coredump.c, since 2.6.32).
-        steps.must(Stage::Confine, Step::Rlimit(Rlimit { name: "core".into(), soft: 1, hard: 1 }));
-    }
-    for limit in &spec.limits.rlimits {
-        steps.must(Stage::Confine, Step::Rlimit(limit.clone()));
-    }
-    let landlock = landlock(spec, host)?;
+    rlimits(steps, spec, host)?;
+    let landlock = landlock(steps, spec, host)?;
     if let Some(plan) = &landlock {
         steps.must(Stage::Confine, Step::Landlock(plan.clone()));
     }
@@ -78,7 +71,48 @@ pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Pro
     Ok(landlock)
 }
 
-fn landlock(spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
+/// How many processes the kernel lets there be, `init` of sbx's own among them. The default gives way to the
+/// caller's own hard limit, what was asked for does not.
+pub(super) fn processes(spec: &Spec, host: &Host, init: u64) -> Result<u64> {
+    let hard = host.hard_limit("nproc");
+    match spec.limits.pids {
+        Some(pids) if pids + init > hard => {
+            let why = format!("with sbx's init that is more than your own hard limit of {hard} (ulimit -Hu)");
+            Err(Error::spec("--pids", pids, why).or_try(format!("--pids {}", hard.saturating_sub(init).max(1))))
+        }
+        pids => Ok((pids.unwrap_or(DEFAULT_PIDS) + init).min(hard)),
+    }
+}
+
+/// The resource limits, the one on processes first.
+fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
+    let processes = processes(spec, host, u64::from(spec.program.init == Init::Own))?;
+    steps.must(Stage::Confine, Step::Pids(processes));
+    if host.core_piped && spec.limits.rlimits.iter().all(|limit| limit.name != "core") {
+        // A limit of 1 is what the kernel takes as "no pipe to a program of the host" (coredump.c, since 2.6.32).
+        let unpiped = Step::Rlimit(Rlimit { name: "core".into(), soft: 1, hard: 1 });
+        match (host.hard_limit("core"), spec.degrade) {
+            (0, Degrade::Never) => {
+                let (why, hint) = (CORES_PIPED.0.into(), Some(CORES_PIPED.1.into()));
+                return Err(Error::Unsupported { feature: "core limit".into(), why, hint });
+            }
+            (0, Degrade::BestEffort) => steps.may_degrade(Stage::Confine, unpiped),
+            _ => steps.must(Stage::Confine, unpiped),
+        }
+    }
+    for limit in &spec.limits.rlimits {
+        let most = if limit.name == "nproc" { processes } else { host.hard_limit(&limit.name) };
+        if limit.hard > most {
+            let why = format!("above the hard limit of {most}, which nobody can raise in here");
+            let fitting = format!("--rlimit {}={}:{most}", limit.name, limit.soft.min(most));
+            return Err(Error::spec("--rlimit", &limit.name, why).or_try(fitting));
+        }
+        steps.must(Stage::Confine, Step::Rlimit(limit.clone()));
+    }
+    Ok(())
+}
+
+fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
     // Landlock forbids every mount to those it confines, so an inner sandbox could not be built under it.
     let missing = match (spec.landlock, spec.nesting) {
         (Landlock::Off, _) => return Ok(None),
@@ -102,11 +136,11 @@ fn landlock(spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
-    Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(spec) }))
+    Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(steps, spec) }))
 }
 
-/// Every writable place follows from the mounts; a right given at `/` holds below it too.
-fn places(spec: &Spec) -> Vec<(InnerPath, Grant)> {
+/// Every writable place follows from what is mounted; a right given at `/` holds below it too.
+fn places(steps: &Steps, spec: &Spec) -> Vec<(InnerPath, Grant)> {
     let written = !matches!(spec.root.writes, Writes::ReadOnly(_));
     let mut places = vec![
         (InnerPath::known("/"), if written { Grant::Change } else { Grant::Read }),
@@ -114,20 +148,18 @@ fn places(spec: &Spec) -> Vec<(InnerPath, Grant)> {
     ];
     if !written {
         places.push((InnerPath::known("/proc"), Grant::WriteFiles));
-        places.extend(["/tmp", "/run"].map(|path| (InnerPath::known(path), Grant::Change)));
-        if spec.root.source == RootSource::Host {
-            places.extend(
-                ["/home", "/root", "/mnt", "/media", "/var/tmp"].map(|path| (InnerPath::known(path), Grant::Change)),
-            );
-        }
     }
-    for mount in &spec.mounts {
-        match &mount.source {
-            Source::Bind { devices: Devices::Dev, .. } => places.push((mount.dst.clone(), Grant::Devices)),
-            Source::Bind { access: Access::Ro, .. } | Source::Device { .. } => {}
-            Source::Bind { .. } | Source::Tmpfs { .. } | Source::Mqueue if !written => {
-                places.push((mount.dst.clone(), Grant::Change));
-            }
+    for planned in &steps.list {
+        match &planned.step {
+            Step::Scratch(path, _) if !written => places.push((path.clone(), Grant::Change)),
+            Step::Mount(mount) => match &mount.source {
+                Source::Bind { devices: Devices::Dev, .. } => places.push((mount.dst.clone(), Grant::Devices)),
+                Source::Bind { access: Access::Ro, .. } | Source::Device { .. } => {}
+                Source::Bind { .. } | Source::Tmpfs { .. } | Source::Mqueue if !written => {
+                    places.push((mount.dst.clone(), Grant::Change));
+                }
+                _ => {}
+            },
             _ => {}
         }
     }

@@ -74,7 +74,7 @@ pub(super) fn identities(spec: &Spec, host: &Host) -> Result<Identities> {
     let name =
         account.as_ref().map_or_else(|| if uid == 0 { "root".into() } else { uid.to_string() }, |a| a.name.clone());
     let home = account.map(|a| a.home).filter(|home| home.starts_with('/')).unwrap_or_else(|| "/".into());
-    let pids_above = (maps.by != MapsBy::Caller).then_some(spec.limits.pids + 1);
+    let pids_above = (maps.by != MapsBy::Caller).then(|| super::access::processes(spec, host, 1)).transpose()?;
     Ok(Identities {
         uids: maps.uids,
         gids: maps.gids,

@@ -5,13 +5,13 @@ use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Process, Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
-use crate::host::{Host, Power, RootFacts};
+use crate::host::{Host, Power, RootFacts, TMPFS_XATTRS};
 use crate::spec::access::Nesting;
 use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What Docker masks (security.md section 2), as moby/moby does since 2026.
 const MASKED_PROC: [&str; 10] = [
@@ -28,9 +28,6 @@ const MASKED_PROC: [&str; 10] = [
 ];
 const MASKED_SYS: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/firmware"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Overlays need user xattrs on their upper layer, which tmpfs has since Linux 6.6.
-const TMPFS_XATTRS: (u32, u32) = (6, 6);
 
 /// Bytes of the one tmpfs: as said, else left to the kernel as a share of the machine's memory.
 fn store_size(spec: &Spec) -> Option<u64> {
@@ -57,16 +54,16 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
 pub(crate) fn upper_home(host: &Host) -> HostPath {
     // Root's own home is closed to the ids of its sandboxes.
     if host.power != Power::Ordinary {
-        return HostPath::from(std::path::PathBuf::from("/var/lib/sbx/upper"));
+        return HostPath::from(PathBuf::from("/var/lib/sbx/upper"));
     }
     let base = host.caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
     let base = base.map_or_else(|| host.caller.home.join(".local/share"), Path::to_owned);
     HostPath::new(base.join("sbx/upper")).unwrap_or_else(|| InnerPath::known("/var/tmp").as_path().to_owned().into())
 }
 
-impl From<std::path::PathBuf> for HostPath {
+impl From<PathBuf> for HostPath {
     /// For paths known to be absolute; a relative one is taken from the root.
-    fn from(path: std::path::PathBuf) -> HostPath {
+    fn from(path: PathBuf) -> HostPath {
         HostPath::new(Path::new("/").join(path)).unwrap_or_else(|| unreachable!("joined to /"))
     }
 }
@@ -122,7 +119,8 @@ pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
 /// Whether the program can write files of the host.
 pub(super) fn writable_host(spec: &Spec) -> bool {
     let kept = matches!(&spec.root.writes, Writes::Through | Writes::Upper(Upper::Directory(_)));
-    kept || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
+    // The host's /dev/shm comes with its ipc namespace.
+    kept || spec.share.ipc || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
 }
 
 /// All steps of the stage, in their order.
@@ -152,17 +150,16 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
         ),
     );
     if spec.root.source == RootSource::Host {
-        host_scratch(steps, host);
+        host_scratch(steps, host)?;
     }
     users(steps, spec, host)?;
-    for path in &spec.mask {
-        must(steps, Step::Mask(Masked { path: path.clone(), asked: true }));
-    }
+    masks(steps, spec)?;
     if process.terminal != Terminal::None {
         must(steps, Step::Terminal);
     }
     if matches!(spec.root.writes, Writes::ReadOnly(_)) {
-        must(steps, Step::SealRoot);
+        let overlays = bare_overlays(steps);
+        must(steps, Step::SealRoot(overlays));
     }
     Ok(())
 }
@@ -206,7 +203,7 @@ fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, nam
     }
     match (&spec.root.source, upper) {
         (RootSource::Layers(lower), Some(upper)) => {
-            let layers = Layers { lower: lower.clone(), upper, mode: host.root.mode, by: spec.root.overlay };
+            let layers = Layers { lower: lower.clone(), upper, by: spec.root.overlay };
             steps.must(Stage::Root, Step::Overlay(layers));
         }
         (RootSource::Layers(lower), None) => match lower.as_slice() {
@@ -251,15 +248,38 @@ fn host_root(steps: &mut Steps, root: &RootFacts) {
     }
 }
 
-/// The empty directories of `@host`, and an empty home for its caller.
-fn host_scratch(steps: &mut Steps, host: &Host) {
-    for (path, mode) in [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)] {
-        steps.must(Stage::Root, Step::Scratch(InnerPath::known(path), mode));
+/// The empty directories of `@host`, its caller's home among them.
+fn host_scratch(steps: &mut Steps, host: &Host) -> Result<()> {
+    for (path, mode) in &host.emptied {
+        steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode));
     }
-    let home = InnerPath::parse("HOME", &host.caller.home).ok();
-    if let Some(home) = home.filter(|home| home.depth() > 1 && home.as_path() != Path::new("/root")) {
-        steps.must(Stage::Root, Step::Scratch(home, 0o700));
+    Ok(())
+}
+
+/// What the user wants masked.
+fn masks(steps: &mut Steps, spec: &Spec) -> Result<()> {
+    if let (false, Some(path)) = (own_network(spec), spec.mask.iter().find(|path| path.is_below("/sys"))) {
+        return Err(Error::spec("--mask", path, "with --net host /sys is empty").or_try("leave it out"));
     }
+    for path in &spec.mask {
+        steps.must(Stage::Root, Step::Mask(Masked { path: path.clone(), asked: true }));
+    }
+    Ok(())
+}
+
+/// The overlays of `@host` that nothing is mounted on: what lies on one stays as writable as was asked for.
+fn bare_overlays(steps: &Steps) -> Vec<PathBuf> {
+    let covered = |place: &Path| {
+        steps.list.iter().any(|planned| match &planned.step {
+            Step::Scratch(path, _) | Step::Mount(Mount { dst: path, .. }) => path.as_path() == place,
+            _ => false,
+        })
+    };
+    let overlays = steps.list.iter().filter_map(|planned| match &planned.step {
+        Step::HostOverlay(path) if !covered(path) => Some(path.clone()),
+        _ => None,
+    });
+    overlays.collect()
 }
 
 /// A path to unmask that no mask covers is a mistake of the user's.
@@ -344,11 +364,11 @@ fn look(host: &Host, src: &HostPath, presence: Presence, mount: &Mount) -> Resul
 }
 
 /// An overlay of the caller's directory in its own place, unless a mount of the user's covers it, or it would
-/// show the home that `@host` hides.
+/// show what `@host` hides. The directory comes from the kernel, without links: the places are compared as they lead.
 fn working_directory(spec: &Spec, host: &Host) -> Option<Mount> {
     let cwd = &host.caller.cwd;
     let covered = spec.mounts.iter().any(|mount| cwd.starts_with(mount.dst.as_path()));
-    let too_wide = host.caller.home.starts_with(cwd) || cwd.components().count() < 3;
+    let too_wide = host.emptied.iter().any(|(path, _)| path.starts_with(cwd)) || cwd.components().count() < 3;
     if covered || too_wide {
         return None;
     }

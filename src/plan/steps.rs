@@ -69,12 +69,12 @@ pub enum Step {
     Mask(Masked),
     /// /sys.
     Sys(SysKind),
-    /// A mount of the user's; `made_on_host` where a missing mount point would be made in a host tree.
+    /// A mount of the user's.
     Mount(Mount),
     /// The sandbox's own terminal and /dev/console.
     Terminal,
-    /// The root made read-only.
-    SealRoot,
+    /// The root made read-only, and these overlays of `@host`.
+    SealRoot(Vec<PathBuf>),
     /// pivot_root and the old root detached.
     Pivot,
     /// A new session keyring.
@@ -116,8 +116,6 @@ pub struct Layers {
     pub lower: Vec<HostPath>,
     /// Where changes go.
     pub upper: UpperAt,
-    /// Mode of the top directory.
-    pub mode: u32,
     /// Who lays them over each other.
     pub by: Overlay,
 }
@@ -240,7 +238,7 @@ impl fmt::Display for Step {
             Step::Sys(SysKind::Empty) => write!(f, "mount an empty /sys"),
             Step::Mount(mount) => mount.fmt(f),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
-            Step::SealRoot => write!(f, "make / read-only"),
+            Step::SealRoot(_) => write!(f, "make / read-only"),
             Step::Pivot => write!(f, "pivot to the new root and detach the old one"),
             Step::Keyring => write!(f, "join a new session keyring"),
             Step::Bounding(held) => write!(f, "bound the capabilities to: {held}"),

@@ -7,6 +7,7 @@ pub mod access;
 pub mod ids;
 pub mod layer;
 pub mod mount;
+pub(crate) mod near;
 mod resolve;
 pub(crate) use resolve::matches;
 pub mod text;
@@ -226,11 +227,14 @@ pub struct TimeOffsets {
     pub boottime: i64,
 }
 
+/// sbx's default for `--pids`.
+pub const DEFAULT_PIDS: u64 = 4096;
+
 /// Limits that need no cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Processes and threads, sbx's init not counted.
-    pub pids: u64,
+    /// Processes and threads, sbx's init not counted; [`DEFAULT_PIDS`] where nobody asked.
+    pub pids: Option<u64>,
     /// Resource limits by the lower-case name of getrlimit(2); `None` is unlimited.
     pub rlimits: Vec<Rlimit>,
     /// Nice value.

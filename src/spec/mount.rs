@@ -5,6 +5,7 @@ use super::text::{Caller, HostPath, InnerPath, size, word};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
+use std::path::Path;
 
 /// What the program may do with a bind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -132,17 +133,30 @@ impl Mount {
             }
         }
         let dst = destination(FIELD, dst.ok_or_else(|| refuse("dst= is missing".into()))?)?;
-        match (kind.unwrap_or("bind"), src) {
-            ("bind", Some(src)) if bytes.is_none() && mode.is_none() => bind.at(caller.host_path(FIELD, src)?, dst),
-            ("bind", Some(_)) => Err(refuse("size and mode belong to type=tmpfs".into())),
-            ("bind", None) => Err(refuse("src= is missing".into())),
-            ("tmpfs", None) => Ok(Mount {
-                dst,
-                source: Source::Tmpfs { size: bytes, mode: mode.unwrap_or(0o1777), exec: bind.exec() },
-            }),
-            ("mqueue", None) => Ok(Mount { dst, source: Source::Mqueue }),
-            ("tmpfs" | "mqueue", Some(_)) => Err(refuse("this type has no src".into())),
-            (other, _) => Err(refuse(format!("type={other} is not one of bind, tmpfs, mqueue"))),
+        let kind = kind.unwrap_or("bind");
+        if !TYPES.contains(&kind) {
+            return Err(refuse(format!("type={kind} is not one of {}", TYPES.join(", "))));
+        }
+        let given = [
+            ("src", src.is_some()),
+            ("ro", bind.access == Some(Access::Ro)),
+            // A tmpfs is writable whether that is said or not.
+            ("rw", bind.access == Some(Access::Rw) && kind != "tmpfs"),
+            ("overlay", bind.access == Some(Access::Overlay)),
+            ("dev", bind.devices == Devices::Dev),
+            ("optional", bind.presence == Presence::Optional),
+            ("size", bytes.is_some()),
+            ("mode", mode.is_some()),
+            ("exec", bind.exec.is_some()),
+        ];
+        foreign_key(FIELD, kind, &given)?;
+        match kind {
+            "tmpfs" => {
+                let source = Source::Tmpfs { size: bytes, mode: mode.unwrap_or(0o1777), exec: bind.exec() };
+                Ok(Mount { dst, source })
+            }
+            "mqueue" => Ok(Mount { dst, source: Source::Mqueue }),
+            _ => bind.at(caller.host_path(FIELD, src.ok_or_else(|| refuse("src= is missing".into()))?)?, dst),
         }
     }
 
@@ -181,8 +195,20 @@ impl Mount {
     pub fn table(caller: &Caller, table: &MountTable) -> Result<Mount> {
         const FIELD: &str = "[[mount]]";
         let kind = table.r#type.as_deref().unwrap_or("bind");
+        if !TYPES.contains(&kind) {
+            return Err(Error::spec("type", kind, format!("not one of {}", TYPES.join(", "))));
+        }
         let missing = |key: &str| Error::spec(FIELD, kind, format!("{key} is missing"));
-        foreign_key(table, kind)?;
+        let given = [
+            ("src", table.src.is_some()),
+            ("access", table.access.is_some()),
+            ("dev", table.dev.is_some()),
+            ("optional", table.optional.is_some()),
+            ("size", table.size.is_some()),
+            ("mode", table.mode.is_some()),
+            ("exec", table.exec.is_some()),
+        ];
+        foreign_key(FIELD, kind, &given)?;
         let exec = if table.exec.unwrap_or(true) { Exec::Exec } else { Exec::Noexec };
         let source = match kind {
             "bind" => {
@@ -200,8 +226,7 @@ impl Mount {
                 mode: table.mode.as_deref().map_or(Ok(0o1777), |m| octal("mode", m))?,
                 exec,
             },
-            "mqueue" => Source::Mqueue,
-            _ => return Err(Error::spec("type", kind, "not one of bind, tmpfs, mqueue")),
+            _ => Source::Mqueue,
         };
         let dst = match (&table.dst, &source) {
             // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
@@ -214,19 +239,21 @@ impl Mount {
     }
 }
 
+/// The types of a mount that is written as keys.
+const TYPES: [&str; 3] = ["bind", "tmpfs", "mqueue"];
+
 /// A key that means nothing for a type of mount is refused: the author meant something by it.
-fn foreign_key(table: &MountTable, kind: &str) -> Result<()> {
-    let keys = [
-        ("src", table.src.is_some(), "bind"),
-        ("access", table.access.is_some(), "bind"),
-        ("dev", table.dev.is_some(), "bind"),
-        ("optional", table.optional.is_some(), "bind"),
-        ("size", table.size.is_some(), "tmpfs"),
-        ("mode", table.mode.is_some(), "tmpfs"),
-        ("exec", table.exec.is_some() && kind == "mqueue", "bind or tmpfs"),
-    ];
-    match keys.iter().find(|(_, given, of)| *given && *of != kind) {
-        Some((key, _, of)) => Err(Error::spec("[[mount]]", key, format!("a key of type {of}, and this is {kind}"))),
+fn foreign_key(field: &str, kind: &str, given: &[(&str, bool)]) -> Result<()> {
+    let types = |key: &str| match key {
+        "size" | "mode" => ["tmpfs"].as_slice(),
+        "exec" => &["bind", "tmpfs"],
+        _ => &["bind"],
+    };
+    match given.iter().find(|(key, given)| *given && !types(key).contains(&kind)) {
+        Some((key, _)) => {
+            let why = format!("a key of type {}, and this is {kind}", types(key).join(" or "));
+            Err(Error::spec(field, key, why))
+        }
         None => Ok(()),
     }
 }
@@ -291,6 +318,11 @@ pub fn destination(field: &str, text: &str) -> Result<InnerPath> {
             Error::spec(field, text, "the root itself is ROOTFS, not a mount").or_try("give that directory as ROOTFS")
         );
     }
+    if dst.as_path() == Path::new("/dev") {
+        // What it holds is sbx's own, and the store of all that is writable is measured through it.
+        let why = "sbx makes /dev itself; only places below it can be mounted on";
+        return Err(Error::spec(field, text, why).or_try("--device PATH for a device of the host"));
+    }
     match ["/proc", "/sys"].iter().find(|guarded| dst.is_below(guarded)) {
         Some(guarded) => Err(Error::spec(field, text, format!("nothing may be mounted on or below {guarded}"))),
         None => Ok(dst),
@@ -345,16 +377,28 @@ mod tests {
         assert_eq!(volume("./src:/src"), "bind /work/src on /src, writable");
         assert_eq!(volume("~/.cargo:/c:ro,noexec"), "bind /home/me/.cargo on /c, read-only, noexec");
         assert_eq!(volume(".:/w:overlay"), "bind /work on /w, overlay");
-        for bad in
-            ["", "/a", "name:/x", "/a:b", "/a:/../b", "/a:/", "/a:/proc/x", "/a:/b:ro,rw", "/a:/b:z", "/a:/b:ro:x"]
-        {
+        assert_eq!(volume("/a:/dev/x"), "bind /a on /dev/x, writable");
+        for bad in [
+            "",
+            "/a",
+            "/a:/dev",
+            "/a:/dev/",
+            "name:/x",
+            "/a:b",
+            "/a:/../b",
+            "/a:/",
+            "/a:/proc/x",
+            "/a:/b:ro,rw",
+            "/a:/b:z",
+            "/a:/b:ro:x",
+        ] {
             assert!(volume(bad).starts_with("error"), "{bad}");
         }
     }
 
     #[test]
     fn key_values() {
-        let mount = |text| shown(Mount::key_values(&caller(), text));
+        let mount = |text: &str| shown(Mount::key_values(&caller(), text));
         assert_eq!(mount("type=bind,src=/a:b,dst=/c,ro"), "bind /a:b on /c, read-only");
         assert_eq!(mount("type=tmpfs,dst=/t,size=1M"), "mount a tmpfs of 1048576 bytes on /t");
         assert_eq!(mount("type=mqueue,dst=/q"), "mount the message queues on /q");
@@ -362,6 +406,14 @@ mod tests {
             ["", "type=bind,dst=/c", "type=nfs,dst=/c", "type=tmpfs,src=/a,dst=/c", "dst=/c,src=/a,size=1", "x=y"]
         {
             assert!(mount(bad).starts_with("error"), "{bad}");
+        }
+        assert_eq!(mount("type=tmpfs,dst=/t,rw,noexec"), "mount a tmpfs on /t");
+        for foreign in ["ro", "readonly", "overlay", "dev", "optional"] {
+            let text = mount(&format!("type=tmpfs,dst=/t,{foreign}"));
+            assert!(text.contains("a key of type bind, and this is tmpfs"), "{foreign}: {text}");
+        }
+        for foreign in ["rw", "exec", "size=1M", "mode=700"] {
+            assert!(mount(&format!("type=mqueue,dst=/q,{foreign}")).contains("and this is mqueue"), "{foreign}");
         }
     }
 

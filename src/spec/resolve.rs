@@ -9,8 +9,6 @@ use super::*;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 
-/// sbx's default for `--pids`.
-const DEFAULT_PIDS: u64 = 4096;
 /// The kernel's PID_MAX_LIMIT on 64 bits.
 const MAX_PIDS: u64 = 4_194_304;
 /// sbx's default for `--kill-after`.
@@ -342,8 +340,8 @@ fn limits(layers: &[Layer]) -> Result<Limits> {
         return Err(Error::spec("--oom-score-adj", value, "from -1000 to 1000"));
     }
     Ok(Limits {
-        pids: pids.transpose()?.unwrap_or(DEFAULT_PIDS),
-        rlimits: all(layers, |l| &l.limits.rlimit).map(|text| rlimit(text)).collect::<Result<_>>()?,
+        pids: pids.transpose()?,
+        rlimits: rlimits(layers)?,
         nice,
         oom_score_adj,
         timeout: period("--timeout", scalar(layers, |l| &l.limits.timeout))?,
@@ -369,6 +367,17 @@ const RLIMITS: [&str; 16] = [
     "sigpending",
     "stack",
 ];
+
+/// Each name is a scalar of its own: the last one counts.
+fn rlimits(layers: &[Layer]) -> Result<Vec<Rlimit>> {
+    let mut found: Vec<Rlimit> = Vec::new();
+    for limit in all(layers, |l| &l.limits.rlimit).map(|text| rlimit(text)) {
+        let limit = limit?;
+        found.retain(|old| old.name != limit.name);
+        found.push(limit);
+    }
+    Ok(found)
+}
 
 fn rlimit(text: &str) -> Result<Rlimit> {
     const FIELD: &str = "--rlimit";

@@ -30,7 +30,7 @@ fn strings(texts: &[&str]) -> Vec<String> {
 #[test]
 fn defaults() {
     let spec = resolved(&[argv()]);
-    assert_eq!(spec.limits.pids, 4096);
+    assert_eq!(spec.limits.pids, None);
     assert_eq!(spec.program.umask, 0o022);
     assert_eq!(spec.root.writes, Writes::Upper(Upper::Tmpfs(None)));
     assert_eq!(spec.capabilities, Capabilities::default_set());
@@ -41,13 +41,17 @@ fn defaults() {
 fn later_scalars_replace_and_lists_append() {
     let low = policy(|l| {
         l.limits.pids = Some(Count::Number(5));
+        l.limits.rlimit = strings(&["nofile=5", "cpu=1"]);
         l.mounts.volume = strings(&["/a:/a"]);
     });
     let mut high = argv();
     high.limits.pids = Some(Count::Text("7".into()));
+    high.limits.rlimit = strings(&["nofile=7"]);
     high.mounts.volume = strings(&["/b:/b/c", "/c:/c"]);
     let spec = resolved(&[low, high]);
-    assert_eq!(spec.limits.pids, 7);
+    assert_eq!(spec.limits.pids, Some(7));
+    let limits: Vec<_> = spec.limits.rlimits.iter().map(|limit| (limit.name.as_str(), limit.hard)).collect();
+    assert_eq!(limits, [("cpu", 1), ("nofile", 7)]);
     let order: Vec<String> = spec.mounts.iter().map(|m| m.dst.to_string()).collect();
     assert_eq!(order, ["/a", "/c", "/b/c"]);
 }

@@ -9,7 +9,7 @@ mod path;
 mod record;
 
 pub use names::generate;
-pub use record::{Made, Record, Skipped};
+pub use record::{Made, Record, Skipped, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;

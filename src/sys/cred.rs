@@ -93,13 +93,6 @@ pub fn drop_bounding(capability: u32) -> Result<()> {
     done(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as c_ulong, 0, 0, 0) })
 }
 
-/// `PR_CAP_AMBIENT_CLEAR_ALL`.
-pub fn clear_ambient() -> Result<()> {
-    let zero: c_ulong = 0;
-    // SAFETY: takes integers.
-    done(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, zero, zero, zero) })
-}
-
 /// Makes these capabilities, which the thread holds, outlive an exec also for a user other than 0: inheritable and
 /// ambient (`PR_CAP_AMBIENT_RAISE`, Linux 4.3).
 pub fn keep_over_exec(held: CapSet) -> Result<()> {
@@ -112,12 +105,6 @@ pub fn keep_over_exec(held: CapSet) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// `PR_SET_SECUREBITS`.
-pub fn set_securebits(bits: u32) -> Result<()> {
-    // SAFETY: takes integers.
-    done(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits as c_ulong, 0, 0, 0) })
 }
 
 /// A resource limit; `u64::MAX` is none.

@@ -32,23 +32,14 @@ pub fn signalfd(signals: &[i32]) -> Result<OwnedFd> {
     fd(unsafe { libc::signalfd(-1, set_of(signals).as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
-/// A signal taken from a [`signalfd`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caught {
-    /// Its number.
-    pub signal: i32,
-    /// Whether the kernel sent it, as a terminal's driver does, and not a process.
-    pub by_kernel: bool,
-}
-
-/// The next pending signal, if there is one.
-pub fn next_signal(from: BorrowedFd<'_>) -> Result<Option<Caught>> {
+/// The number of the next pending signal, if there is one.
+pub fn next_signal(from: BorrowedFd<'_>) -> Result<Option<i32>> {
     // SAFETY: all zero is a valid record, which read fills in.
     let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
     let size = size_of_val(&info);
     // SAFETY: the buffer holds exactly one record.
     match retry(|| ok(unsafe { libc::read(from.as_raw_fd(), (&raw mut info).cast(), size) } as i64)) {
-        Ok(_) => Ok(Some(Caught { signal: info.ssi_signo as i32, by_kernel: info.ssi_code == libc::SI_KERNEL })),
+        Ok(_) => Ok(Some(info.ssi_signo as i32)),
         Err(super::EAGAIN) => Ok(None),
         Err(errno) => Err(errno),
     }
@@ -69,14 +60,6 @@ pub fn default_action(signal: i32) {
 /// Sends a signal to the calling process by number; the mask decides whether it acts now.
 pub fn raise(signal: i32) -> Result<()> {
     super::process::kill(super::process::getpid(), signal)
-}
-
-/// Lets one blocked signal through until it has acted: how sbx stops itself after its tree.
-pub fn deliver(signal: i32) -> Result<()> {
-    default_action(signal);
-    raise(signal)?;
-    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set_of(&[signal])), None)?;
-    block(&[signal])
 }
 
 /// What to wait for on a descriptor, and after [`poll`] what came.

@@ -82,12 +82,10 @@ pub const ENODEV: Errno = Errno(libc::ENODEV);
 pub const ENXIO: Errno = Errno(libc::ENXIO);
 /// The file system does not do that.
 pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
-/// A read-only file system.
-pub const EROFS: Errno = Errno(libc::EROFS);
 /// The executable has no format the kernel knows.
 pub const ENOEXEC: Errno = Errno(libc::ENOEXEC);
 /// A value read back differs from what was set: a protection did not take (DESIGN 4.4).
-pub const NOT_TAKEN: Errno = Errno(libc::ENOTRECOVERABLE);
+pub const NOT_TAKEN: Errno = Errno::NOT_TAKEN;
 
 /// `-1` becomes the thread's errno.
 fn ok(returned: c_long) -> Result<c_long> {

@@ -24,6 +24,10 @@ impl Attr {
     pub const NODEV: Attr = Attr(0x4);
     /// Nothing can be executed.
     pub const NOEXEC: Attr = Attr(0x8);
+    /// What every mount of a sandbox's has.
+    pub const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+    /// What mounts have that hold no programs.
+    pub const GUARDED: Attr = Attr(Attr::PLAIN.0 | Attr::NOEXEC.0);
 
     /// Whether all of `other` is in this set.
     pub fn has(self, other: Attr) -> bool {
@@ -203,7 +207,7 @@ pub fn detach_here() -> Result<()> {
     done(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })
 }
 
-/// What mount(2) says of an overlay or tmpfs that is full or what a path's file system holds.
+/// What statfs(2) says of a file system: what it is, and how much room it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
     /// `f_type`: the magic number of the file system.

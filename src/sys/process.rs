@@ -322,11 +322,6 @@ pub fn getpriority() -> Result<i32> {
     ok(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) }).map(|raw| 20 - raw as i32)
 }
 
-/// `close_range(2)` of everything from `first` up. Linux 5.9.
-pub fn close_from(first: i32) -> Result<()> {
-    close_range(first as u32, u32::MAX)
-}
-
 /// `close_range(2)`. Linux 5.9.
 pub fn close_range(first: u32, last: u32) -> Result<()> {
     if first > last {

@@ -346,6 +346,11 @@ impl Drop for Running {
 }
 
 impl Outcome {
+    /// Of a command that is no `sbx run`.
+    pub fn of(status: i32, stdout: String, stderr: String, told: String) -> Outcome {
+        Outcome { status, stdout, stderr, told }
+    }
+
     /// The exit status has to be this; 1000 + N is a death of sbx itself by signal N.
     #[track_caller]
     pub fn exits(self, status: i32) -> Self {

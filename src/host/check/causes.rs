@@ -4,14 +4,9 @@
 use super::facts::Facts;
 use super::probe::{Outcome, Refusal};
 use super::{ReadyFile, kernel};
-use crate::sys::{EACCES, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, Errno};
+use crate::host::TMPFS_XATTRS;
+use crate::sys::{EACCES, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ETIMEDOUT};
 
-/// ENODEV: a file system that the kernel does not have.
-const ENODEV: Errno = Errno(19);
-/// From here on an overlay's upper layer can be a tmpfs; a run on an older kernel takes a directory by itself.
-pub(super) const TMPFS_XATTRS: (u32, u32) = (6, 6);
-/// A helper that gave no answer.
-pub(super) const ETIMEDOUT: Errno = Errno(110);
 /// The kernel nests user namespaces no deeper (user_namespaces(7)).
 const DEEPEST: u32 = 33;
 

@@ -4,7 +4,8 @@
 
 use super::cgroup::Cgroup;
 use crate::host::files::{c_path, read_text};
-use crate::host::{Power, find_program, initial_user_namespace, login_name, power};
+use crate::host::rootfs::unescape;
+use crate::host::{Power, core_piped, find_program, hard_limit, initial_user_namespace, login_name, power};
 use crate::spec::{Caller, ids};
 use crate::sys::fs::{HERE, Kind, Open, mount_id, openat, stat};
 use crate::sys::{cred, landlock};
@@ -64,6 +65,12 @@ pub struct Facts {
     pub fuse_overlayfs: Option<PathBuf>,
     /// Keys that this user has, and may have.
     pub keys: Option<(u64, u64)>,
+    /// Whether core dumps go to a program of the host.
+    pub core_piped: bool,
+    /// Hard limit of this process on core files.
+    pub hard_core: Option<u64>,
+    /// Hard limit of this process on processes.
+    pub hard_nproc: Option<u64>,
     /// Control groups.
     pub cgroup: Cgroup,
     /// This program's own file.
@@ -121,8 +128,7 @@ fn word(path: &str) -> Option<String> {
 impl Facts {
     /// The kernel's version, as its release has it.
     pub(super) fn version(&self) -> (u32, u32) {
-        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
-        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+        crate::host::version(&self.release)
     }
 
     /// Reads all of them.
@@ -156,6 +162,9 @@ impl Facts {
             subgids: ranges("/etc/subgid"),
             fuse_overlayfs: find_program(caller, "fuse-overlayfs"),
             keys: text("/proc/key-users").and_then(|text| keys(&text, uid)),
+            core_piped: core_piped(),
+            hard_core: hard_limit("core"),
+            hard_nproc: hard_limit("nproc"),
             cgroup: Cgroup::look(caller, &mounts),
             exe: std::env::current_exe().ok(),
             user,
@@ -290,7 +299,7 @@ impl Mount {
         let kind = tail.next()?.to_owned();
         let options = format!("{},{}", fields.get(5)?, tail.nth(1).unwrap_or_default());
         let id = fields.first()?.parse().ok()?;
-        let path = |n: usize| fields.get(n).map(|field| PathBuf::from(field.replace("\\040", " ")));
+        let path = |n: usize| fields.get(n).map(|field| unescape(field));
         Some(Mount { id, root: path(3)?, point: path(4)?, options, kind })
     }
 }

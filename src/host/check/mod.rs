@@ -65,6 +65,8 @@ pub enum Feature {
     IdRanges,
     /// fuse-overlayfs.
     Fuse,
+    /// Resource limits of the caller's own that a sandbox goes by.
+    Limits,
     /// Control groups of the caller's own.
     Cgroups,
     /// Session keyrings.
@@ -93,11 +95,15 @@ impl Feature {
             Feature::Devices => "devices",
             Feature::IdRanges => "ranges of ids",
             Feature::Fuse => "fuse-overlayfs",
+            Feature::Limits => "resource limits",
             Feature::Cgroups => "control groups",
             Feature::Keyrings => "keyrings",
         }
     }
 }
+
+/// What helps where the kernel refuses its overlay and fuse-overlayfs works.
+pub const BY_FUSE: &str = "--overlay auto, which takes fuse-overlayfs in its place, slower";
 
 /// How far a feature is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -8,8 +8,8 @@ use crate::sys::process::Namespaces;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
-const GUARDED: Attr = Attr(PLAIN.0 | Attr::NOEXEC.0);
+const PLAIN: Attr = Attr::PLAIN;
+const GUARDED: Attr = Attr::GUARDED;
 const SEALED: Attr = Attr(GUARDED.0 | Attr::RDONLY.0);
 
 /// The user and mount namespace that every mount needs.

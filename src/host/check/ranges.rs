@@ -1,12 +1,11 @@
 //! Whether newuidmap and newgidmap write a map of this user's subordinate ids. They are run: whether a set-uid bit
 //! or a file capability takes effect depends on no_new_privs, the mount, and the user namespace around us.
 
-use super::causes::ETIMEDOUT;
 use super::facts::Facts;
 use super::probe::{By, Outcome, Probes, Refusal, Tried};
 use crate::sys::event::{SIGKILL, Watch, monotonic_ms, poll};
 use crate::sys::process::{Namespaces, kill, pidfd_open};
-use crate::sys::{EPERM, Errno, cred};
+use crate::sys::{EPERM, ETIMEDOUT, Errno, cred};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;

@@ -1,10 +1,13 @@
 //! The table: one row a feature, from what the probes found and what was read. Pure.
 
-use super::causes::{self, Cause, TMPFS_XATTRS, cause};
+use super::causes::{self, Cause, cause};
 use super::cgroup::Layout;
 use super::facts::Facts;
-use super::probe::Outcome;
-use super::{Feature, Findings, Row, State, kernel};
+use super::probe::{Outcome, Refusal};
+use super::{BY_FUSE, Feature, Findings, Row, State, kernel};
+use crate::host::fuse::replaces;
+use crate::host::{CORES_PIPED, TMPFS_XATTRS};
+use crate::spec::DEFAULT_PIDS;
 use crate::sys::{EDQUOT, EIO, ENOENT, EOPNOTSUPP};
 
 /// The oldest kernel with all that sbx stands on: mount_setattr, cgroup.kill, process limits of a user namespace.
@@ -19,8 +22,9 @@ pub fn rows(found: &Findings, facts: &Facts) -> Vec<Row> {
     let mut rows = vec![version(facts), user(found, facts)];
     rows.extend(namespaces(found, facts));
     rows.extend([system_calls(found, facts), seccomp(found, facts), landlock(found, facts)]);
-    rows.extend(mounts(found, facts));
-    rows.extend([ranges(found, facts), fuse(found, facts), cgroups(facts), keyrings(found, facts)]);
+    let fuse = fuse(found, facts);
+    rows.extend(mounts(found, facts, &fuse));
+    rows.extend([ranges(found, facts), fuse, limits(facts), cgroups(facts), keyrings(found, facts)]);
     rows
 }
 
@@ -125,13 +129,18 @@ fn landlock(found: &Findings, facts: &Facts) -> Row {
     }
 }
 
-fn mounts(found: &Findings, facts: &Facts) -> [Row; 4] {
+fn mounts(found: &Findings, facts: &Facts, fuse: &Row) -> [Row; 4] {
     let overlay = row(Feature::Overlay, true, "a root that is never written");
     let mut overlay = overlay.by(&found.overlay, || causes::overlay(&found.overlay, facts));
     // Where the reason is an old tmpfs, a run goes to disk by itself.
     let old_tmpfs = matches!(found.overlay.errno(), Some(EIO | EOPNOTSUPP)) && facts.version() < TMPFS_XATTRS;
     if old_tmpfs {
         overlay.state = State::Limited;
+    }
+    if let (Outcome::Refused(Refusal { call, errno }), State::Ok) = (&found.overlay, fuse.state)
+        && replaces(call.split(' ').next().unwrap_or_default(), *errno)
+    {
+        overlay = Row { state: State::Limited, fix: Some(BY_FUSE.to_owned()), ..overlay };
     }
     let devices = row(Feature::Devices, true, "a minimal /dev");
     let devices = match (found.devices.works(), facts.devices.is_empty()) {
@@ -178,6 +187,20 @@ fn fuse(found: &Findings, facts: &Facts) -> Row {
         };
         cause(format!("/dev/fuse: {errno}"), fix)
     })
+}
+
+fn limits(facts: &Facts) -> Row {
+    let row = row(Feature::Limits, true, "crashes kept from the host, processes counted");
+    let most = DEFAULT_PIDS + 1;
+    match (facts.hard_core, facts.hard_nproc) {
+        (Some(0), _) if facts.core_piped => row.but(State::Missing, cause(CORES_PIPED.0, CORES_PIPED.1)),
+        (Some(_), Some(hard)) if hard < most => {
+            let why = format!("your hard limit on processes is {hard}, and no sandbox of yours can have more");
+            row.but(State::Limited, cause(why, format!("`ulimit -Hu {most}`, by root or in limits.conf(5)")))
+        }
+        (Some(_), Some(_)) => row,
+        _ => Row { state: State::Untried, ..row },
+    }
 }
 
 fn cgroups(facts: &Facts) -> Row {

@@ -1,7 +1,7 @@
 //! The words of `sbx check`: each symptom with the surroundings that cause it (research/peers-dev.md, 3b).
 
 use super::{Cgroup, Facts, Feature, Findings, HelperFile, Layout, Outcome, Refusal, Row, State, rows};
-use crate::sys::{EACCES, EDQUOT, EINVAL, EIO, ENOENT, ENOSPC, ENOSYS, EPERM, Errno};
+use crate::sys::{EACCES, EDQUOT, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOSYS, EPERM, Errno};
 
 fn refused(call: &str, errno: Errno) -> Outcome {
     Outcome::Refused(Refusal { call: call.into(), errno })
@@ -43,6 +43,8 @@ fn good() -> (Findings, Facts) {
         subuids: vec![(100_000, 65_536)],
         subgids: vec![(100_000, 65_536)],
         fuse_overlayfs: Some("/usr/bin/fuse-overlayfs".into()),
+        hard_core: Some(u64::MAX),
+        hard_nproc: Some(30_000),
         cgroup: Cgroup {
             layout: Layout::Unified,
             controllers: ["cpu", "memory", "pids"].map(String::from).into(),
@@ -79,7 +81,7 @@ fn set(facts: &mut Facts, name: &str, value: &str) {
 fn nothing_is_said_of_a_good_machine() {
     let (findings, facts) = good();
     let rows = rows(&findings, &facts);
-    assert_eq!(rows.len(), 20);
+    assert_eq!(rows.len(), 21);
     assert!(rows.iter().all(|row| row.state == State::Ok && row.why.is_none()), "{rows:#?}");
 }
 
@@ -221,7 +223,7 @@ fn a_masked_proc_or_sys_is_named_with_the_containers_own_option() {
 #[test]
 fn a_refused_overlay_says_which_way_is_left() {
     let by = |errno| row(Feature::Overlay, |findings, _| findings.overlay = refused("mkdir in an overlay", errno));
-    says(&by(Errno(19)), "no overlayfs", "modprobe overlay");
+    says(&by(ENODEV), "no overlayfs", "modprobe overlay");
     says(&by(EINVAL), "userxattr", "--rw");
     says(&by(EPERM), "operation not permitted", "--rw");
     let odd = by(EIO);
@@ -233,6 +235,37 @@ fn a_refused_overlay_says_which_way_is_left() {
     });
     says(&old, "no user xattrs before Linux 6.6", "--upper disk");
     assert_eq!(old.state, State::Limited, "a run puts its changes on disk there");
+}
+
+#[test]
+fn a_refused_overlay_is_no_obstacle_where_fuse_takes_its_place() {
+    let by = |call: &str, errno, fuse: Outcome| {
+        row(Feature::Overlay, |findings, _| {
+            findings.overlay = refused(call, errno);
+            findings.fuse = fuse;
+        })
+    };
+    let served = by("fsconfig of overlay", EPERM, Outcome::Works);
+    says(&served, "operation not permitted", "--overlay auto");
+    assert_eq!(served.state, State::Limited);
+    assert_eq!(by("fsopen of overlay", ENODEV, Outcome::Works).state, State::Limited);
+    assert_eq!(by("fsconfig of overlay", EPERM, refused("open /dev/fuse", ENOENT)).state, State::Missing);
+    // What launch would not try again.
+    assert_eq!(by("mkdir in an overlay", EPERM, Outcome::Works).state, State::Missing);
+    assert_eq!(by("fsconfig of overlay", EACCES, Outcome::Works).state, State::Missing);
+}
+
+#[test]
+fn hard_limits_that_a_sandbox_cannot_pass_are_named() {
+    let by = |change: fn(&mut Facts)| row(Feature::Limits, |_, facts| change(facts));
+    let closed = by(|facts| (facts.core_piped, facts.hard_core) = (true, Some(0)));
+    says(&closed, "core_pattern starts with |", "--rlimit core=0");
+    assert_eq!(closed.state, State::Missing);
+    assert_eq!(by(|facts| facts.hard_core = Some(0)).state, State::Ok, "files are held by a limit of 0");
+    assert_eq!(by(|facts| facts.core_piped = true).state, State::Ok);
+    let few = by(|facts| facts.hard_nproc = Some(100));
+    says(&few, "is 100", "ulimit -Hu 4097");
+    assert_eq!(few.state, State::Limited);
 }
 
 #[test]

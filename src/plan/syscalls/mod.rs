@@ -1,11 +1,32 @@
-//! Names and numbers of the system calls, one table for each architecture.
+//! Names and numbers of the system calls: one table for each architecture, and one of what they share.
 //!
-//! Both tables are always compiled: the build script runs on one architecture and writes the default
+//! All are always compiled: the build script runs on one architecture and writes the default
 //! filter for another, so nothing here may look at the host's `cfg`. What differs between the
-//! architectures stands in the two tables and in [`Arch`], and nowhere else.
+//! architectures stands in their two tables and in [`Arch`], and nowhere else.
 
 mod aarch64;
+mod common;
 mod x86_64;
+
+use crate::spec::near;
+use common::COMMON;
+
+/// A name and its number.
+type Call = (&'static str, u32);
+
+const X86_64: &[Call] = &joined::<{ x86_64::OWN.len() + COMMON.len() }>(x86_64::OWN);
+const AARCH64: &[Call] = &joined::<{ aarch64::OWN.len() + COMMON.len() }>(aarch64::OWN);
+
+/// An architecture's own calls, and after them the common ones, whose numbers are higher.
+const fn joined<const N: usize>(own: &[Call]) -> [Call; N] {
+    let mut all = [("", 0); N];
+    let mut n = 0;
+    while n < N {
+        all[n] = if n < own.len() { own[n] } else { COMMON[n - own.len()] };
+        n += 1;
+    }
+    all
+}
 
 /// An architecture that filters can be written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +70,10 @@ impl Arch {
     }
 
     /// All calls of this architecture, sorted by number.
-    pub const fn table(self) -> &'static [(&'static str, u32)] {
+    pub const fn table(self) -> &'static [Call] {
         match self {
-            Self::X86_64 => x86_64::TABLE,
-            Self::Aarch64 => aarch64::TABLE,
+            Self::X86_64 => X86_64,
+            Self::Aarch64 => AARCH64,
         }
     }
 
@@ -77,24 +98,7 @@ pub fn is_known(name: &str) -> bool {
 
 /// The known name that looks most like `name`, if one is near enough to be meant.
 pub fn nearest(name: &str) -> Option<&'static str> {
-    let names = Arch::ALL.iter().flat_map(|arch| arch.table());
-    let (distance, best) = names.map(|(known, _)| (distance(name, known), *known)).min()?;
-    (distance <= 1 + name.len() / 4).then_some(best)
-}
-
-/// The number of letters to insert, remove or replace to get from `a` to `b` (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    near::nearest(name, Arch::ALL.iter().flat_map(|arch| arch.table()).map(|(known, _)| *known))
 }
 
 #[cfg(test)]
@@ -136,7 +140,5 @@ mod tests {
         assert_eq!(nearest("opennat"), Some("openat"));
         assert_eq!(nearest("io_uring_steup"), Some("io_uring_setup"));
         assert_eq!(nearest("frobnicate_everything"), None);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

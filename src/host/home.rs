@@ -1,0 +1,47 @@
+//! Where the caller's home really lies: `@host` hides it however it is spelled, through links and all.
+
+use super::files;
+use crate::spec::ids::{self, Account};
+use crate::spec::text::Caller;
+use std::path::{Component, Path, PathBuf};
+
+/// What `@host` always shows empty, and with which mode.
+const EMPTIED: [(&str, u32); 5] =
+    [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)];
+
+/// The line of /etc/passwd of a user.
+pub(super) fn account(uid: u32) -> Option<Account> {
+    let text = files::read_text(Path::new("/etc/passwd"), 1 << 20).ok()?;
+    ids::accounts(&text).find(|account| account.uid == uid)
+}
+
+/// The home that /etc/passwd gives a user.
+pub(super) fn of_passwd(uid: u32) -> Option<PathBuf> {
+    account(uid).map(|account| PathBuf::from(account.home)).filter(|home| home.is_absolute())
+}
+
+/// The directories that `@host` shows empty and their modes, the outer ones first: those of every machine and the
+/// caller's home, each as it is spelled and where it leads. A home that leads nowhere is not the one to hide.
+pub(super) fn emptied(caller: &Caller, uid: u32) -> Vec<(PathBuf, u32)> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let leads = |home: &Path| real(home).is_some_and(|real| real != Path::new("/"));
+    let other = if leads(&caller.home) { None } else { of_passwd(uid) };
+    let homes = [Some(caller.home.clone()), other].into_iter().flatten().map(|home| (home, 0o700));
+    let mut found: Vec<(PathBuf, u32)> = Vec::new();
+    for (path, mode) in EMPTIED.map(|(path, mode)| (PathBuf::from(path), mode)).into_iter().chain(homes) {
+        let spelled: PathBuf = path.components().collect();
+        for path in [Some(spelled), real(&path)].into_iter().flatten().filter(|path| can_be_emptied(path)) {
+            if found.iter().all(|(known, _)| *known != path) {
+                found.push((path, mode));
+            }
+        }
+    }
+    found.sort_by_key(|(path, _)| path.components().count());
+    found
+}
+
+/// Neither the root nor part of what sbx itself makes; `..` is understood by where the path leads.
+fn can_be_emptied(path: &Path) -> bool {
+    let made = ["/dev", "/proc", "/sys"].iter().any(|made| path.starts_with(made));
+    !made && path != Path::new("/") && path.components().all(|part| part != Component::ParentDir)
+}

@@ -1,0 +1,198 @@
+//! Options of `run` and small subcommands, each at run time: what was asked for is what the program finds.
+
+mod common;
+
+use common::{Outcome, Scratch, has, plain, sandbox, sbx};
+use std::fs;
+use std::process::Command;
+
+/// What a shell inside prints under these options.
+#[track_caller]
+fn prints(options: &[&str], script: &str, wanted: &str) {
+    sandbox(options).sh(script).run().exits(0).prints(wanted);
+}
+
+/// sbx itself, without a sandbox.
+fn told(words: &[&str]) -> Outcome {
+    let output = Command::new(sbx()).args(words).output().expect("sbx");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Outcome::of(output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr), words.join(" "))
+}
+
+#[test]
+fn clocks_are_moved() {
+    let uptime = "cut -d. -f1 /proc/uptime";
+    let now: i64 = plain().sh(uptime).run().exits(0).stdout.trim().parse().expect("seconds");
+    let moved = sandbox(&["--time-offset", "monotonic=+5,boottime=+1000000"]).sh(uptime).run().exits(0);
+    let moved: i64 = moved.stdout.trim().parse().expect("seconds");
+    assert!((1_000_000..1_000_100).contains(&(moved - now)), "{now} {moved}");
+    prints(
+        &["--time-offset", "monotonic=+5,boottime=-1"],
+        "cat /proc/self/timens_offsets | tr -s ' '",
+        "monotonic 5 0\nboottime -1 0",
+    );
+}
+
+#[test]
+fn the_process_is_as_was_asked_for() {
+    prints(&["--nice", "7"], "cut -d' ' -f19 /proc/self/stat", "7");
+    prints(&["--oom-score-adj", "321"], "cat /proc/self/oom_score_adj", "321");
+    prints(&["--umask", "027"], "umask; touch /x; stat -c %a /x", "0027\n640");
+    prints(&[], "umask", "0022");
+    let args = sandbox(&["--argv0", "another name"]).probe("self").sees()["args"].clone();
+    assert_eq!(args, serde_json::json!(["another name", "self"]));
+    sandbox(&["--nice", "20"]).command(&["true"]).run().refused();
+    sandbox(&["--umask", "8"]).command(&["true"]).run().refused();
+}
+
+#[test]
+fn hosts_and_kernel_settings_are_its_own() {
+    let hosts = ["--add-host", "one.test:192.0.2.1", "--add-host", "six:[2001:db8::1]"];
+    prints(&hosts, "grep -e test -e six$ /etc/hosts", "192.0.2.1\tone.test\n2001:db8::1\tsix");
+    let settings =
+        ["--sysctl", "net.ipv4.ip_forward=1", "--sysctl", "kernel.shmmni=17", "--sysctl", "fs.mqueue.msg_max=33"];
+    let read = "cd /proc/sys; cat net/ipv4/ip_forward kernel/shmmni fs/mqueue/msg_max";
+    prints(&settings, read, "1\n17\n33");
+    let before = fs::read_to_string("/proc/sys/kernel/shmmni").expect("a setting of the host");
+    assert_ne!(before.trim(), "17");
+    sandbox(&["--sysctl", "kernel.hostname=x"]).command(&["true"]).run().refused().says("kernel.hostname");
+}
+
+#[test]
+fn labels_stand_in_the_record_while_it_runs() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let mut running = sandbox(&["--name", "labelled", "--label", "team=blue", "--label", "a=b=c", "--state"])
+        .option(&state)
+        .sh("read wait")
+        .start();
+    let record = loop {
+        let text = fs::read_to_string(state.join("labelled/record.json")).unwrap_or_default();
+        if let Ok(record) = serde_json::from_str::<serde_json::Value>(&text) {
+            break record;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(record["labels"], serde_json::json!({ "team": "blue", "a": "b=c" }));
+    running.stdin = None;
+    running.wait();
+    assert!(!state.join("labelled").exists());
+}
+
+#[test]
+fn verbose_prints_each_step_of_the_plan() {
+    let options = ["--name", "told", "-T"];
+    let plan = sandbox(&options).option("--dry-run").command(&["true"]).run().exits(0).stdout;
+    let said = sandbox(&options).option("--verbose").command(&["true"]).run().exits(0).stderr;
+    for line in plan.lines() {
+        assert!(said.lines().any(|one| one.strip_prefix("sbx: ") == Some(line)), "{line}\n{said}");
+    }
+    assert_eq!(said.lines().count(), plan.lines().count());
+}
+
+#[test]
+fn flags_may_be_given_twice() {
+    for options in [&["-q", "-q"][..], &["-T", "-T"], &["-T", "-t", "-T"], &["--read-only", "--read-only"], &["-qq"]] {
+        sandbox(options).command(&["true"]).run().exits(0).prints("");
+    }
+    sandbox(&["-T", "-t"]).sh("tty >/dev/null && echo own").run().exits(0).prints("own");
+}
+
+#[test]
+fn a_variable_on_the_command_line_wins_over_a_file() {
+    let scratch = Scratch::new();
+    let files = ["A=1\nB=1\nC=1\nD", "C=2"].map(|text| scratch.file(format!("env{}", text.len()), text));
+    let asked = sandbox(&["-e", "A", "-e", "B=2"]).env("A", "callers").env("C", "no").env("D", "passed");
+    let asked = files.iter().fold(asked, |asked, file| asked.option("--env-file").option(file));
+    asked.sh("echo $A $B $C $D").run().exits(0).prints("callers 2 2 passed");
+}
+
+#[test]
+fn low_hard_limits_of_the_caller_are_kept_to() {
+    if !has("prlimit") {
+        return;
+    }
+    let under = |limit: &str, options: &[&str]| sandbox(options).under(&["prlimit", limit]);
+    let shown = "grep 'Max processes' /proc/self/limits | tr -s ' ' | cut -d' ' -f3,4";
+    under("--nproc=300:300", &[]).sh(shown).run().exits(0).prints("300 300");
+    under("--nproc=300:300", &["--pids", "99"]).sh(shown).run().exits(0).prints("100 100");
+    let more = under("--nproc=300:300", &["--pids", "300"]).command(&["true"]).run().refused();
+    more.says("--pids \"300\"").says("hard limit of 300").says("try: --pids 299");
+    if has("subids") {
+        under("--nproc=300:300", &["--map", "full"]).sh(shown).run().exits(0).prints("300 300");
+    }
+    let files = under("--nofile=64:128", &["--rlimit", "nofile=256"]).command(&["true"]).run().refused();
+    files.says("hard limit of 128").says("--rlimit nofile=128:128");
+    under("--nofile=64:128", &["--rlimit", "nofile=100:128"]).sh("ulimit -n").run().exits(0).prints("100");
+    sandbox(&["--pids", "10", "--rlimit", "nproc=20"]).command(&["true"]).run().refused().says("nproc");
+    let piped = fs::read_to_string("/proc/sys/kernel/core_pattern").is_ok_and(|text| text.starts_with('|'));
+    let closed = under("--core=0:0", &[]).command(&["true"]).run();
+    if piped {
+        closed.refused().says("core_pattern");
+        under("--core=0:0", &["--best-effort"]).command(&["true"]).run().exits(0).says("skipped: limit core");
+        under("--core=0:0", &["--rlimit", "core=0"]).command(&["true"]).run().exits(0);
+    } else {
+        closed.exits(0);
+    }
+}
+
+#[test]
+fn a_failed_start_leaves_no_pid_file() {
+    let scratch = Scratch::new();
+    let file = scratch.join("pid");
+    let outcome = sandbox(&["--state", "/dev/null/state", "--pid-file"]).option(&file).command(&["true"]).run();
+    outcome.refused();
+    assert!(!file.exists(), "an empty pid file was left");
+}
+
+#[test]
+fn a_mask_that_cannot_be_made_is_an_error() {
+    let refused = sandbox(&["--net", "host", "--mask", "/sys/kernel"]).command(&["true"]).run().refused();
+    refused.says("--mask \"/sys/kernel\"").says("/sys is empty");
+    prints(&["--mask", "/sys/kernel"], "ls -A /sys/kernel", "");
+    sandbox(&["--mask", "/sys/no/such"]).command(&["true"]).run().refused().says("/sys/no/such");
+    if has("userns") {
+        // Where the outer /sys is covered, no fresh one can be mounted.
+        let covered = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs t /sys/kernel && exec \"$@\"", "sh"];
+        let skipping = |options: &[&str]| sandbox(&["--best-effort"]).options(options).under(&covered);
+        skipping(&[]).sh("ls -A /sys").run().exits(0).prints("").says("skipped: mount a fresh /sys");
+        skipping(&["--mask", "/sys/kernel"]).command(&["true"]).run().exits(125).says("--mask \"/sys/kernel\"");
+    }
+}
+
+#[test]
+fn nothing_is_mounted_on_dev_itself() {
+    let scratch = Scratch::new();
+    let on = |option: &str, value: &str| sandbox(&[option, value]).command(&["true"]).run();
+    on("--tmpfs", "/dev").refused().says("/dev");
+    on("-v", &format!("{}:/dev/", scratch.path().display())).refused().says("/dev");
+    on("--mount", "type=tmpfs,dst=/dev").refused().says("/dev");
+    on("--tmpfs", "/dev/below").exits(0);
+}
+
+#[test]
+fn a_death_by_sigsys_is_not_blamed_on_a_filter_that_is_not_there() {
+    let kill = "kill -31 $$";
+    let free = sandbox(&["--seccomp", "off"]).sh(kill).run().exits(128 + 31);
+    assert_eq!(free.stderr, "");
+    plain().sh(kill).run().exits(128 + 31).says("may have made");
+}
+
+#[test]
+fn man_pages_and_completions_are_written() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().to_str().expect("UTF-8");
+    told(&["man", dir]).exits(0).prints("");
+    for (page, title) in [("sbx.1", ".TH SBX 1"), ("sbx-policy.5", ".TH SBX-POLICY 5")] {
+        assert!(fs::read_to_string(scratch.join(page)).is_ok_and(|text| text.contains(title)), "{page}");
+    }
+    told(&["man", "/no/such"]).exits(125).says("/no/such/sbx.1").says("try:");
+    told(&["man"]).exits(125).says("one directory");
+    for (shell, words) in
+        [("bash", "complete"), ("zsh", "#compdef sbx"), ("fish", "complete -c sbx"), ("elvish", "edit:")]
+    {
+        let text = told(&["completions", shell]).exits(0).stdout;
+        assert!(text.contains(words) && text.contains("read-only"), "{shell}");
+    }
+    told(&["completions", "csh"]).exits(125).says("bash");
+}
