@@ -115,9 +115,10 @@ impl Watch {
         self.0.revents & libc::POLLNVAL != 0
     }
 
-    /// Whether the other end is gone and nothing is left to read.
+    /// Whether the other end is gone, however much of what it wrote is still to be read: a socket whose peer is closed
+    /// is readable too, for the end of file.
     pub fn hung_up(&self) -> bool {
-        self.0.revents & (libc::POLLHUP | libc::POLLERR) != 0 && self.0.revents & libc::POLLIN == 0
+        self.0.revents & libc::POLLHUP != 0
     }
 }
 
