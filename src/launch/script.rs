@@ -267,8 +267,8 @@ pub(crate) struct Program {
     pub candidates: Vec<CString>,
     pub argv: Pointers,
     pub env: Pointers,
-    /// Loaded in this order, right before the exec.
-    pub filters: Vec<Vec<Insn>>,
+    /// Loaded in this order, right before the exec; with the steps, for faults.
+    pub filters: Vec<(u16, Vec<Insn>)>,
     /// Init's own, where the program gets others: loaded when that has started.
     pub init_filter: Option<Vec<Insn>>,
     /// Whether init's is all that the program gets, so that it inherits it: `Op::Filter`.
