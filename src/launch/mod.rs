@@ -113,9 +113,9 @@ fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn O
     event::block(&SIGNALS).map_err(failed("block signals"))?;
     let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
     let cloned = Cloned::new(plan, &script, claim)?;
-    record.skipped = left_out(cloned.lost);
-    record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
+    record.skipped = left_out(mapped.lost);
+    record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     mapped.go(plan);
     record.pid = Some(mapped.pid);
     record.state = "running".into();
@@ -144,7 +144,7 @@ struct Cloned<'a> {
     channel: OwnedFd,
     claim: Claim<'a>,
     /// Namespaces that the kernel did not give and `--best-effort` lets go.
-    lost: process::Namespaces,
+    lost: Namespaces,
 }
 
 /// The child may use its namespaces.
@@ -153,6 +153,7 @@ struct Mapped<'a> {
     init: Guard,
     channel: OwnedFd,
     claim: Claim<'a>,
+    lost: Namespaces,
 }
 
 impl<'a> Cloned<'a> {
@@ -164,10 +165,10 @@ impl<'a> Cloned<'a> {
         };
         let (ours, theirs) = sys::socket::pair().map_err(fail("socketpair"))?;
         let new = match &script.above {
-            Some(_) => process::Namespaces::USER,
+            Some(_) => Namespaces::USER,
             None => script.new,
         };
-        let (forked, lost) = clone(new, plan.degrade).map_err(fail("clone3"))?;
+        let (forked, lost) = child::clone(script, new, ChildOf::Caller).map_err(fail("clone3"))?;
         match forked {
             Forked::Child { missing } => {
                 drop(ours);
@@ -197,36 +198,28 @@ impl<'a> Cloned<'a> {
         let mut pid = self.pid;
         if plan.identities.pids_above.is_some() {
             tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
-            pid = match hear(self.channel.as_fd(), sys::socket::Wait::Yes) {
-                Ok(Some((Message::Forked(pid), Some(init)))) => {
+            // Killed before it has said a word, it would leave an init that waits for its maps and holds the channel open.
+            let mut watches = [Watch::read(self.channel.as_fd()), Watch::read(self.child.fd())];
+            sys::retry(|| event::poll(&mut watches, None)).map_err(|errno| gone(plan, errno))?;
+            pid = match hear(self.channel.as_fd(), sys::socket::Wait::No) {
+                Ok(Some((Message::Forked(pid, lost), Some(init)))) => {
                     // The process in between ends by itself; from now on init is held.
                     self.child.wait();
                     self.child = Guard::new(init);
+                    self.lost = lost;
                     pid
                 }
                 Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
                 _ => return Err(gone(plan, sys::EPIPE)),
             };
         }
-        Ok(Mapped { pid, init: self.child, channel: self.channel, claim: self.claim })
-    }
-}
-
-/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all. Returns
-/// those that are.
-fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<(Forked, process::Namespaces)> {
-    let may_lack = process::Namespaces(new.0 & (process::Namespaces::TIME | process::Namespaces::CGROUP).0);
-    match process::clone3(new, ChildOf::Caller) {
-        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && may_lack != process::Namespaces::NONE => {
-            Ok((process::clone3(new.without(may_lack), ChildOf::Caller)?, may_lack))
-        }
-        other => Ok((other?, process::Namespaces::NONE)),
+        Ok(Mapped { pid, init: self.child, channel: self.channel, claim: self.claim, lost: self.lost })
     }
 }
 
 /// The namespaces that were left out, for the record and the user.
-fn left_out(lost: process::Namespaces) -> Vec<Skipped> {
-    let words = [(process::Namespaces::TIME, "time"), (process::Namespaces::CGROUP, "cgroup")];
+fn left_out(lost: Namespaces) -> Vec<Skipped> {
+    let words = [(Namespaces::TIME, "time"), (Namespaces::CGROUP, "cgroup")];
     let lost = words.into_iter().filter(|(namespace, _)| lost.has(*namespace));
     let why = "clone3: the kernel has none to give";
     lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() }).collect()

@@ -2,6 +2,7 @@
 
 use super::channel::{Call, Fault};
 use crate::plan::Need;
+use crate::spec::access::Degrade;
 use crate::sys::Errno;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
@@ -19,6 +20,10 @@ pub(crate) struct Script {
     pub idmapped: Vec<IdMapped>,
     /// What the clone makes new.
     pub new: Namespaces,
+    /// Whether it may go on without some of them.
+    pub degrade: Degrade,
+    /// Its step, for faults.
+    pub clone_step: u16,
     /// Made in between where the map is one of ranges; see `MapsAbove`.
     pub above: Option<Above>,
     /// User and group inside of what the child makes.
