@@ -22,7 +22,7 @@ mod ruleset;
 mod script;
 
 pub use crate::sys::process::Ended;
-pub use monitor::{Event, Exit, Limits};
+pub use monitor::{Event, Exit};
 pub use prepare::Told;
 
 use crate::error::{Error, Result};
@@ -56,10 +56,6 @@ impl<F: FnMut(&Event<'_>)> Observer for F {
 pub struct Request<'a> {
     /// Where records are kept.
     pub state: &'a StateDir,
-    /// Wall-clock limits.
-    pub limits: Limits,
-    /// Labels for the record.
-    pub labels: std::collections::BTreeMap<String, String>,
     /// What the observer wants to be told.
     pub told: Told,
 }
@@ -299,7 +295,7 @@ fn record(plan: &Plan, request: &Request<'_>) -> Record {
         state: "starting".into(),
         supervisor_pid: process::getpid(),
         pid: None,
-        labels: request.labels.clone(),
+        labels: plan.labels.clone(),
         command: plan.process.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
         groups,
         skipped: Vec::new(),

@@ -17,13 +17,6 @@ use crate::sys::{self, alloc};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// Limits that the supervisor keeps itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// How long the program may run, and how long it then has from TERM to KILL.
-    pub timeout: Option<(Duration, Duration)>,
-}
-
 /// How a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
@@ -277,7 +270,7 @@ impl<'a> Monitor<'a> {
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
         observer.event(&Event::Started { pid, init });
         self.terminal = self.master.take().map(Terminal::new);
-        if let Some((timeout, _)) = self.request.limits.timeout {
+        if let Some((timeout, _)) = self.plan.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
         Ok(())
@@ -350,7 +343,7 @@ impl<'a> Monitor<'a> {
     /// At the end of the time TERM, and KILL for all when that was not enough.
     fn keep_time(&mut self, observer: &mut dyn super::Observer) {
         let Some(deadline) = self.deadline.filter(|at| event::monotonic_ms() >= *at) else { return };
-        let Some((timeout, kill_after)) = self.request.limits.timeout else { return };
+        let Some((timeout, kill_after)) = self.plan.timeout else { return };
         if !self.timed_out {
             self.timed_out = true;
             self.deadline = Some(deadline.saturating_add(kill_after.as_millis() as u64));
