@@ -28,10 +28,10 @@ pub use prepare::Told;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{MapsBy, Plan, Step, UpperAt};
-use crate::spec::access::Degrade;
+use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Skipped, StateDir};
-use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
+use crate::sys::event::{Signals, Watch};
+use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
 use faults::step_error;
@@ -81,33 +81,50 @@ const SIGNALS: [i32; 10] = [
 /// # Errors
 /// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
 pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+    tell_left(request, observer);
+    // Held until all is given back: what is cleared at the end may need to wait for a helper too.
+    let signals = Signals::take(&SIGNALS).map_err(|errno| Error::Sys {
+        doing: "take signals".into(),
+        on: "for the sandbox".into(),
+        errno,
+    })?;
     // Whether the kernel takes the overlay is seen by mounting it: a probe would cost every start what the second
     // attempt costs the few that need it.
-    attempt(plan, host, request, observer).or_else(|refused| {
+    let exit = attempt(plan, host, request, &signals, observer).or_else(|refused| {
         let (plan, note) = fuse::instead(plan, host, refused)?;
         observer.event(&Event::Note(&note));
-        attempt(&plan, host, request, observer)
-    })
+        attempt(&plan, host, request, &signals, observer)
+    });
+    tell_left(request, observer);
+    exit
 }
 
-fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+/// Says what could not be cleared: by a sweep before the start, and of this sandbox at its end.
+fn tell_left(request: &Request<'_>, observer: &mut dyn Observer) {
+    request.state.left().iter().for_each(|left| observer.event(&Event::Note(&left.to_string())));
+}
+
+fn attempt(
+    plan: &Plan,
+    host: &Host,
+    request: &Request<'_>,
+    signals: &Signals,
+    observer: &mut dyn Observer,
+) -> Result<Exit> {
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = feed(plan, host, &mut script)?;
+    // Declared before the claim, so that its lock is given back after that: see `Sandbox`.
+    let upper;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
-    let mut record = record(plan, request);
+    let mut record = record(plan, host);
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
     }
     let range = root::Range::take(plan, host)?;
-    let upper = Upper::make(plan, range.as_ref())?;
-    event::default_action(event::SIGCHLD);
-    let failed =
-        |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
-    event::block(&SIGNALS).map_err(failed("block signals"))?;
-    let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
+    upper = Upper::make(plan, range.as_ref())?;
     let cloned = Cloned::new(plan, &script, claim)?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     record.skipped = left_out(mapped.lost);
@@ -116,7 +133,7 @@ fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn O
     record.pid = Some(mapped.pid);
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
-    let sandbox = Sandbox { init, channel, signals, record, _upper: upper, claim: Some(claim) };
+    let sandbox = Sandbox { init, channel, signals: signals.as_fd(), record, claim: Some(claim), _upper: upper };
     Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
 }
 
@@ -284,10 +301,10 @@ fn single_thread() -> Result<()> {
     }
 }
 
-fn record(plan: &Plan, request: &Request<'_>) -> Record {
+fn record(plan: &Plan, host: &Host) -> Record {
     let groups = match &plan.identities.groups {
-        crate::plan::GroupSet::Kept(_) => Vec::new(),
-        crate::plan::GroupSet::Exactly(groups) => groups.clone(),
+        GroupSet::Kept(_) => host.groups.clone(),
+        GroupSet::Exactly(_) => Vec::new(),
     };
     Record {
         version: 1,

@@ -14,7 +14,7 @@ use crate::sys::event::{self, Caught, Watch};
 use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
 use crate::sys::{self, alloc};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How a sandbox ended.
@@ -67,18 +67,19 @@ enum Phase {
     Running,
 }
 
-/// A sandbox as its supervisor holds it. The fields are given back in their order: init first, then what it used.
+/// A sandbox as its supervisor holds it. The fields are given back in their order: init first, then what it used. The
+/// name goes before the lock of the upper layer, for with it go the mount points that were made in there.
 pub(super) struct Sandbox<'a> {
     pub init: Guard,
     /// Our end of the channel to init.
     pub channel: OwnedFd,
     /// The signals that sbx takes from a descriptor.
-    pub signals: OwnedFd,
+    pub signals: BorrowedFd<'a>,
     pub record: Record,
-    /// The lock of an upper layer that is kept.
-    pub _upper: Upper,
     /// `None` once the name is given back.
     pub claim: Option<Claim<'a>>,
+    /// The lock of an upper layer that is kept.
+    pub _upper: Upper,
 }
 
 /// The supervisor's state.
@@ -150,7 +151,7 @@ impl<'a> Monitor<'a> {
                 self.listen(observer)?;
             }
             if watches[1].ready()
-                && let Ok(Some(caught)) = event::next_signal(self.sandbox.signals.as_fd())
+                && let Ok(Some(caught)) = event::next_signal(self.sandbox.signals)
             {
                 self.signal(caught)?;
             }
@@ -169,7 +170,7 @@ impl<'a> Monitor<'a> {
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
         [
             Watch::read_if(self.channel_open.then_some(self.sandbox.channel.as_fd())),
-            Watch::read(self.sandbox.signals.as_fd()),
+            Watch::read(self.sandbox.signals),
             Watch::read(self.sandbox.init.fd()),
             input,
             output,
@@ -428,8 +429,16 @@ impl<'a> Monitor<'a> {
         let Some(terminal) = &mut self.terminal else { return };
         while !terminal.drained() {
             let [_, output] = terminal.watches();
-            let mut watches = [output, Watch::read(self.sandbox.signals.as_fd())];
-            if event::poll(&mut watches, Some(patience)).unwrap_or(0) == 0 || watches[1].ready() {
+            let mut watches = [output, Watch::read(self.sandbox.signals)];
+            match event::poll(&mut watches, Some(patience)) {
+                Ok(0) => return,
+                Ok(_) | Err(sys::EINTR) => {}
+                Err(_) => return,
+            }
+            if watches[1].ready()
+                && let Ok(Some(caught)) = event::next_signal(self.sandbox.signals)
+                && ends(caught.signal)
+            {
                 return;
             }
             terminal.work([false, watches[0].ready()]);
