@@ -293,9 +293,7 @@ impl<'a> Monitor<'a> {
             (_, event::SIGTSTP) => self.stop(),
             (_, event::SIGCONT) => self.pass(event::SIGCONT),
             (Phase::Running, signal) => self.pass(signal),
-            (_, signal @ (event::SIGTERM | event::SIGINT | event::SIGHUP | event::SIGQUIT)) => {
-                return Err(Error::Interrupted(signal));
-            }
+            (_, signal) if ends(signal) => return Err(Error::Interrupted(signal)),
             _ => {}
         }
         Ok(())
@@ -422,7 +420,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// What the program wrote last is still in the terminal when it ends.
+    /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
     fn drain(&mut self) {
         // A reader that stands still is waited for, but not beyond a time limit.
         let patience = if self.timed_out { 500 } else { 10_000 };
@@ -444,4 +442,9 @@ impl<'a> Monitor<'a> {
             terminal.work([false, watches[0].ready()]);
         }
     }
+}
+
+/// Whether a signal asks for the end.
+fn ends(signal: i32) -> bool {
+    [event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT].contains(&signal)
 }
