@@ -251,6 +251,48 @@ fn calls_that_a_kernel_or_a_filter_lacks() {
     // pidfd_open serves the helpers and --pid-file; what needs it says so.
     let done = injected(&place, &["pidfd_open:error=ENOSYS"], &["--pid-file", "./pid"], &ECHO).done();
     right_or_refused(&done, "pidfd_open");
+    assert!(done.err.contains("pid is not known"), "{}", done.err);
+    place.assert_clean();
+}
+
+#[test]
+fn a_failure_is_told_of_the_step_that_it_belongs_to() {
+    if lacks(&["userns", "strace"]) {
+        return;
+    }
+    let place = Place::new();
+    let own_filter = ["--cap-add", "NET_ADMIN"];
+    injected(&place, &["seccomp:error=EINVAL"], &own_filter, &ECHO)
+        .done()
+        .refused(125, &["load the seccomp filter policy"]);
+    for call in ["clone:error=EAGAIN", "pipe2:error=EMFILE"] {
+        injected(&place, &[call], &[], &ECHO).done().refused(125, &["make new namespaces", "(clone)"]);
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn one_namespace_that_is_lacking_takes_no_other_with_it() {
+    if lacks(&["userns", "strace"]) {
+        return;
+    }
+    let place = Place::new();
+    let with = |injection: &[&str]| injected(&place, injection, &["--best-effort"], &ECHO).done();
+    for (injection, skipped) in [
+        (&["clone3:error=EINVAL:when=1"][..], &["time"][..]),
+        (&["clone3:error=ENOSPC:when=1..2"], &["cgroup"]),
+        (&["clone3:error=EINVAL:when=1..3"], &["time", "cgroup"]),
+        // Made by the child where there is only clone(2).
+        (&["clone3:error=ENOSYS", "unshare:error=EINVAL:when=1"], &["time"]),
+    ] {
+        let done = with(injection).exits(0).says("ran");
+        for kind in ["time", "cgroup"] {
+            let said = done.err.contains(&format!("skipped: make a {kind} namespace"));
+            assert_eq!(said, skipped.contains(&kind), "{injection:?}: {}", done.err);
+        }
+    }
+    with(&["clone3:error=EINVAL"]).refused(125, &["(clone)"]);
+    injected(&place, &["clone3:error=EINVAL:when=1"], &[], &ECHO).done().refused(125, &["(clone)"]);
     place.assert_clean();
 }
 
@@ -539,7 +581,13 @@ fn a_full_and_a_read_only_state_directory() {
         );
         place.run("unshare", ["-Urm", "sh", "-c", &script]).done()
     };
-    run("-o size=64k").refused(125, &["small/s", "--state"]);
+    // There is room for the name, not for the record, which is written when the program runs.
+    let done = run("-o size=64k").exits(0).says("ran");
+    assert!(
+        done.err.lines().count() == 1 && done.err.contains("small/s") && done.err.contains("record"),
+        "{}",
+        done.err
+    );
     run("-o nr_inodes=1").refused(125, &["small/s", "--state"]);
     run("-o nr_inodes=2").refused(125, &["small/s", "--state"]);
     run("-o ro").refused(125, &["small/s"]);

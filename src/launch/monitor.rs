@@ -199,10 +199,10 @@ impl<'a> Monitor<'a> {
             Err(sys::EAGAIN) => Ok(()),
             Ok(None) | Err(_) => {
                 self.channel_open = false;
-                match (self.phase, self.plan.process.init) {
-                    (Phase::AtGate, Init::Program) => self.started(None, observer),
-                    _ => Ok(()),
+                if (self.phase, self.plan.process.init) == (Phase::AtGate, Init::Program) {
+                    self.started(None, observer);
                 }
+                Ok(())
             }
         }
     }
@@ -237,7 +237,7 @@ impl<'a> Monitor<'a> {
             Message::Done(step) => observer.event(&Event::Step(usize::from(step))),
             Message::Terminal => self.master = carried,
             Message::AtGate => self.phase = Phase::AtGate,
-            Message::Started(_) => self.started(carried, observer)?,
+            Message::Started(_) => self.started(carried, observer),
             Message::Ended(ended, full) => {
                 self.ended = Some((ended, full));
                 // The kernel takes as long to end init as this takes. What lies outside its namespaces it may still hold.
@@ -251,7 +251,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// The exec has succeeded: from here on nothing is an error of sbx any more.
-    fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) -> Result<()> {
+    fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) {
         self.phase = Phase::Running;
         let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
@@ -263,9 +263,16 @@ impl<'a> Monitor<'a> {
             None if self.plan.process.init == Init::Program => Some(init),
             None => None,
         };
+        if pid.is_none() && self.request.told.pid {
+            observer.event(&Event::Note(
+                "the program's pid is not known: the kernel tells it neither by pidfd_open nor in /proc",
+            ));
+        }
         // Not before: until here init may have to share a processor with us.
-        if let Some(claim) = &self.sandbox.claim {
-            claim.write(&self.sandbox.record)?;
+        if let Some(claim) = &self.sandbox.claim
+            && let Err(error) = claim.write(&self.sandbox.record)
+        {
+            observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
@@ -274,7 +281,6 @@ impl<'a> Monitor<'a> {
         if let Some((timeout, _)) = self.plan.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
-        Ok(())
     }
 
     fn signal(&mut self, caught: Caught) -> Result<()> {
