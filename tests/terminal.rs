@@ -453,7 +453,8 @@ fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
     // The whole tree stands still but init, which waits.
     let stopped = || {
         let all = place.processes();
-        all.iter().filter(|p| ["sh", "sbx"].contains(&p.name.as_str())).all(|p| p.state == 'T' || p.name == "sbx-init")
+        let of = |name: &str| all.iter().filter(|p| p.name == name).map(|p| p.state).collect::<String>();
+        of("sh") == "T" && of("sbx") == "T" && of("sbx-init") == "S"
     };
     assert!(soon(stopped), "{:?}", place.processes());
     let count = || screen.text().matches("tick").count();
