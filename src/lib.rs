@@ -9,7 +9,7 @@
 //! called by a process with a single thread, since the sandbox's first process goes on as a copy of the caller.
 //!
 //! ```no_run
-//! use sbx::launch::{Event, Limits, Request, Told};
+//! use sbx::launch::{Event, Request, Told};
 //! use sbx::{Host, Layer, Spec, StateDir};
 //!
 //! fn main() -> sbx::Result<()> {
@@ -25,7 +25,7 @@
 //!     print!("{plan}");
 //!
 //!     let state = StateDir::open("/run/user/1000/sbx".as_ref())?;
-//!     let request = Request { state: &state, limits: Limits::default(), labels: Default::default(), told: Told::default() };
+//!     let request = Request { state: &state, told: Told::default() };
 //!     let exit = sbx::launch::launch(&plan, &host, &request, &mut |event: &Event<'_>| {
 //!         if let Event::Skipped(step) = event {
 //!             eprintln!("skipped: {}", step.step);

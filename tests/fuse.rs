@@ -125,6 +125,8 @@ fn the_program_is_outside_and_ends_with_the_sandbox() {
         let running = place.shell(&["--overlay", "fuse"], script).start();
         assert!(within(support::SOON * 5, || place.processes().iter().any(|p| p.name == "sleep")), "no sleep");
         assert_eq!(daemons(&place), 1);
+        let daemon = place.processes().into_iter().find(|p| p.name == DAEMON).expect("the program");
+        assert_eq!(daemon.status("SigBlk").as_deref(), Some("0000000000000000"), "signals that could not end it");
         running.signal(signal);
         assert!(soon(|| daemons(&place) == 0), "{signal}: {:?}", place.processes());
         assert_eq!(running.done().text(), "ready\n", "seen inside");

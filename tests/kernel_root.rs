@@ -71,6 +71,20 @@ fn twenty_groups_stay_and_deny_what_they_denied() {
     }
 }
 
+/// What is read back stands in /proc/self/status behind the groups, far beyond a page.
+#[test]
+fn thousands_of_groups_hide_nothing_that_is_read_back() {
+    if !has_user() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let state = place(&scratch, "state").join("sbx");
+    let groups = (0..3000).map(|n| (GROUPS.start + n).to_string()).collect::<Vec<_>>().join(",");
+    let many = ["setpriv", "--reuid", USER, "--regid", USER, "--groups", &groups];
+    let asked = plain().option("--state").option(state).under(&many).env("HOME", scratch.path());
+    asked.sh("grep ^Groups: /proc/self/status | wc -w").run().exits(0).prints("3001");
+}
+
 #[test]
 fn a_range_map_takes_no_group_of_the_callers_along() {
     if !has_user() || !common::has("newuidmap") {

@@ -2,36 +2,39 @@
 //! a single thread, which libtest's is not; so this file brings a main of its own (`harness = false`) and prints what
 //! libtest would.
 
+#![allow(unsafe_code)]
+
 mod support;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use sbx::error::Error;
 use sbx::host::{self, Host};
-use sbx::launch::{Ended, Event, Exit, Limits, Request, Told, launch};
+use sbx::launch::{Ended, Event, Exit, Request, Told, launch};
 use sbx::plan::plan;
+use sbx::spec::layer::Count;
 use sbx::spec::{Caller, Layer, Spec};
 use sbx::state::StateDir;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 use support::Place;
 
 /// One sandbox through the library; what the observer heard comes in between.
 fn run(rootfs: &Path, state: &Path, command: &[&str], heard: &mut Vec<String>) -> sbx::error::Result<Exit> {
+    run_layer(Layer { rootfs: Some(rootfs.into()), ..Layer::default() }, state, command, heard)
+}
+
+fn run_layer(mut layer: Layer, state: &Path, command: &[&str], heard: &mut Vec<String>) -> sbx::error::Result<Exit> {
     let caller: Caller = host::caller()?;
-    let mut layer = Layer { rootfs: Some(rootfs.into()), ..Layer::default() };
     layer.command = command.iter().map(Into::into).collect();
     layer.program.tty = Some(false);
     let spec = Spec::resolve(&[layer], &caller)?;
     let host = Host::look(&spec, caller)?;
     let plan = plan(&spec, &host, "from-a-library")?;
     let state = StateDir::open(state)?;
-    let request = Request {
-        state: &state,
-        limits: Limits { timeout: Some((Duration::from_secs(30), Duration::from_secs(1))) },
-        labels: Default::default(),
-        told: Told::default(),
-    };
+    let request = Request { state: &state, told: Told::default() };
     launch(&plan, &host, &request, &mut |event: &Event<'_>| heard.push(format!("{event:?}")))
 }
 
@@ -53,6 +56,47 @@ fn several_runs_in_one_process(place: &Place) {
     let exit = run(&place.rootfs(), &place.state(), &["sh", "-c", "kill -9 $$"], &mut Vec::new());
     assert_eq!(exit.expect("a run").ended, Ended::Signal(9));
     assert_eq!(before, descriptors(), "descriptors are left");
+    place.assert_clean();
+}
+
+/// Mask and actions, and whether this descriptor would be closed at an exec.
+fn surroundings(file: &File) -> (Vec<String>, bool) {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let of_signals = |line: &&str| ["SigBlk", "SigIgn", "SigCgt"].iter().any(|name| line.starts_with(name));
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).expect("fdinfo");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
+    let closed = u32::from_str_radix(flags.trim(), 8).expect("octal") & 0o2_000_000 != 0;
+    (status.lines().filter(of_signals).map(str::to_owned).collect(), closed)
+}
+
+fn the_caller_is_left_as_it_was(place: &Place) {
+    let file = File::open("/").expect("open");
+    sbx::sys::process::keep_open(file.as_fd()).expect("fcntl");
+    // Made before any child would be lost.
+    let rootfs = place.rootfs();
+    let ranges = support::missing(&["subids"]).is_none();
+    for how in [SigHandler::SigIgn, SigHandler::SigDfl] {
+        // SAFETY: no handler is set.
+        unsafe { signal(Signal::SIGCHLD, how) }.expect("signal");
+        let before = surroundings(&file);
+        run(&rootfs, &place.state(), &["true"], &mut Vec::new()).expect("a run");
+        run(&rootfs, &place.state(), &["nothing-here"], &mut Vec::new()).expect_err("no command");
+        if ranges {
+            let mut layer = Layer { rootfs: Some(rootfs.clone().into()), ..Layer::default() };
+            layer.identity.map = vec!["full".into()];
+            run_layer(layer, &place.state(), &["true"], &mut Vec::new()).expect("a run");
+        }
+        assert_eq!(before, surroundings(&file));
+    }
+    place.assert_clean();
+}
+
+fn a_time_limit_counts_without_another_word(place: &Place) {
+    let mut layer = Layer { rootfs: Some(place.rootfs().into()), ..Layer::default() };
+    layer.limits.timeout = Some(Count::Text("300ms".into()));
+    layer.limits.kill_after = Some(Count::Text("300ms".into()));
+    let exit = run_layer(layer, &place.state(), &["sleep", "1000"], &mut Vec::new()).expect("a run");
+    assert!(exit.timed_out && exit.status() == 124, "{exit:?}");
     place.assert_clean();
 }
 
@@ -82,9 +126,11 @@ fn a_second_thread_is_refused(place: &Place) {
 type Case = (&'static str, fn(&Place));
 
 fn main() -> ExitCode {
-    let cases: [Case; 4] = [
+    let cases: [Case; 6] = [
         ("a_sandbox_is_run", a_sandbox_is_run),
         ("several_runs_in_one_process", several_runs_in_one_process),
+        ("the_caller_is_left_as_it_was", the_caller_is_left_as_it_was),
+        ("a_time_limit_counts_without_another_word", a_time_limit_counts_without_another_word),
         ("errors_are_values", errors_are_values),
         ("a_second_thread_is_refused", a_second_thread_is_refused),
     ];

@@ -66,6 +66,27 @@ fn full_lets_user_0_become_another() {
 }
 
 #[test]
+fn the_record_lists_the_groups_that_stay() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let own = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("groups");
+    let own: Vec<u32> = own.split_whitespace().map(|gid| gid.parse().expect("a number")).collect();
+    let running =
+        plain().option("--state").option(&state).option("--name").option("listed").sh("echo up; read x").start();
+    let record =
+        || -> Option<Value> { serde_json::from_str(&fs::read_to_string(state.join("listed/record.json")).ok()?).ok() };
+    let record = loop {
+        match record() {
+            Some(record) => break record,
+            None => std::thread::yield_now(),
+        }
+    };
+    assert_eq!(record["groups"], serde_json::json!(own));
+    drop(running);
+}
+
+#[test]
 fn groups_of_a_range_map_are_exactly_those_asked_for() {
     if !has("subids") {
         return;

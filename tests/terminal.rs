@@ -374,6 +374,34 @@ fn a_flood_to_a_slow_reader_takes_no_memory() {
     place.assert_clean();
 }
 
+/// The program is gone before its last output is read, and other things happen meanwhile.
+#[test]
+fn the_last_output_arrives_whole() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    const LENGTH: usize = (64 << 10) + 2500;
+    let place = Place::new();
+    let script = format!("read x; head -c {LENGTH} /dev/zero | tr '\\0' x");
+    let mut run = place.sbx_run(["-t", &rootfs(&place), "sh", "-c", &script]);
+    run.command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = run.start_raw();
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "sh")));
+    running.child.stdin.take().expect("stdin").write_all(b"\n").expect("type");
+    // A pipe takes 64 KiB; the rest waits in the terminal, and sbx for a reader.
+    assert!(soon(|| place.processes().len() == 1), "{:?}", place.processes());
+    for signal in ["WINCH", "CHLD", "USR1", "WINCH"] {
+        thread::sleep(Duration::from_millis(30));
+        running.signal(signal);
+    }
+    thread::sleep(Duration::from_millis(30));
+    let mut out = Vec::new();
+    running.child.stdout.take().expect("stdout").read_to_end(&mut out).expect("read");
+    running.done().exits(0);
+    assert_eq!(out.iter().filter(|byte| **byte == b'x').count(), LENGTH);
+    place.assert_clean();
+}
+
 #[test]
 fn a_stopped_reader_does_not_stop_the_clock() {
     if lacks(&["userns"]) {
@@ -425,7 +453,8 @@ fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
     // The whole tree stands still but init, which waits.
     let stopped = || {
         let all = place.processes();
-        all.iter().filter(|p| ["sh", "sbx"].contains(&p.name.as_str())).all(|p| p.state == 'T' || p.name == "sbx-init")
+        let of = |name: &str| all.iter().filter(|p| p.name == name).map(|p| p.state).collect::<String>();
+        of("sh") == "T" && of("sbx") == "T" && of("sbx-init") == "S"
     };
     assert!(soon(stopped), "{:?}", place.processes());
     let count = || screen.text().matches("tick").count();

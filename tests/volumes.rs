@@ -284,16 +284,62 @@ fn a_planted_record_removes_no_tree() {
     let precious = scratch.file("victim/file", "");
     let run = || plain().option("--state").option(&state);
     run().sh("true").run().exits(0);
-    let record = format!(
-        r#"{{"version":1,"name":"dead","state":"","supervisor_pid":1,"pid":null,"labels":{{}},"command":[],"groups":[],
-        "skipped":[],"landlock":0,"made":[],"upper":"{}"}}"#,
-        text(&scratch.join("victim"))
-    );
-    let script = format!("mkdir -m 700 /v/dead; echo '{record}' >/v/dead/record.json");
-    run().option("-v").option(volume(&state, "/v")).sh(&script).run().exits(0);
-    assert!(state.join("dead/record.json").exists());
-    run().sh("true").run().exits(0);
-    assert!(!state.join("dead").exists() && precious.exists());
+    let inside = scratch.file("data/sbx/upper/other/file", "");
+    let uppers = scratch.join("data/sbx/upper");
+    let victim = scratch.join("victim");
+    let victim = text(&victim);
+    // No layer at all; a name that leads elsewhere; an empty one, for the directory of all layers; another's layer.
+    let upper = |name: &str| text(&uppers.join(name));
+    for (name, upper) in
+        [("dead", victim.clone()), (&victim, victim.clone()), ("", upper("")), ("other", upper("other"))]
+    {
+        let record = format!(
+            r#"{{"version":1,"name":"{name}","state":"","supervisor_pid":1,"pid":null,"labels":{{}},"command":[],"groups":[],
+            "skipped":[],"landlock":0,"made":[],"upper":"{upper}"}}"#,
+        );
+        let script = format!("mkdir -m 700 /v/dead; echo '{record}' >/v/dead/record.json");
+        run().option("-v").option(volume(&state, "/v")).sh(&script).run().exits(0);
+        assert!(state.join("dead/record.json").exists());
+        run().sh("true").run().exits(0);
+        assert!(!state.join("dead").exists() && precious.exists() && inside.exists(), "{name:?} {upper}");
+    }
+}
+
+/// Files and directories of subordinate ids, which the caller itself may neither enter nor empty.
+#[test]
+fn an_upper_layer_on_disk_of_many_users_leaves_nothing() {
+    if !has("subids") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (home, state) = (scratch.dir("home"), scratch.join("state"));
+    let with = |options: &[&str]| sandbox(options).option("--state").option(&state).env("XDG_DATA_HOME", &home);
+    let left = || fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().count();
+    let script = "mkdir -p /d/e; echo x >/d/e/f; chown -R 1000:1000 /d; chmod 700 /d";
+    let disk = ["--map", "full", "--upper", "disk"];
+    with(&disk).sh(script).run().exits(0).prints("");
+    assert_eq!(left(), 0, "left at the end");
+    // After a kill the next command does it.
+    let mut running = with(&disk).sh(&format!("{script}; echo >/up; sleep 1000")).start();
+    let up = || {
+        fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().any(|e| e.path().join("upper/up").exists())
+    };
+    while !up() {
+        std::thread::yield_now();
+    }
+    running.kill();
+    running.wait();
+    assert_eq!(left(), 1);
+    // Without the programs that map those ids it says why, and keeps the record for one that has them.
+    let hide = "mount --bind $1 /usr/bin/newuidmap && shift && exec \"$@\"";
+    let file = text(&scratch.file("newuidmap", ""));
+    let hidden = ["unshare", "-Urm", "sh", "-c", hide, "sh", &file];
+    let outcome = with(&[]).under(&hidden).sh("true").run().exits(0);
+    assert!(outcome.stderr.lines().count() == 1 && outcome.stderr.contains("sbx/upper"), "{}", outcome.stderr);
+    assert_eq!(left(), 1);
+    assert_eq!(with(&[]).sh("true").run().exits(0).stderr, "");
+    assert_eq!(left(), 0, "left after the next command");
+    assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
 }
 
 #[test]

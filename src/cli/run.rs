@@ -5,7 +5,7 @@ use super::report::{Reporter, Voice};
 use sbx::error::{Error, Result};
 use sbx::front::{env_file, policy};
 use sbx::host::{self, Host};
-use sbx::launch::{Limits, Request, Told, launch};
+use sbx::launch::{Request, Told, launch};
 use sbx::plan::plan;
 use sbx::spec::layer::{Layer, Origin};
 use sbx::spec::{Caller, Spec};
@@ -41,8 +41,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
-    let limits = Limits { timeout: spec.timeout() };
-    let request = Request { state: &state, limits, labels: spec.labels().clone(), told };
+    let request = Request { state: &state, told };
     let exit = launch(&plan, &host, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
     Ok(exit.status())

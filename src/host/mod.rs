@@ -7,6 +7,7 @@ pub mod check;
 pub mod files;
 pub mod fuse;
 mod home;
+pub(crate) mod ranges;
 mod rootfs;
 
 pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
@@ -135,12 +136,7 @@ impl Host {
         let ranged = spec.wants_ranges();
         let power = power(uid);
         let user = login_name(uid, &caller, ranged);
-        let ranges = |path: &str| match ranged {
-            true => {
-                files::read_text(Path::new(path), 1 << 20).map(|t| ids::subordinate(&t, &user, uid)).unwrap_or_default()
-            }
-            false => Vec::new(),
-        };
+        let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
         let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };

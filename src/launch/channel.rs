@@ -25,7 +25,7 @@
 //! that the exec succeeded. The parent's end going away is the lifeline: init ends, and all with it.
 //! With a map of ranges a process stands between the two, which clones init and says `Forked` + pidfd.
 
-use crate::sys::process::Ended;
+use crate::sys::process::{Ended, Namespaces};
 use crate::sys::socket::{Wait, receive, send};
 use crate::sys::{EINVAL, Errno, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -44,8 +44,8 @@ pub enum Message {
     Start,
     /// Parent: pass this signal on.
     Signal(i32),
-    /// The process in between: init is this pid, as the parent sees it. Carries its pidfd.
-    Forked(i32),
+    /// The process in between: init is this pid, as the parent sees it, and lacks these namespaces. Carries its pidfd.
+    Forked(i32, Namespaces),
     /// Child: a step that may be skipped was.
     Skipped(Fault),
     /// Child: this step is done; only where somebody follows.
@@ -131,7 +131,7 @@ impl Message {
             Message::Go => (1, (0, 0, 0)),
             Message::Start => (2, (0, 0, 0)),
             Message::Signal(number) => (3, (number, 0, 0)),
-            Message::Forked(pid) => (4, (pid, 0, 0)),
+            Message::Forked(pid, lost) => (4, (pid, lost.0 as i32, 0)),
             Message::Skipped(f) => (5, fault(f)),
             Message::Failed(f) => (6, fault(f)),
             Message::Terminal => (7, (0, 0, 0)),
@@ -162,7 +162,7 @@ impl Message {
             (1, true) => Message::Go,
             (2, true) => Message::Start,
             (3, true) => Message::Signal(a),
-            (4, true) => Message::Forked(a),
+            (4, true) => Message::Forked(a, Namespaces(u64::from(b as u32))),
             (5, true) => Message::Skipped(fault()?),
             (6, true) => Message::Failed(fault()?),
             (7, true) => Message::Terminal,
@@ -209,7 +209,7 @@ mod tests {
             Message::Tree,
             Message::Start,
             Message::Signal(15),
-            Message::Forked(7),
+            Message::Forked(7, Namespaces::TIME | Namespaces::CGROUP),
             Message::Skipped(fault),
             Message::Failed(fault),
             Message::Terminal,

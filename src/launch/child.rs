@@ -12,6 +12,7 @@ use super::layers::Trees;
 use super::mounts::{self, Tree};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
+use crate::spec::access::Degrade;
 use crate::sys::fs::{HERE, Open};
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
@@ -43,6 +44,23 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
     }
 }
 
+/// Clones; where the kernel has not all of these namespaces, without one or both of those that `--best-effort` lets go.
+/// Returns which were left out.
+pub(super) fn clone(script: &Script, new: Namespaces, child_of: ChildOf) -> sys::Result<(Forked, Namespaces)> {
+    let both = Namespaces::TIME | Namespaces::CGROUP;
+    let mut first = None;
+    for lost in [Namespaces::NONE, Namespaces::TIME, Namespaces::CGROUP, both] {
+        if lost != Namespaces::NONE && !(new.has(lost) && script.degrade == Degrade::BestEffort) {
+            continue;
+        }
+        match process::clone3(new.without(lost), child_of) {
+            Err(errno @ (sys::EINVAL | sys::ENOSPC)) => first = first.or(Some(errno)),
+            other => return Ok((other?, lost)),
+        }
+    }
+    Err(first.unwrap_or(sys::EINVAL))
+}
+
 /// Init's own way through the stages.
 fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namespaces) -> ! {
     let mut child =
@@ -54,7 +72,10 @@ fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namesp
     if missing.has(Namespaces::TIME)
         && let Err(failure) = new_time(None)
     {
-        child.give_up(failure);
+        match script.degrade {
+            Degrade::BestEffort => drop(tell(channel, Message::Skipped(failure.at(script.clone_step)), None)),
+            Degrade::Never => child.give_up(failure),
+        }
     }
     let confined = child.root_beside_own();
     init::start(&mut child, confined.ignored)
@@ -63,8 +84,8 @@ fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namesp
 /// The process between parent and init where the map is one of ranges: it stands in a user namespace of its
 /// own, whose RLIMIT_NPROC counts all processes of the one below it (Linux 5.14, ucount.c).
 fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
-    let fail = |failure: Failure| -> ! {
-        let _ = tell(channel, Message::Failed(failure.at(above.step)), None);
+    let fail = |step: u16, failure: Failure| -> ! {
+        let _ = tell(channel, Message::Failed(failure.at(step)), None);
         process::exit_now(FAILED)
     };
     let mut trees = Trees::default();
@@ -78,7 +99,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
     if let Some((uid, gid)) = above.becomes
         && let Err(failure) = become_mapped(uid, gid)
     {
-        fail(failure);
+        fail(above.step, failure);
     }
     if process::die_with_parent().is_err() || sys::socket::hung_up(channel) {
         process::exit_now(FAILED);
@@ -88,19 +109,19 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
     if !sys::sabotaged(c"pids-above")
         && let Err(failure) = sys::cred::setrlimit(nproc, limit).called(Call::Prlimit)
     {
-        fail(failure);
+        fail(above.step, failure);
     }
-    match process::clone3(script.new, ChildOf::CallersParent).called(Call::Clone) {
-        Ok(Forked::Child { missing }) => begin(script, channel, trees, missing),
-        Ok(Forked::Parent { pid, pidfd }) => {
+    match clone(script, script.new, ChildOf::CallersParent).called(Call::Clone) {
+        Ok((Forked::Child { missing }, _)) => begin(script, channel, trees, missing),
+        Ok((Forked::Parent { pid, pidfd }, lost)) => {
             if let Err(failure) = write_maps(pid, above) {
                 let _ = process::pidfd_send_signal(pidfd.as_fd(), sys::event::SIGKILL);
-                fail(failure);
+                fail(above.step, failure);
             }
-            let _ = tell(channel, Message::Forked(pid), Some(pidfd.as_fd()));
+            let _ = tell(channel, Message::Forked(pid, lost), Some(pidfd.as_fd()));
             process::exit_now(0)
         }
-        Err(failure) => fail(failure),
+        Err(failure) => fail(script.clone_step, failure),
     }
 }
 
@@ -240,10 +261,9 @@ impl Child<'_> {
         }
     }
 
-    /// A failure that belongs to no step of its own: it is told as one of the first step in `root`.
+    /// A failure to make the processes and namespaces that the step of the clone stands for.
     fn give_up(&self, failure: Failure) -> ! {
-        let step = self.script.root.first().map_or(0, |prepared| prepared.step);
-        let _ = tell(self.channel, Message::Failed(failure.at(step)), None);
+        let _ = tell(self.channel, Message::Failed(failure.at(self.script.clone_step)), None);
         process::exit_now(FAILED)
     }
 

@@ -118,59 +118,117 @@ fn gate(child: &Child<'_>) -> Result<(), Failure> {
     }
 }
 
-/// One read of /proc/self/status proves ids, groups, capabilities and no_new_privs at once. It also has the mask
-/// of ignored signals, which is returned.
+/// Reading /proc/self/status proves ids, groups, capabilities and no_new_privs at once. It also has the mask of ignored
+/// signals, which is returned. One read mostly has it all; the line of the groups may be as long as 65536 of them.
 fn verify(expected: &Expected) -> Result<u64, Failure> {
-    let mut buffer = [0; 8192];
+    let mut buffer = [0; 2048];
     let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
     // A link in ROOTFS can bring a mount of the user's onto /proc, and what it holds proves nothing (S14).
     if sys::mount::fstatfs(file.as_fd()).called(Call::Stat)?.kind != PROC {
         return Err(Failure(Call::ReadBack, NOT_TAKEN));
     }
-    let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
+    let mut proof = Proof::of(expected);
+    while !proof.is_whole() {
+        match sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)? {
+            0 => return Err(Failure(Call::ReadBack, NOT_TAKEN)),
+            length => buffer[..length].iter().for_each(|byte| proof.take(*byte)),
+        }
+    }
     std::mem::forget(file);
-    let status = &buffer[..length];
-    match hex(status, b"SigIgn") {
-        Some(ignored) if status_is(status, expected) => Ok(ignored),
-        _ => Err(Failure(Call::ReadBack, NOT_TAKEN)),
+    proof.ignored.ok_or(Failure(Call::ReadBack, NOT_TAKEN))
+}
+
+/// A text of /proc/PID/status, taken byte by byte and held against what is expected.
+struct Proof<'e> {
+    expected: &'e Expected,
+    name: Word,
+    word: Word,
+    /// Which word of its line this is; `None` in the name of the line.
+    place: Option<usize>,
+    /// How many words were as expected.
+    right: usize,
+    /// Whether one was not.
+    wrong: bool,
+    /// The signals that are ignored.
+    ignored: Option<u64>,
+}
+
+/// The start of a word; what is longer is none that is looked for.
+#[derive(Default)]
+struct Word {
+    bytes: [u8; 20],
+    length: usize,
+}
+
+impl Word {
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.length) {
+            *place = byte;
+            self.length += 1;
+        }
+    }
+
+    fn text(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
-/// The words of one line of a status text.
-fn words<'s>(status: &'s [u8], name: &'static [u8]) -> Option<impl Iterator<Item = &'s [u8]>> {
-    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
-    Some(line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty()))
-}
+impl<'e> Proof<'e> {
+    fn of(expected: &'e Expected) -> Proof<'e> {
+        let (name, word) = (Word::default(), Word::default());
+        Proof { expected, name, word, place: None, right: 0, wrong: false, ignored: None }
+    }
 
-/// The mask that a line of a status text holds.
-fn hex(status: &[u8], name: &'static [u8]) -> Option<u64> {
-    number(words(status, name)?.next()?, 16)
-}
+    /// Whether every expected word was there. Four ids of each kind, five sets, no_new_privs, the filter, the groups,
+    /// and the end of their line, which shows that there are no more.
+    fn is_whole(&self) -> bool {
+        let groups = self.expected.groups.as_ref().map_or(0, |groups| groups.len() + 1);
+        !self.wrong && self.ignored.is_some() && self.right == 14 + usize::from(self.expected.filtered) + groups
+    }
 
-/// Whether a text of /proc/PID/status shows what is expected; a missing line is a "no".
-fn status_is(status: &[u8], expected: &Expected) -> bool {
-    let words = |name: &'static [u8]| words(status, name);
-    let all = |name: &'static [u8], id: u32| {
-        words(name)
-            .is_some_and(|mut w| w.by_ref().take(4).filter(|w| number(w, 10) == Some(u64::from(id))).count() == 4)
-    };
-    let mask = |name: &'static [u8], set: CapSet| hex(status, name) == Some(set.0);
-    let groups = match &expected.groups {
-        None => true,
-        Some(groups) => words(b"Groups")
-            .is_some_and(|found| groups.iter().map(|&gid| Some(u64::from(gid))).eq(found.map(|word| number(word, 10)))),
-    };
-    groups
-        && all(b"Uid", expected.uid)
-        && all(b"Gid", expected.gid)
-        && mask(b"CapInh", CapSet(0))
-        && mask(b"CapPrm", expected.held)
-        && mask(b"CapEff", expected.held)
-        && mask(b"CapBnd", expected.bounding)
-        && mask(b"CapAmb", CapSet(0))
-        && words(b"NoNewPrivs").and_then(|mut w| w.next()) == Some(b"1")
-        // 2 is SECCOMP_MODE_FILTER.
-        && (!expected.filtered || words(b"Seccomp").and_then(|mut w| w.next()) == Some(b"2"))
+    fn take(&mut self, byte: u8) {
+        match (byte, self.place) {
+            (b':', None) => self.place = Some(0),
+            (b'\n', _) => {
+                self.end_word();
+                if self.name.text() == b"Groups" && self.expected.groups.is_some() {
+                    self.right += 1;
+                }
+                (self.name, self.place) = (Word::default(), None);
+            }
+            (b' ' | b'\t', Some(_)) => self.end_word(),
+            (byte, Some(_)) => self.word.push(byte),
+            (byte, None) => self.name.push(byte),
+        }
+    }
+
+    fn end_word(&mut self) {
+        let word = std::mem::take(&mut self.word);
+        let (Some(place), false) = (self.place, word.length == 0) else { return };
+        self.place = Some(place + 1);
+        let (decimal, mask) = (number(word.text(), 10), number(word.text(), 16));
+        let id = |id: u32| place < 4 && decimal == Some(u64::from(id));
+        let right = match (self.name.text(), &self.expected.groups) {
+            (b"Uid", _) => id(self.expected.uid),
+            (b"Gid", _) => id(self.expected.gid),
+            (b"Groups", Some(groups)) => groups.get(place).map(|gid| u64::from(*gid)) == decimal,
+            (b"CapInh" | b"CapAmb", _) => mask == Some(0),
+            (b"CapPrm" | b"CapEff", _) => mask == Some(self.expected.held.0),
+            (b"CapBnd", _) => mask == Some(self.expected.bounding.0),
+            (b"NoNewPrivs", _) => decimal == Some(1),
+            // 2 is SECCOMP_MODE_FILTER.
+            (b"Seccomp", _) if self.expected.filtered => decimal == Some(2),
+            (b"SigIgn", _) => {
+                self.ignored = mask;
+                return;
+            }
+            _ => return,
+        };
+        match right {
+            true => self.right += 1,
+            false => self.wrong = true,
+        }
+    }
 }
 
 fn number(digits: &[u8], radix: u32) -> Option<u64> {
@@ -181,13 +239,20 @@ fn number(digits: &[u8], radix: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_macros)]
+#[allow(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types)]
 mod tests {
     use super::*;
 
-    const STATUS: &[u8] = b"Name:\tsbx\nUid:\t0\t0\t0\t0\nGid:\t5\t5\t5\t5\nGroups:\t1 2 \nNoNewPrivs:\t1\n\
+    const STATUS: &[u8] =
+        b"Name:\tsbx\nUid:\t0\t0\t0\t0\nGid:\t5\t5\t5\t5\nGroups:\t1 2 \nSigIgn:\t0000000000001000\nNoNewPrivs:\t1\n\
         CapInh:\t0000000000000000\nCapPrm:\t00000000000000c0\nCapEff:\t00000000000000c0\n\
         CapBnd:\t00000000000000c0\nCapAmb:\t0000000000000000\nSeccomp:\t2\n";
+
+    fn status_is(status: &[u8], expected: &Expected) -> bool {
+        let mut proof = Proof::of(expected);
+        status.iter().for_each(|byte| proof.take(*byte));
+        proof.is_whole()
+    }
 
     #[test]
     fn each_field_of_the_status_counts() {
@@ -211,5 +276,10 @@ mod tests {
         let grouped = |groups: &[u32]| Expected { groups: Some(groups.into()), ..expected(0, 5, 0xc0) };
         assert!(status_is(STATUS, &grouped(&[1, 2])));
         assert!(!status_is(STATUS, &grouped(&[1])) && !status_is(STATUS, &grouped(&[1, 2, 3])));
+        let many: Vec<u32> = (0..65_536).map(|n| n * 65_537).collect();
+        let line: String = many.iter().map(|gid| format!("{gid} ")).collect();
+        let long = String::from_utf8_lossy(STATUS).replace("1 2 ", &line);
+        assert!(status_is(long.as_bytes(), &grouped(&many)) && status_is(long.as_bytes(), &expected(0, 5, 0xc0)));
+        assert!(!status_is(long.as_bytes(), &grouped(&many[1..])));
     }
 }

@@ -4,7 +4,7 @@
 use super::channel::Fault;
 use crate::error::{Error, Place};
 use crate::host::{is_own_root, mounts_below};
-use crate::plan::{Layers, Plan, Step, UpperAt};
+use crate::plan::{Layers, Plan, Stage, Step, UpperAt};
 use crate::spec::Overlay;
 use crate::spec::mount::{Access, Mount, Source};
 use crate::state::Skipped;
@@ -101,5 +101,7 @@ fn refused_mount(mount: &Mount, fault: Fault) -> Option<Error> {
 /// A skipped step, for the record and the user.
 pub(super) fn skipped(plan: &Plan, fault: Fault) -> Skipped {
     let place = plan.place(usize::from(fault.step));
-    Skipped { step: place.step, why: format!("{}: {}", fault.call.name(), fault.errno) }
+    // All that may be skipped after the clone of what it makes new.
+    let step = if place.stage == Stage::Clone.word() { "make a time namespace".into() } else { place.step };
+    Skipped { step, why: format!("{}: {}", fault.call.name(), fault.errno) }
 }

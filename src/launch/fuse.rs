@@ -213,6 +213,8 @@ impl Surroundings {
     fn enter(&self) -> sys::Result<()> {
         let layers = sys::borrow(self.layers);
         process::setsid()?;
+        // What sbx has blocked would be blocked here too, the TERM that is to end it first of all.
+        event::unblock_all()?;
         process::setns(sys::borrow(self.user), Namespaces::USER)?;
         if self.drop_groups {
             cred::setgroups(&[])?;

@@ -4,7 +4,7 @@
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
-use super::channel::{Call, Fullness, Message, hear, tell};
+use super::channel::{Call, Fault, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
 use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
@@ -27,7 +27,7 @@ struct Launch<'a> {
     terminal: Option<c_int>,
     /// Signals to be set to their default action.
     ignored: u64,
-    failure: Option<Failure>,
+    fault: Option<Fault>,
     not_executed: Option<Errno>,
 }
 
@@ -35,28 +35,28 @@ struct Launch<'a> {
 pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
     let program = &child.script.program;
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
-    let mut launch = Launch { program, terminal, ignored, failure: None, not_executed: None };
+    let mut launch = Launch { program, terminal, ignored, fault: None, not_executed: None };
     if program.is_init {
         let errno = execute(&mut launch);
-        fail(child.channel, program, launch.failure, errno)
+        fail(child.channel, launch.fault, errno)
     }
     let signals = match signals() {
         Ok(signals) => signals,
-        Err(failure) => fail(child.channel, program, Some(failure), None),
+        Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
     };
     match process::clone_vfork(STACK, enter, &mut launch).called(Call::Clone) {
-        Ok(_) if launch.failure.is_some() || launch.not_executed.is_some() => {
-            fail(child.channel, program, launch.failure, launch.not_executed)
+        Ok(_) if launch.fault.is_some() || launch.not_executed.is_some() => {
+            fail(child.channel, launch.fault, launch.not_executed)
         }
         Ok(pid) => serve(child, pid, signals),
-        Err(failure) => fail(child.channel, program, Some(failure), None),
+        Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
     }
 }
 
 /// Says why the program does not run, and ends.
-fn fail(channel: BorrowedFd<'_>, program: &Program, failure: Option<Failure>, errno: Option<Errno>) -> ! {
-    let message = match (failure, errno) {
-        (Some(failure), _) => Message::Failed(failure.at(program.step)),
+fn fail(channel: BorrowedFd<'_>, fault: Option<Fault>, errno: Option<Errno>) -> ! {
+    let message = match (fault, errno) {
+        (Some(fault), _) => Message::Failed(fault),
         (None, Some(errno)) => Message::NotExecuted(errno),
         (None, None) => process::exit_now(FAILED),
     };
@@ -81,16 +81,16 @@ fn enter(launch: &mut Launch<'_>) -> c_int {
 }
 
 /// The way to the exec: session and terminal, descriptors, signals, umask, then the filter and nothing after it
-/// but the exec itself. Returns only when that failed, with its errno unless `failure` says more.
+/// but the exec itself. Returns only when that failed, with its errno unless `fault` says more.
 fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
     if let Err(failure) = ready(launch) {
-        launch.failure = Some(failure);
+        launch.fault = Some(failure.at(launch.program.step));
         return None;
     }
     let filters: &[_] = if sys::sabotaged(c"seccomp") { &[] } else { &launch.program.filters };
-    for filter in filters {
+    for (step, filter) in filters {
         if let Err(failure) = sys::seccomp::load(filter).called(Call::Seccomp) {
-            launch.failure = Some(failure);
+            launch.fault = Some(failure.at(*step));
             return None;
         }
     }
@@ -156,8 +156,8 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
-    if confine_init(program).is_err() {
-        process::exit_now(FAILED);
+    if let Err(failure) = confine_init(program) {
+        fail(channel, Some(failure.at(program.step)), None);
     }
     if tell(channel, Message::Started(pid), pidfd.as_ref().map(AsFd::as_fd)).is_err() {
         process::exit_now(FAILED);

@@ -3,22 +3,16 @@
 use super::ids;
 use super::root::Range;
 use crate::error::{Error, Result};
-use crate::host::Host;
 use crate::host::files::c_path;
+use crate::host::{Host, ranges};
 use crate::plan::{Etc, EtcWay, Layers, MapsBy, Plan, Step, UpperAt};
-use crate::spec::ids::Extent;
 use crate::spec::mount::{Access, Mount, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::state::Made;
+use crate::sys::ENOENT;
 use crate::sys::fs::{self, HERE, Open};
-use crate::sys::{ENOENT, process};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long newuidmap may take before it is killed (L14); it needs a few milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Writes both maps of the child, where it cannot do that itself.
 ///
@@ -27,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn write(plan: &Plan, host: &Host, range: Option<&Range>, pid: i32) -> Result<()> {
     let who = &plan.identities;
     match who.by {
-        MapsBy::Helpers => by_helpers(host, pid, &who.uids, &who.gids),
+        MapsBy::Helpers => {
+            ranges::write(pid, (host.newuidmap.as_deref(), &who.uids), (host.newgidmap.as_deref(), &who.gids))
+        }
         // A single id the child maps itself.
         MapsBy::Caller => Ok(()),
         MapsBy::Root => {
@@ -46,59 +42,6 @@ fn put(plan: &Plan, pid: i32, file: &str, text: &str) -> Result<()> {
     let place = || plan.place(plan.number(|step| matches!(step, Step::Maps(_))));
     let call = if file == "uid_map" { "write uid_map" } else { "write gid_map" };
     written.map_err(|errno| Error::Step { place: place(), call, errno })
-}
-
-/// Runs newuidmap and newgidmap at once: each takes milliseconds, and neither needs the other.
-fn by_helpers(host: &Host, pid: i32, uids: &[Extent], gids: &[Extent]) -> Result<()> {
-    let start = |program: &Option<std::path::PathBuf>, name: &str, extents: &[Extent]| {
-        let path = program.clone().unwrap_or_else(|| name.into());
-        let numbers = extents.iter().flat_map(|e| [e.inner, e.outer, e.count]).map(|n| n.to_string());
-        let mut command = Command::new(path);
-        command.arg(pid.to_string()).args(numbers).env_clear();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.spawn().map_err(|e| helper(name, crate::sys::Errno::from(e).to_string(), String::new()))
-    };
-    // Whatever the caller left open without close-on-exec is no business of a set-uid program.
-    process::close_on_exec(3, u32::MAX).map_err(|errno| Error::Sys {
-        doing: "keep descriptors from".into(),
-        on: "newuidmap".into(),
-        errno,
-    })?;
-    let users = start(&host.newuidmap, "newuidmap", uids)?;
-    let groups = start(&host.newgidmap, "newgidmap", gids);
-    let users = finish("newuidmap", users);
-    let groups = groups.and_then(|child| finish("newgidmap", child));
-    users.and(groups)
-}
-
-fn helper(program: &str, status: String, stderr: String) -> Error {
-    Error::Helper { program: program.into(), status, stderr }
-}
-
-/// Waits for a helper, at most as long as it may take.
-fn finish(name: &str, mut child: Child) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let pidfd = process::pidfd_open(child.id() as i32).map_err(|e| helper(name, e.to_string(), String::new()))?;
-    let mut watch = [crate::sys::event::Watch::read(pidfd.as_fd())];
-    while Instant::now() < deadline {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
-        if crate::sys::event::poll(&mut watch, Some(left)).is_ok_and(|ready| ready > 0) {
-            break;
-        }
-    }
-    if !watch[0].ready() {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(helper(name, format!("no answer in {} s", PATIENCE.as_secs()), String::new()));
-    }
-    let output = child.wait_with_output();
-    let output = output.map_err(|e| helper(name, crate::sys::Errno::from(e).to_string(), String::new()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("").to_owned();
-    Err(helper(name, output.status.to_string(), last))
 }
 
 /// A host directory that the sandbox mounts writable, and where.

@@ -22,16 +22,16 @@ mod ruleset;
 mod script;
 
 pub use crate::sys::process::Ended;
-pub use monitor::{Event, Exit, Limits};
+pub use monitor::{Event, Exit};
 pub use prepare::Told;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::{MapsBy, Plan, Step, UpperAt};
-use crate::spec::access::Degrade;
+use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Skipped, StateDir};
-use crate::sys::process::{ChildOf, Forked, WaitFor, Which};
+use crate::sys::event::{Signals, Watch};
+use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
 use faults::step_error;
@@ -56,10 +56,6 @@ impl<F: FnMut(&Event<'_>)> Observer for F {
 pub struct Request<'a> {
     /// Where records are kept.
     pub state: &'a StateDir,
-    /// Wall-clock limits.
-    pub limits: Limits,
-    /// Labels for the record.
-    pub labels: std::collections::BTreeMap<String, String>,
     /// What the observer wants to be told.
     pub told: Told,
 }
@@ -85,42 +81,59 @@ const SIGNALS: [i32; 10] = [
 /// # Errors
 /// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
 pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+    tell_left(request, observer);
+    // Held until all is given back: what is cleared at the end may need to wait for a helper too.
+    let signals = Signals::take(&SIGNALS).map_err(|errno| Error::Sys {
+        doing: "take signals".into(),
+        on: "for the sandbox".into(),
+        errno,
+    })?;
     // Whether the kernel takes the overlay is seen by mounting it: a probe would cost every start what the second
     // attempt costs the few that need it.
-    attempt(plan, host, request, observer).or_else(|refused| {
+    let exit = attempt(plan, host, request, &signals, observer).or_else(|refused| {
         let (plan, note) = fuse::instead(plan, host, refused)?;
         observer.event(&Event::Note(&note));
-        attempt(&plan, host, request, observer)
-    })
+        attempt(&plan, host, request, &signals, observer)
+    });
+    tell_left(request, observer);
+    exit
 }
 
-fn attempt(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Exit> {
+/// Says what could not be cleared: by a sweep before the start, and of this sandbox at its end.
+fn tell_left(request: &Request<'_>, observer: &mut dyn Observer) {
+    request.state.left().iter().for_each(|left| observer.event(&Event::Note(&left.to_string())));
+}
+
+fn attempt(
+    plan: &Plan,
+    host: &Host,
+    request: &Request<'_>,
+    signals: &Signals,
+    observer: &mut dyn Observer,
+) -> Result<Exit> {
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = feed(plan, host, &mut script)?;
+    // Declared before the claim, so that its lock is given back after that: see `Sandbox`.
+    let upper;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
-    let mut record = record(plan, request);
+    let mut record = record(plan, host);
     if !record.made.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
     }
     let range = root::Range::take(plan, host)?;
-    let upper = Upper::make(plan, range.as_ref())?;
-    event::default_action(event::SIGCHLD);
-    let failed =
-        |doing: &'static str| move |errno| Error::Sys { doing: doing.into(), on: "for the sandbox".into(), errno };
-    event::block(&SIGNALS).map_err(failed("block signals"))?;
-    let signals = event::signalfd(&SIGNALS).map_err(failed("make a signal descriptor"))?;
+    upper = Upper::make(plan, range.as_ref())?;
     let cloned = Cloned::new(plan, &script, claim)?;
-    record.skipped = left_out(cloned.lost);
-    record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
+    record.skipped = left_out(mapped.lost);
+    record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     mapped.go(plan);
     record.pid = Some(mapped.pid);
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
-    let sandbox = Sandbox { init, channel, signals, record, _upper: upper, claim: Some(claim) };
+    let sandbox = Sandbox { init, channel, signals: signals.as_fd(), record, claim: Some(claim), _upper: upper };
     Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
 }
 
@@ -144,7 +157,7 @@ struct Cloned<'a> {
     channel: OwnedFd,
     claim: Claim<'a>,
     /// Namespaces that the kernel did not give and `--best-effort` lets go.
-    lost: process::Namespaces,
+    lost: Namespaces,
 }
 
 /// The child may use its namespaces.
@@ -153,6 +166,7 @@ struct Mapped<'a> {
     init: Guard,
     channel: OwnedFd,
     claim: Claim<'a>,
+    lost: Namespaces,
 }
 
 impl<'a> Cloned<'a> {
@@ -164,10 +178,10 @@ impl<'a> Cloned<'a> {
         };
         let (ours, theirs) = sys::socket::pair().map_err(fail("socketpair"))?;
         let new = match &script.above {
-            Some(_) => process::Namespaces::USER,
+            Some(_) => Namespaces::USER,
             None => script.new,
         };
-        let (forked, lost) = clone(new, plan.degrade).map_err(fail("clone3"))?;
+        let (forked, lost) = child::clone(script, new, ChildOf::Caller).map_err(fail("clone3"))?;
         match forked {
             Forked::Child { missing } => {
                 drop(ours);
@@ -197,36 +211,28 @@ impl<'a> Cloned<'a> {
         let mut pid = self.pid;
         if plan.identities.pids_above.is_some() {
             tell(self.channel.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
-            pid = match hear(self.channel.as_fd(), sys::socket::Wait::Yes) {
-                Ok(Some((Message::Forked(pid), Some(init)))) => {
+            // Killed before it has said a word, it would leave an init that waits for its maps and holds the channel open.
+            let mut watches = [Watch::read(self.channel.as_fd()), Watch::read(self.child.fd())];
+            sys::retry(|| event::poll(&mut watches, None)).map_err(|errno| gone(plan, errno))?;
+            pid = match hear(self.channel.as_fd(), sys::socket::Wait::No) {
+                Ok(Some((Message::Forked(pid, lost), Some(init)))) => {
                     // The process in between ends by itself; from now on init is held.
                     self.child.wait();
                     self.child = Guard::new(init);
+                    self.lost = lost;
                     pid
                 }
                 Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
                 _ => return Err(gone(plan, sys::EPIPE)),
             };
         }
-        Ok(Mapped { pid, init: self.child, channel: self.channel, claim: self.claim })
-    }
-}
-
-/// Clones; with `--best-effort` without the namespaces that may be missing, where the kernel has not all. Returns
-/// those that are.
-fn clone(new: process::Namespaces, degrade: Degrade) -> sys::Result<(Forked, process::Namespaces)> {
-    let may_lack = process::Namespaces(new.0 & (process::Namespaces::TIME | process::Namespaces::CGROUP).0);
-    match process::clone3(new, ChildOf::Caller) {
-        Err(sys::EINVAL | sys::ENOSPC) if degrade == Degrade::BestEffort && may_lack != process::Namespaces::NONE => {
-            Ok((process::clone3(new.without(may_lack), ChildOf::Caller)?, may_lack))
-        }
-        other => Ok((other?, process::Namespaces::NONE)),
+        Ok(Mapped { pid, init: self.child, channel: self.channel, claim: self.claim, lost: self.lost })
     }
 }
 
 /// The namespaces that were left out, for the record and the user.
-fn left_out(lost: process::Namespaces) -> Vec<Skipped> {
-    let words = [(process::Namespaces::TIME, "time"), (process::Namespaces::CGROUP, "cgroup")];
+fn left_out(lost: Namespaces) -> Vec<Skipped> {
+    let words = [(Namespaces::TIME, "time"), (Namespaces::CGROUP, "cgroup")];
     let lost = words.into_iter().filter(|(namespace, _)| lost.has(*namespace));
     let why = "clone3: the kernel has none to give";
     lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() }).collect()
@@ -295,10 +301,10 @@ fn single_thread() -> Result<()> {
     }
 }
 
-fn record(plan: &Plan, request: &Request<'_>) -> Record {
+fn record(plan: &Plan, host: &Host) -> Record {
     let groups = match &plan.identities.groups {
-        crate::plan::GroupSet::Kept(_) => Vec::new(),
-        crate::plan::GroupSet::Exactly(groups) => groups.clone(),
+        GroupSet::Kept(_) => host.groups.clone(),
+        GroupSet::Exactly(_) => Vec::new(),
     };
     Record {
         version: crate::state::VERSION,
@@ -306,7 +312,7 @@ fn record(plan: &Plan, request: &Request<'_>) -> Record {
         state: "starting".into(),
         supervisor_pid: process::getpid(),
         pid: None,
-        labels: request.labels.clone(),
+        labels: plan.labels.clone(),
         command: plan.process.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
         groups,
         skipped: Vec::new(),

@@ -14,15 +14,8 @@ use crate::sys::event::{self, Watch};
 use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
 use crate::sys::{self, alloc};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
-
-/// Limits that the supervisor keeps itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// How long the program may run, and how long it then has from TERM to KILL.
-    pub timeout: Option<(Duration, Duration)>,
-}
 
 /// How a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +67,19 @@ enum Phase {
     Running,
 }
 
-/// A sandbox as its supervisor holds it. The fields are given back in their order: init first, then what it used.
+/// A sandbox as its supervisor holds it. The fields are given back in their order: init first, then what it used. The
+/// name goes before the lock of the upper layer, for with it go the mount points that were made in there.
 pub(super) struct Sandbox<'a> {
     pub init: Guard,
     /// Our end of the channel to init.
     pub channel: OwnedFd,
     /// The signals that sbx takes from a descriptor.
-    pub signals: OwnedFd,
+    pub signals: BorrowedFd<'a>,
     pub record: Record,
-    /// The lock of an upper layer that is kept.
-    pub _upper: Upper,
     /// `None` once the name is given back.
     pub claim: Option<Claim<'a>>,
+    /// The lock of an upper layer that is kept.
+    pub _upper: Upper,
 }
 
 /// The supervisor's state.
@@ -157,7 +151,7 @@ impl<'a> Monitor<'a> {
                 self.listen(observer)?;
             }
             if watches[1].ready()
-                && let Ok(Some(signal)) = event::next_signal(self.sandbox.signals.as_fd())
+                && let Ok(Some(signal)) = event::next_signal(self.sandbox.signals)
             {
                 self.signal(signal)?;
             }
@@ -176,7 +170,7 @@ impl<'a> Monitor<'a> {
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
         [
             Watch::read_if(self.channel_open.then_some(self.sandbox.channel.as_fd())),
-            Watch::read(self.sandbox.signals.as_fd()),
+            Watch::read(self.sandbox.signals),
             Watch::read(self.sandbox.init.fd()),
             input,
             output,
@@ -205,10 +199,10 @@ impl<'a> Monitor<'a> {
             Err(sys::EAGAIN) => Ok(()),
             Ok(None) | Err(_) => {
                 self.channel_open = false;
-                match (self.phase, self.plan.process.init) {
-                    (Phase::AtGate, Init::Program) => self.started(None, observer),
-                    _ => Ok(()),
+                if (self.phase, self.plan.process.init) == (Phase::AtGate, Init::Program) {
+                    self.started(None, observer);
                 }
+                Ok(())
             }
         }
     }
@@ -243,7 +237,7 @@ impl<'a> Monitor<'a> {
             Message::Done(step) => observer.event(&Event::Step(usize::from(step))),
             Message::Terminal => self.master = carried,
             Message::AtGate => self.phase = Phase::AtGate,
-            Message::Started(_) => self.started(carried, observer)?,
+            Message::Started(_) => self.started(carried, observer),
             Message::Ended(ended, full) => {
                 self.ended = Some((ended, full));
                 // The kernel takes as long to end init as this takes. What lies outside its namespaces it may still hold.
@@ -251,13 +245,13 @@ impl<'a> Monitor<'a> {
                 // Nothing more comes; what is left is to wait for the end of init.
                 self.channel_open = false;
             }
-            Message::Go | Message::Tree | Message::Start | Message::Signal(_) | Message::Forked(_) => {}
+            Message::Go | Message::Tree | Message::Start | Message::Signal(_) | Message::Forked(..) => {}
         }
         Ok(())
     }
 
     /// The exec has succeeded: from here on nothing is an error of sbx any more.
-    fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) -> Result<()> {
+    fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) {
         self.phase = Phase::Running;
         let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
@@ -269,18 +263,24 @@ impl<'a> Monitor<'a> {
             None if self.plan.process.init == Init::Program => Some(init),
             None => None,
         };
+        if pid.is_none() && self.request.told.pid {
+            observer.event(&Event::Note(
+                "the program's pid is not known: the kernel tells it neither by pidfd_open nor in /proc",
+            ));
+        }
         // Not before: until here init may have to share a processor with us.
-        if let Some(claim) = &self.sandbox.claim {
-            claim.write(&self.sandbox.record)?;
+        if let Some(claim) = &self.sandbox.claim
+            && let Err(error) = claim.write(&self.sandbox.record)
+        {
+            observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
         observer.event(&Event::Started { pid, init });
         self.terminal = self.master.take().map(Terminal::new);
-        if let Some((timeout, _)) = self.request.limits.timeout {
+        if let Some((timeout, _)) = self.plan.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
-        Ok(())
     }
 
     fn signal(&mut self, signal: i32) -> Result<()> {
@@ -299,9 +299,7 @@ impl<'a> Monitor<'a> {
             (_, event::SIGTSTP) => self.stop(),
             (_, event::SIGCONT) => self.pass(event::SIGCONT),
             (Phase::Running, signal) => self.pass(signal),
-            (_, signal @ (event::SIGTERM | event::SIGINT | event::SIGHUP | event::SIGQUIT)) => {
-                return Err(Error::Interrupted(signal));
-            }
+            (_, signal) if ends(signal) => return Err(Error::Interrupted(signal)),
             _ => {}
         }
         Ok(())
@@ -350,7 +348,7 @@ impl<'a> Monitor<'a> {
     /// At the end of the time TERM, and KILL for all when that was not enough.
     fn keep_time(&mut self, observer: &mut dyn super::Observer) {
         let Some(deadline) = self.deadline.filter(|at| event::monotonic_ms() >= *at) else { return };
-        let Some((timeout, kill_after)) = self.request.limits.timeout else { return };
+        let Some((timeout, kill_after)) = self.plan.timeout else { return };
         if !self.timed_out {
             self.timed_out = true;
             self.deadline = Some(deadline.saturating_add(kill_after.as_millis() as u64));
@@ -428,18 +426,31 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// What the program wrote last is still in the terminal when it ends.
+    /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
     fn drain(&mut self) {
         // A reader that stands still is waited for, but not beyond a time limit.
         let patience = if self.timed_out { 500 } else { 10_000 };
         let Some(terminal) = &mut self.terminal else { return };
         while !terminal.drained() {
             let [_, output] = terminal.watches();
-            let mut watches = [output, Watch::read(self.sandbox.signals.as_fd())];
-            if event::poll(&mut watches, Some(patience)).unwrap_or(0) == 0 || watches[1].ready() {
+            let mut watches = [output, Watch::read(self.sandbox.signals)];
+            match event::poll(&mut watches, Some(patience)) {
+                Ok(0) => return,
+                Ok(_) | Err(sys::EINTR) => {}
+                Err(_) => return,
+            }
+            if watches[1].ready()
+                && let Ok(Some(signal)) = event::next_signal(self.sandbox.signals)
+                && ends(signal)
+            {
                 return;
             }
             terminal.work([false, watches[0].ready()]);
         }
     }
+}
+
+/// Whether a signal asks for the end.
+fn ends(signal: i32) -> bool {
+    [event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT].contains(&signal)
 }

@@ -34,6 +34,8 @@ pub struct Told {
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
+        degrade: plan.degrade,
+        clone_step: plan.number(|step| matches!(step, Step::Clone(_))) as u16,
         detached: true,
         idmapped: Vec::new(),
         above: None,

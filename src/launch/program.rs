@@ -4,7 +4,7 @@ use super::prepare::c_text;
 use super::script::Program;
 use crate::error::{Error, Result};
 use crate::plan::seccomp::default_program;
-use crate::plan::{Plan, Terminal, bpf};
+use crate::plan::{Plan, Step, Terminal, bpf};
 use crate::spec::Init;
 use crate::sys::process::{Pointers, argv_area};
 use crate::sys::seccomp::Insn;
@@ -38,12 +38,14 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
     let inherits_filter = inherits_filter(plan);
     // The filter that guards set-id bits is the first of two.
     let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
+    let numbered = (1..).zip(&plan.steps);
+    let steps = numbered.filter(|(_, planned)| matches!(planned.step, Step::Filter(..))).map(|(number, _)| number);
     Ok(Program {
         step: plan.steps.len() as u16,
         candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
         argv: pointers(&argv)?,
         env: pointers(&process.env)?,
-        filters: plan.filters.iter().skip(skipped).map(|filter| instructions(filter)).collect(),
+        filters: steps.zip(&plan.filters).skip(skipped).map(|(step, filter)| (step, instructions(filter))).collect(),
         inherits_filter,
         init_filter: (!unfiltered).then(|| instructions(default_program())),
         umask: process.umask,

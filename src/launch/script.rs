@@ -2,6 +2,7 @@
 
 use super::channel::{Call, Fault};
 use crate::plan::Need;
+use crate::spec::access::Degrade;
 use crate::sys::Errno;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
@@ -19,6 +20,10 @@ pub(crate) struct Script {
     pub idmapped: Vec<IdMapped>,
     /// What the clone makes new.
     pub new: Namespaces,
+    /// Whether it may go on without some of them.
+    pub degrade: Degrade,
+    /// Its step, for faults.
+    pub clone_step: u16,
     /// Made in between where the map is one of ranges; see [`Above`].
     pub above: Option<Above>,
     /// User and group inside of what the child makes.
@@ -267,8 +272,8 @@ pub(crate) struct Program {
     pub candidates: Vec<CString>,
     pub argv: Pointers,
     pub env: Pointers,
-    /// Loaded in this order, right before the exec.
-    pub filters: Vec<Vec<Insn>>,
+    /// Loaded in this order, right before the exec; with the steps, for faults.
+    pub filters: Vec<(u16, Vec<Insn>)>,
     /// Init's own, where the program gets others: loaded when that has started.
     pub init_filter: Option<Vec<Insn>>,
     /// Whether init's is all that the program gets, so that it inherits it: `Op::Filter`.

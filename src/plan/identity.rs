@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::host::{Host, Power};
-use crate::spec::ids::{Extent, Map, User, Who, accounts, check, groups, maps};
+use crate::spec::ids::{self, Extent, Map, User, Who, accounts, check, groups, maps};
 use crate::spec::{Groups, RootSource, Spec};
 
 /// Ids of one sandbox.
@@ -150,17 +150,8 @@ fn choose_maps(spec: &Spec, host: &Host, asked: Option<(u32, u32)>, notes: &mut 
 /// 0 is the caller, 1 and up the subordinate ranges.
 fn full(host: &Host) -> Result<Maps> {
     helpers(host)?;
-    let lines = |own: u32, ranges: &[(u32, u32)]| {
-        let mut inner = 1;
-        let mut extents = vec![Extent { inner: 0, outer: own, count: 1 }];
-        for &(outer, count) in ranges {
-            let count = count.min(u32::MAX - 1 - inner);
-            extents.push(Extent { inner, outer, count });
-            inner += count;
-        }
-        extents
-    };
-    let maps = Maps { uids: lines(host.uid, &host.subuids), gids: lines(host.gid, &host.subgids), by: MapsBy::Helpers };
+    let (uids, gids) = (ids::full(host.uid, &host.subuids), ids::full(host.gid, &host.subgids));
+    let maps = Maps { uids, gids, by: MapsBy::Helpers };
     check("/etc/subuid", &maps.uids)?;
     check("/etc/subgid", &maps.gids)?;
     Ok(maps)

@@ -24,8 +24,10 @@ use crate::host::Host;
 use crate::spec::access::Degrade;
 use crate::spec::{Init, NetMode, Spec, Tty};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::time::Duration;
 
 /// The stages, in their order. Each says what it does, what it may not do yet, and what it must not do any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -109,6 +111,10 @@ pub struct Plan {
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
     /// What the user is told before the start.
     pub(crate) notes: Vec<String>,
+    /// How long the program may run, and how long it then has from TERM to KILL.
+    pub(crate) timeout: Option<(Duration, Duration)>,
+    /// Labels for the record.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// The program and how sbx stands to it.
@@ -171,6 +177,8 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         degrade: spec.degrade,
         filters,
         notes,
+        timeout: spec.timeout(),
+        labels: spec.labels().clone(),
     })
 }
 

@@ -118,6 +118,18 @@ pub fn check(field: &str, extents: &[Extent]) -> Result<()> {
     Ok(())
 }
 
+/// 0 is this id, 1 and up are these ranges: first id and count.
+pub fn full(own: u32, ranges: &[(u32, u32)]) -> Vec<Extent> {
+    let mut inner = 1;
+    let mut extents = vec![Extent { inner: 0, outer: own, count: 1 }];
+    for &(outer, count) in ranges {
+        let count = count.min(u32::MAX - 1 - inner);
+        extents.push(Extent { inner, outer, count });
+        inner += count;
+    }
+    extents
+}
+
 /// Whether an id inside is mapped.
 pub fn maps(extents: &[Extent], inner: u32) -> bool {
     outer(extents, inner).is_some()

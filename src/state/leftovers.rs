@@ -3,31 +3,91 @@
 
 use super::RECORD;
 use super::record::{Made, Record, VERSION};
+use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_regular};
+use crate::host::ranges;
+use crate::spec::text;
 use crate::sys::fs::{self, HERE, Kind, Open};
+use crate::sys::process::{self, ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
+use crate::sys::{EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Errno};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Clears what the record in this directory names. A record that cannot be read names nothing.
-pub(super) fn clear(dir: BorrowedFd<'_>) {
+/// Clears what the record in this directory names, which is the entry `name` of the state directory. A record that
+/// cannot be read, or that is another's, names nothing.
+///
+/// # Errors
+/// `State` where something is left, for which the record has to stay.
+pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     if crate::sys::sabotaged(c"leftovers") {
-        return;
+        return Ok(());
     }
-    let Ok(file) = fs::openat(dir, RECORD, Open::Read) else { return };
-    let Ok(text) = read_regular(file.as_fd(), 1 << 24) else { return };
-    let Ok(record) = serde_json::from_str::<Record>(&text) else { return };
+    let Some(record) = read(dir, name) else { return Ok(()) };
+    let left = |on: String, why: String| Error::State { on, why, hint: Some("another --name".into()) };
     if record.version > VERSION {
-        return;
+        return Err(left(record.name, "its record was written by a newer sbx, which has to clear it".into()));
     }
     // The deepest first, so that a directory is empty when its turn comes.
     record.made.iter().rev().for_each(|made| {
         let _ = unmake(made);
     });
     // Where the state lies in a writable volume, the program can write records too: a whole tree is removed only
-    // where `plan` puts such layers.
-    if let Some(upper) = record.upper.filter(|upper| upper.ends_with(Path::new("sbx/upper").join(&record.name))) {
-        let _ = remove_tree(&upper);
+    // where `plan` puts such layers, and only the one of the name that the directory itself bears.
+    let Some(upper) = record.upper.filter(|upper| upper.ends_with(Path::new("sbx/upper").join(&record.name))) else {
+        return Ok(());
+    };
+    let why = |error| format!("left by the sandbox {}, and cannot be removed yet: {error}", record.name);
+    remove_layer(&upper).map_err(|error| left(upper.display().to_string(), why(error)))
+}
+
+fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
+    let file = fs::openat(dir, RECORD, Open::Read).ok()?;
+    let record: Record = serde_json::from_str(&read_regular(file.as_fd(), 1 << 24).ok()?).ok()?;
+    let own = record.name.as_bytes() == name.to_bytes() && text::name("name", &record.name).is_ok();
+    own.then_some(record)
+}
+
+/// Removes a private upper layer. Directories of subordinate ids are closed to the caller itself.
+fn remove_layer(upper: &Path) -> Result<()> {
+    let on = || upper.display().to_string();
+    match remove_tree(upper) {
+        // What is gone, or has a link in its way now, is not the layer that was made.
+        Ok(()) | Err(ENOENT | ELOOP | ENOTDIR) => Ok(()),
+        Err(EACCES | EPERM) => remove_by_all_ids(upper),
+        Err(errno) => Err(Error::Sys { doing: "remove".into(), on: on(), errno }),
+    }
+}
+
+/// Removes it in a process that may act for every id that the caller can map.
+fn remove_by_all_ids(upper: &Path) -> Result<()> {
+    let fail = |errno| Error::Sys { doing: "remove".into(), on: upper.display().to_string(), errno };
+    // The new process goes on with our heap, whose lock a thread could hold.
+    if process::single_threaded() != Ok(true) {
+        return Err(fail(EPERM));
+    }
+    let (word, go) = fs::pipe().map_err(fail)?;
+    match process::clone3(Namespaces::USER, ChildOf::Caller).map_err(fail)? {
+        Forked::Child { .. } => {
+            drop(go);
+            let mapped = process::die_with_parent().is_ok() && fs::read(word.as_fd(), &mut [0]) == Ok(1);
+            let removed = if mapped { remove_tree(upper) } else { Err(EPERM) };
+            process::exit_now(removed.err().map_or(0, |errno| errno.0))
+        }
+        Forked::Parent { pid, pidfd } => {
+            let mapped = ranges::map_all(pid);
+            if mapped.is_ok() {
+                let _ = fs::write_all(go.as_fd(), b".");
+            }
+            drop((go, word));
+            let ended = process::wait(Which::Pidfd(pidfd.as_fd()), WaitFor::End);
+            mapped?;
+            match ended.map_err(fail)? {
+                Some((_, Ended::Code(0))) => Ok(()),
+                Some((_, Ended::Code(errno))) => Err(fail(Errno(errno))),
+                _ => Err(fail(EPERM)),
+            }
+        }
     }
 }
 
@@ -119,7 +179,7 @@ impl Removal<'_> {
             self.moved += 1;
             let to = c_path(Path::new(&format!("moved-{}", self.moved)));
             match fs::renameat(parent, name, self.top, &to) {
-                Err(crate::sys::EEXIST | crate::sys::ENOTEMPTY | crate::sys::ENOTDIR) => {}
+                Err(EEXIST | ENOTEMPTY | ENOTDIR) => {}
                 other => return other,
             }
         }

@@ -16,7 +16,7 @@ use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 pub struct StateDir {
     path: PathBuf,
     dir: OwnedFd,
+    /// What could not be cleared, until somebody asks.
+    left: RefCell<Vec<Error>>,
 }
 
 /// A name that is taken, and its directory. Dropping it gives the name back.
@@ -41,6 +43,8 @@ pub struct Claim<'a> {
 
 /// How many milliseconds a name that is taken is tried for.
 const SWEEPS: u32 = 20;
+/// How many batches of names, about a hundred each, a sweep looks at.
+const CROWD: u32 = 32;
 const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
 
@@ -118,14 +122,15 @@ impl StateDir {
         if stat.mode & MARK == 0 {
             mark(path, dir.as_fd())?;
         }
-        Ok(StateDir { path: path.to_owned(), dir })
+        Ok(StateDir { path: path.to_owned(), dir, left: RefCell::default() })
     }
 
     /// Takes a name. Exactly one of many that try at once gets it. The lock is on the directory itself: it needs no
     /// file, and who finds it unlocked and still there knows that its holder is dead.
     ///
     /// # Errors
-    /// `State` where the name is in use or the directory is full or read-only.
+    /// `State` where the name is in use, what its last bearer left cannot be removed, or the directory is full or
+    /// read-only.
     pub fn claim(&self, name: &str) -> Result<Claim<'_>> {
         let path = self.path.join(name);
         let text = c_path(Path::new(name));
@@ -159,7 +164,7 @@ impl StateDir {
             // A directory that was removed has no links left.
             if fs::fstat(dir.as_fd()).is_ok_and(|stat| stat.links > 0) {
                 if !fresh {
-                    leftovers::clear(dir.as_fd());
+                    leftovers::clear(dir.as_fd(), &text)?;
                 }
                 return Ok(Claim { name: text, parent: self, dir, path, leaves: false.into() });
             }
@@ -168,28 +173,47 @@ impl StateDir {
     }
 
     /// Clears what sandboxes left that were killed; whatever is alive holds its lock and is not touched. A
-    /// damaged record never stops the others. One look at the directory, as many entries as it gives: what is
-    /// not seen now, the next command sees.
+    /// damaged record never stops the others. What is not seen behind a crowd of living ones, a later command sees.
     pub fn sweep(&self) {
         let mut entries = fs::Entries::new();
-        let Ok(names) = fs::getdents(self.dir.as_fd(), &mut entries) else { return };
-        for name in names {
-            let _ = self.sweep_one(name);
+        for _ in 0..CROWD {
+            let Ok(names) = fs::getdents(self.dir.as_fd(), &mut entries) else { return };
+            let last = !names.is_full();
+            for name in names {
+                let _ = self.sweep_one(name);
+            }
+            if last {
+                return;
+            }
         }
+    }
+
+    /// Takes the reasons why something is left of sandboxes that are gone. Their records stay, and each sweep tries
+    /// again.
+    pub fn left(&self) -> Vec<Error> {
+        self.left.take()
     }
 
     fn sweep_one(&self, name: &CStr) -> crate::sys::Result<()> {
         let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
         if fs::try_lock(dir.as_fd())? {
-            leftovers::clear(dir.as_fd());
-            forget(self.dir.as_fd(), dir.as_fd(), name);
+            self.forget(dir.as_fd(), name);
         }
         Ok(())
+    }
+
+    /// Clears what a sandbox left outside its own namespaces, as the record has it, and forgets it. The caller holds
+    /// the lock of its directory.
+    fn forget(&self, dir: BorrowedFd<'_>, name: &CStr) {
+        match leftovers::clear(dir, name) {
+            Ok(()) => unlist(self.dir.as_fd(), dir, name),
+            Err(error) => self.left.borrow_mut().push(error),
+        }
     }
 }
 
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
-fn forget(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
+fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
     let _ = fs::unlinkat(dir, RECORD, Kind::File);
     if fs::unlinkat(parent, name, Kind::Directory).is_err() {
         // Left by a writer that was killed.
@@ -226,13 +250,12 @@ impl Claim<'_> {
 }
 
 impl Drop for Claim<'_> {
-    /// First what the sandbox left outside its own namespaces, as the record has it: part of every end, that of a
-    /// set-up that failed too.
+    /// Part of every end, that of a set-up that failed too.
     fn drop(&mut self) {
-        if self.leaves.get() {
-            leftovers::clear(self.dir.as_fd());
+        match self.leaves.get() {
+            true => self.parent.forget(self.dir.as_fd(), &self.name),
+            false => unlist(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name),
         }
-        forget(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name);
     }
 }
 
@@ -255,6 +278,16 @@ mod tests {
             });
             state.claim("x").expect("the name");
         });
+    }
+
+    #[test]
+    fn a_sweep_sees_behind_a_crowd() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        drop(StateDir::open(&path).expect("a state directory"));
+        (0..500).for_each(|n| std::fs::create_dir(path.join(format!("dead-{n}"))).expect("a directory of a dead one"));
+        StateDir::open(&path).expect("the same").sweep();
+        assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use super::{Result, borrow, fd, ok, retry};
 use libc::c_int;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 pub use libc::{
     SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSTOP, SIGSYS, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
@@ -16,17 +16,12 @@ fn set_of(signals: &[i32]) -> SigSet {
     signals.iter().filter_map(|&signal| Signal::try_from(signal).ok()).collect()
 }
 
-/// Blocks these signals for the process, so that they wait for a [`signalfd`].
-pub fn block(signals: &[i32]) -> Result<()> {
-    Ok(sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set_of(signals)), None)?)
-}
-
 /// Unblocks every signal: a program starts with an empty mask, whatever sbx's caller had.
 pub fn unblock_all() -> Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
-/// `signalfd(2)`, non-blocking, for signals that [`block`] blocked.
+/// `signalfd(2)`, non-blocking, for signals that are blocked.
 pub fn signalfd(signals: &[i32]) -> Result<OwnedFd> {
     // SAFETY: the set is valid.
     fd(unsafe { libc::signalfd(-1, set_of(signals).as_ref(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
@@ -60,6 +55,62 @@ pub fn default_action(signal: i32) {
 /// Sends a signal to the calling process by number; the mask decides whether it acts now.
 pub fn raise(signal: i32) -> Result<()> {
     super::process::kill(super::process::getpid(), signal)
+}
+
+/// Signals that are blocked and wait in a descriptor, and SIGCHLD at its default action, without which no child can be
+/// waited for. Dropped, mask and action are the caller's again, and what came meanwhile is forgotten.
+#[derive(Debug)]
+pub struct Signals {
+    fd: OwnedFd,
+    _before: Before,
+}
+
+/// What the caller had.
+#[derive(Debug)]
+struct Before {
+    mask: SigSet,
+    sigchld: SigAction,
+}
+
+impl Signals {
+    /// Takes these signals from the process.
+    pub fn take(signals: &[i32]) -> Result<Signals> {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        let mut mask = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set_of(signals)), Some(&mut mask))?;
+        // SAFETY: the default action calls nothing.
+        let sigchld = unsafe { sigaction(Signal::SIGCHLD, &default) };
+        let before = Before { mask, sigchld: sigchld.unwrap_or(default) };
+        sigchld?;
+        Ok(Signals { fd: signalfd(signals)?, _before: before })
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    /// What is pending would act as soon as the mask is gone, on a caller whose sandbox has ended already.
+    fn drop(&mut self) {
+        const MANY: usize = 16;
+        // SAFETY: all zero is a valid record, which read fills in.
+        let mut infos: [libc::signalfd_siginfo; MANY] = unsafe { std::mem::zeroed() };
+        // SAFETY: the buffer is ours and holds that many records.
+        unsafe { libc::read(self.fd.as_raw_fd(), infos.as_mut_ptr().cast(), size_of_val(&infos)) };
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        if !matches!(self.sigchld.handler(), SigHandler::SigDfl) {
+            // SAFETY: it is the action that was there before.
+            let _ = unsafe { sigaction(Signal::SIGCHLD, &self.sigchld) };
+        }
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None);
+    }
 }
 
 /// What to wait for on a descriptor, and after [`poll`] what came.
@@ -98,9 +149,10 @@ impl Watch {
         self.0.revents & libc::POLLNVAL != 0
     }
 
-    /// Whether the other end is gone and nothing is left to read.
+    /// Whether the other end is gone, however much of what it wrote is still to be read: a socket whose peer is closed
+    /// is readable too, for the end of file.
     pub fn hung_up(&self) -> bool {
-        self.0.revents & (libc::POLLHUP | libc::POLLERR) != 0 && self.0.revents & libc::POLLIN == 0
+        self.0.revents & libc::POLLHUP != 0
     }
 }
 

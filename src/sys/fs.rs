@@ -369,6 +369,12 @@ impl Batch<'_> {
     pub fn is_end(&self) -> bool {
         self.rest.is_empty()
     }
+
+    /// Whether one more entry may have had no room: asked of a batch of which nothing is taken yet.
+    pub fn is_full(&self) -> bool {
+        const LONGEST: usize = 19 + 255 + 1;
+        self.rest.len() + LONGEST.next_multiple_of(8) > size_of::<Entries>()
+    }
 }
 
 impl<'b> Iterator for Batch<'b> {

@@ -381,7 +381,7 @@ pub fn set_name(name: &CStr) -> Result<()> {
 }
 
 /// Overwrites the memory that /proc/PID/cmdline shows with `name` and zeros (DESIGN 4.6).
-/// Only the kernel's record of where it lies is used, so nothing but the arguments is touched.
+/// Nothing but the arguments and the environment is touched.
 pub fn overwrite_argv(area: &ArgvArea, name: &CStr) {
     let bytes = name.to_bytes();
     for at in 0..area.length {
@@ -399,45 +399,24 @@ pub struct ArgvArea {
     length: usize,
 }
 
-impl ArgvArea {
-    /// From the addresses of the first argument and the end of the last environment string, as
-    /// /proc/self/stat gives them (arg_start, env_end).
-    pub fn between(start: usize, end: usize) -> ArgvArea {
-        ArgvArea { start, length: end.saturating_sub(start) }
-    }
-}
-
-/// Finds the argument block through the C library's `environ` and the pointers beside it. Parent only.
+/// Finds the argument block. The kernel lays a new stack out so (create_elf_tables), from below: random bytes, the
+/// names of the platform, zeros, the arguments, the environment, the name of the program. All but the middle is named
+/// by the auxiliary vector, which nobody changes; the pointers to the arguments and `environ` are the caller's, who may
+/// have set a variable, after which they lie on the heap. Parent only.
 pub fn argv_area() -> Option<ArgvArea> {
-    unsafe extern "C" {
-        static environ: *const *const libc::c_char;
-    }
-    // SAFETY: `environ` is set by the C start-up code before main and never changed by sbx.
-    let first = unsafe { environ };
-    if first.is_null() {
-        return None;
-    }
-    // SAFETY: below the environment pointers lie a null pointer and then the argument pointers, of
-    // which there is at least one: the kernel lays the initial stack out so (System V ABI, 3.4.1).
-    let argv = unsafe {
-        let mut at = first.sub(2);
-        while *at as usize > 1 << 28 {
-            at = at.sub(1);
-        }
-        at.add(1)
-    };
-    // SAFETY: as above; the last string found is NUL-terminated.
-    unsafe {
-        let start = *argv as usize;
-        let mut last = *first.sub(2);
-        let mut at = first;
-        while !(*at).is_null() {
-            last = *at;
-            at = at.add(1);
-        }
-        let end = last as usize + libc::strlen(last) + 1;
-        (end - start < 8 << 20 && start < end).then(|| ArgvArea::between(start, end))
-    }
+    const RANDOM_BYTES: usize = 16;
+    // SAFETY: takes a number; 0 stands for an entry that is not there.
+    let entry = |kind| unsafe { libc::getauxval(kind) } as usize;
+    let end = entry(libc::AT_EXECFN);
+    let names = [entry(libc::AT_PLATFORM), entry(libc::AT_BASE_PLATFORM)].into_iter().filter(|name| *name != 0);
+    // SAFETY: these entries are C strings.
+    let names = names.map(|name| name + unsafe { libc::strlen(name as *const libc::c_char) });
+    let below = names.chain([entry(libc::AT_RANDOM) + RANDOM_BYTES]).max()?;
+    let length = end.checked_sub(below).filter(|length| *length < 8 << 20)?;
+    // SAFETY: both ends lie on the initial stack, which is mapped from its top down without a hole.
+    let bytes = unsafe { std::slice::from_raw_parts(below as *const u8, length) };
+    let zeros = bytes.iter().position(|&byte| byte != 0)?;
+    Some(ArgvArea { start: below + zeros, length: length - zeros })
 }
 
 /// Whether this process has exactly one thread: the link count of /proc/self/task is 2 and one for each.
@@ -479,4 +458,23 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32> {
     let text = std::fs::read_to_string(path).map_err(|e| Errno(e.raw_os_error().unwrap_or(0)))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pid:"));
     line.and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0).ok_or(super::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_block_is_found_whatever_became_of_the_environment() {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        // Fields 48 and 51 of proc(5), counted from the third: arg_start and env_end.
+        let [start, end]: [usize; 2] = [45, 48].map(|n| fields[n].parse().expect("an address"));
+        for (name, value) in [("SBX_TEST_ONE", "1"), ("SBX_TEST_TWO", "2")] {
+            let area = argv_area().expect("a block");
+            assert_eq!((area.start, area.start + area.length), (start, end));
+            // SAFETY: the tests of this crate read the environment through the standard library alone.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
 }

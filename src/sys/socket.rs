@@ -108,4 +108,16 @@ mod tests {
         let lengths = [(); 2].map(|()| receive(ours.as_fd(), &mut bytes, Wait::Yes).expect("received").0);
         assert_eq!(lengths, [4, 0]);
     }
+
+    #[test]
+    fn a_peer_that_is_gone_has_hung_up() {
+        let (ours, theirs) = pair().expect("a pair");
+        assert!(!hung_up(ours.as_fd()));
+        send(theirs.as_fd(), b"last", None).expect("sent");
+        assert!(!hung_up(ours.as_fd()));
+        drop(theirs);
+        assert!(hung_up(ours.as_fd()));
+        receive(ours.as_fd(), &mut [0; 16], Wait::Yes).expect("received");
+        assert!(hung_up(ours.as_fd()));
+    }
 }
