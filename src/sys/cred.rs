@@ -62,8 +62,10 @@ pub fn getegid() -> u32 {
 pub fn elevated() -> bool {
     // SAFETY: takes a number.
     let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
-    let gained = geteuid() != 0 && effective().is_ok_and(|held| held != CapSet(0));
-    getuid() != geteuid() || getgid() != getegid() || secure && gained
+    let set_id = || getuid() != geteuid() || getgid() != getegid();
+    let gained = || geteuid() != 0 && effective().is_ok_and(|held| held != CapSet(0));
+    // The kernel sets the mark in every such case (commoncap.c), so usually nothing more has to be asked.
+    secure && (set_id() || gained())
 }
 
 /// The version of the 64-bit capability interface, Linux 2.6.26.
