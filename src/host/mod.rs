@@ -8,7 +8,7 @@ pub mod files;
 pub mod fuse;
 mod rootfs;
 
-pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
+pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
 
 use crate::error::{Error, Result};
 use crate::spec::ids;
