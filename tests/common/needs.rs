@@ -65,6 +65,10 @@ pub fn missing(feature: &str) -> Option<String> {
     match feature {
         "userns" => (number("userns") != 0).then(|| format!("no user namespaces: errno {}", number("userns"))),
         "landlock" => (number("landlock") < 6).then(|| format!("Landlock ABI {}, 6 wanted", number("landlock"))),
+        "tmpfs-xattrs" => {
+            let errno = number("tmpfs-xattrs");
+            (errno != 0).then(|| format!("no user xattrs on tmpfs, so no writable layer there: errno {errno}"))
+        }
         "x86_64" => (std::env::consts::ARCH != "x86_64").then(|| "needs an x86_64 machine".into()),
         "subids" => {
             let user = host["user"].as_str().unwrap_or("?");
