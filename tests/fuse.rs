@@ -5,22 +5,13 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
-use support::{Done, Place, have, lacks, soon, tree, within};
+use support::{Done, Place, lacks, missing, soon, tree, within};
 
 const DAEMON: &str = "fuse-overlayfs";
 
 /// As `lacks`, for the program and its device too.
 fn lacks_fuse(needs: &[&str]) -> bool {
-    if lacks(needs) || lacks(&[DAEMON]) {
-        return true;
-    }
-    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    if let Err(error) = &opened {
-        let declared = std::env::var("SBX_TEST_HAS").unwrap_or_default();
-        assert!(!declared.split(',').any(|word| word == "fuse"), "SBX_TEST_HAS names fuse: {error}");
-        println!("SKIP {}: /dev/fuse: {error}", std::thread::current().name().unwrap_or("?"));
-    }
-    opened.is_err()
+    lacks(&[needs, &[DAEMON, "fuse"]].concat())
 }
 
 /// `sbx` as root of a user and mount namespace, after a script that changes what it finds there.
@@ -215,7 +206,7 @@ fn what_is_missing_is_named() {
     let hide = bin.map_or("true".to_owned(), |bin| format!("mount --bind /dev/null {}", bin.join(DAEMON).display()));
     let install = ["not installed", "package fuse-overlayfs"];
     within_mounts(&place, &hide, &words).refused(125, &install);
-    if have(DAEMON) {
+    if missing(DAEMON).is_none() {
         let named = ["/dev/fuse", "modprobe fuse"];
         within_mounts(&place, "mount -t tmpfs none /dev", &words).refused(125, &named);
         let shut = Command::new("test").args(["-w", "/dev/fuse"]).status().is_ok_and(|status| !status.success());

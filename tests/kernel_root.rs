@@ -99,6 +99,68 @@ fn a_range_map_takes_no_group_of_the_callers_along() {
     assert_eq!(groups(&["--group-add", "9"]).as_deref(), Some("9"));
 }
 
+/// What `--map full` makes of this text in /etc/subuid and /etc/subgid: how many ids of the range there are inside.
+fn mapped(text: &str) -> Result<u64, common::Outcome> {
+    let scratch = Scratch::new();
+    let file = scratch.file("ranges", text);
+    let bind = "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec \"$@\"";
+    let state = place(&scratch, "state").join("sbx");
+    let sandbox = sandbox(&["--map", "full", "--state"]).option(state).env("HOME", scratch.path());
+    let sandbox = sandbox.under(&["unshare", "--mount", "sh", "-c", bind]).under(&[file]).under(&as_user());
+    let outcome = sandbox.probe("self").run();
+    if outcome.status != 0 {
+        return Err(outcome);
+    }
+    let map = outcome.facts()["uid_map"].as_str().expect("a map").to_owned();
+    let (own, range) = map.split_at(6);
+    assert_eq!(own, "0 0 1 ", "{text:?}");
+    range.split(' ').skip(2).step_by(3).map(|count| Ok(count.parse::<u64>().expect("a count"))).sum()
+}
+
+#[test]
+fn hostile_lines_for_ranges_are_ignored_or_refused_in_words() {
+    if !has_user() || !common::has("newuidmap") {
+        return;
+    }
+    let good = format!("{USER}:200000:1000");
+    let uid = Command::new("id").args(["-u", USER]).output().expect("id").stdout;
+    let uid = String::from_utf8_lossy(&uid).trim().to_owned();
+    let long = "x".repeat(100_000);
+    // As newuidmap reads them: what makes no sense is no line, and stands in the way of none.
+    let nonsense = ["", "::", ":", "#", "{USER}", "{USER}:", "{USER}:200000", "{USER}:200000:", "{USER}:200000:1000:7"]
+        .into_iter()
+        .chain(["{USER}:x:1000", "{USER}:200000:x", "{USER}:200000:0", "{USER}:-1:10", "{USER}:0x10:10"])
+        .chain(["{USER}:4294967296:1", "{USER}:99999999999999999999:1", "{USER}:4294967295:2", "{USER} :200000:1000"])
+        .chain(["{USER}2:200000:1000", "{OTHER}:200000:1000", " {USER}:200000:1000", "root:200000:1000", &long]);
+    for line in nonsense {
+        let line = line.replace("{USER}", USER).replace("{OTHER}", &USER[..3]);
+        let none = mapped(&format!("{line}\n")).expect_err("no range");
+        none.refused().says("/etc/subuid has no range for");
+        for text in [format!("{line}\n{good}\n"), format!("{good}\n{line}\n")] {
+            assert_eq!(mapped(&text).expect("the good line is used"), 1000, "{line:?}");
+        }
+    }
+    for (text, count) in [
+        (good.clone(), 1000),
+        (format!("{uid}:200000:1000\n"), 1000),
+        (format!("{good}\n{USER}:300000:500\n"), 1500),
+        (format!("{USER}:4294960000:100\n"), 100),
+    ] {
+        assert_eq!(mapped(&text).expect("a range"), count, "{text:?}");
+    }
+    for (text, words) in [
+        (format!("{USER}:0:1000\n"), "/etc/subuid"),
+        (format!("{good}\n{USER}:200500:1000\n"), "/etc/subuid"),
+        (format!("{good}\n{good}\n"), "/etc/subuid"),
+        (format!("{USER}:{uid}:10\n"), "/etc/subuid"),
+        (format!("{good}\r\n"), "/etc/subuid"),
+        (format!("{good}\0\n"), "/etc/subuid"),
+        (format!("{USER}:200000\0:1000\n"), "/etc/subuid"),
+    ] {
+        mapped(&text).expect_err("refused").refused().says(words);
+    }
+}
+
 #[test]
 fn a_set_id_file_of_sbx_refuses_to_run() {
     if !has_user() {

@@ -148,7 +148,7 @@ fn main() -> ExitCode {
     for (name, case) in chosen {
         // A failed assertion ends the process: `panic = "abort"` or not, the child must never unwind into here.
         let place = Place::new();
-        if let Some(reason) = support::missing(&["userns"]) {
+        if let Some(reason) = support::missing("userns") {
             skipped.push(format!("SKIP {name}: {reason}"));
         } else {
             case(&place);

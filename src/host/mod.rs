@@ -10,7 +10,7 @@ mod home;
 pub(crate) mod ranges;
 mod rootfs;
 
-pub use rootfs::{Entry, EntryKind, RootFacts, mounts_below};
+pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
 
 use crate::error::{Error, Result};
 use crate::spec::ids;

@@ -148,7 +148,7 @@ pub fn mount_points() -> Vec<PathBuf> {
 }
 
 /// The mount points of a mountinfo text (proc(5)): the fifth field, with octal escapes.
-fn mount_points_of(text: &str) -> Vec<PathBuf> {
+pub fn mount_points_of(text: &str) -> Vec<PathBuf> {
     text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect()
 }
 

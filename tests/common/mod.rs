@@ -2,13 +2,14 @@
 //!
 //! sbx is run as the user who runs the test, with a clean environment and a time limit. What happens inside is told
 //! by the probe (tests/probe), a static program that is bound to /probe and prints facts as JSON; it also serves
-//! outside, as the caller with odd properties. A test that lacks something says `SKIP name: reason` and returns;
-//! what SBX_TEST_HAS declares may not be lacking.
+//! outside, as the caller with odd properties.
 
 #![allow(dead_code)]
 
+mod needs;
 pub mod tree;
 
+pub use needs::*;
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -16,90 +17,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// No run of sbx in these tests needs more than a second; a busy machine may take many times that.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
-
-pub fn sbx() -> PathBuf {
-    std::env::var_os("SBX_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sbx").into(), PathBuf::from)
-}
-
-/// The static probe: `SBX_PROBE`, else what cargo put beside this executable.
-pub fn probe() -> PathBuf {
-    if let Some(probe) = std::env::var_os("SBX_PROBE") {
-        return probe.into();
-    }
-    let own = std::env::current_exe().expect("own path");
-    own.parent().and_then(Path::parent).expect("target directory").join("examples/probe")
-}
-
-/// The fixture, not to be written to: `$SBX_FIXTURES/rootfs`, else made once below the target directory.
-pub fn rootfs() -> PathBuf {
-    static MADE: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(fixtures) = std::env::var_os("SBX_FIXTURES") {
-        return Path::new(&fixtures).join("rootfs");
-    }
-    let make = || {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rootfs");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rootfs");
-        assert!(Command::new(script).arg(&dir).status().expect("tests/fixtures/rootfs").success());
-        dir
-    };
-    MADE.get_or_init(make).clone()
-}
-
-// --- What the host has ---
-
-/// Whether the host has a feature or a program; says so where it has not.
-pub fn has(feature: &str) -> bool {
-    let reason = match missing(feature) {
-        None => return true,
-        Some(reason) => reason,
-    };
-    let declared = std::env::var("SBX_TEST_HAS").unwrap_or_default();
-    let promised = declared.split(',').any(|word| word.split('=').next() == Some(feature));
-    assert!(!promised, "SBX_TEST_HAS declares {feature}: {reason}");
-    println!("SKIP {}: {reason}", std::thread::current().name().unwrap_or("test"));
-    false
-}
-
-fn missing(feature: &str) -> Option<String> {
-    let host = host_facts();
-    let number = |key: &str| host[key].as_i64().unwrap_or(0);
-    match feature {
-        "userns" => (number("userns") != 0).then(|| format!("no user namespaces: errno {}", number("userns"))),
-        "landlock" => (number("landlock") < 6).then(|| format!("Landlock ABI {}, 6 wanted", number("landlock"))),
-        "x86_64" => (std::env::consts::ARCH != "x86_64").then(|| "needs an x86_64 machine".into()),
-        "subids" => {
-            let user = host["user"].as_str().unwrap_or("?");
-            let given = |file: &str| {
-                let text = std::fs::read_to_string(file).unwrap_or_default();
-                text.lines().any(|line| line.split(':').next() == Some(user))
-            };
-            if !given("/etc/subuid") || !given("/etc/subgid") {
-                return Some(format!("no subordinate ids for {user}"));
-            }
-            missing("newuidmap")
-        }
-        program => {
-            let path = std::env::var("PATH").unwrap_or_default();
-            let there = path.split(':').any(|dir| Path::new(dir).join(program).is_file());
-            (!there).then(|| format!("{program} is not installed"))
-        }
-    }
-}
-
-/// What the probe says outside any sandbox: `{uid, gid, user, landlock, userns, …}`.
-pub fn host_facts() -> &'static Value {
-    static FACTS: OnceLock<Value> = OnceLock::new();
-    FACTS.get_or_init(|| {
-        let output = Command::new(probe()).arg("host").output();
-        let output = output.unwrap_or_else(|e| panic!("{}: {e} (run tests/run, or build it)", probe().display()));
-        serde_json::from_slice(&output.stdout).expect("the probe's facts of the host")
-    })
-}
 
 /// Facts of the probe in this process's own namespaces.
 pub fn outside(name: &str, args: &[&str]) -> Value {

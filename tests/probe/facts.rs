@@ -13,10 +13,13 @@ pub fn host() -> Value {
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let landlock = call(libc::SYS_landlock_create_ruleset, &[0, 0, 1]).unwrap_or(0);
     let userns = in_child(|| call(libc::SYS_unshare, &[i64::from(libc::CLONE_NEWUSER)]).err().unwrap_or(0));
+    let memory = call(libc::SYS_memfd_create, &[c"".as_ptr() as i64, 0]).expect("memfd_create");
+    let value = [memory, c"user.sbx".as_ptr() as i64, c"1".as_ptr() as i64, 1, 0];
+    let tmpfs_xattrs = call(libc::SYS_fsetxattr, &value).err().unwrap_or(0);
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let mine = |line: &&str| line.split(':').nth(2) == Some(uid.to_string().as_str());
     let user = passwd.lines().find(mine).and_then(|line| line.split(':').next()).unwrap_or("?").to_owned();
-    json!({ "uid": uid, "gid": gid, "user": user, "landlock": landlock, "userns": userns })
+    json!({ "uid": uid, "gid": gid, "user": user, "landlock": landlock, "userns": userns, "tmpfs-xattrs": tmpfs_xattrs })
 }
 
 /// Everything about this process.

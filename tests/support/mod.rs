@@ -1,8 +1,12 @@
 //! What the robustness tests share: a place of its own for each test, child processes that always end, a mark by
-//! which every process of a test is found again, and the rule for skipping.
+//! which every process of a test is found again.
 
 #![allow(dead_code)]
 
+#[path = "../common/needs.rs"]
+mod needs;
+
+pub use needs::*;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,11 +24,6 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 /// What must happen at once may take this long on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);
-
-/// The program under test.
-pub fn sbx() -> PathBuf {
-    std::env::var_os("SBX_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sbx").into(), PathBuf::from)
-}
 
 /// A directory of one test alone, removed at its end, and a number that marks all processes started from it.
 pub struct Place {
@@ -57,24 +56,16 @@ impl Place {
         path
     }
 
-    /// A root file system that all tests of this process share and none may change.
+    /// A root file system that all tests share and none may change.
     pub fn rootfs(&self) -> PathBuf {
-        match std::env::var_os("SBX_FIXTURES") {
-            Some(fixtures) => Path::new(&fixtures).join("rootfs"),
-            None => self.own_rootfs("rootfs"),
-        }
+        rootfs()
     }
 
     /// A root file system of this test's own.
     pub fn own_rootfs(&self, name: impl AsRef<Path>) -> PathBuf {
         let to = self.path(name);
         if !to.join("bin/sh").exists() {
-            let tree = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-            let made = match std::env::var_os("SBX_FIXTURES") {
-                Some(from) => Command::new("cp").arg("-a").arg(Path::new(&from).join("rootfs")).arg(&to).status(),
-                None => Command::new(Path::new(&tree).join("tests/fixtures/rootfs")).arg(&to).status(),
-            };
-            assert!(made.expect("cp").success(), "cannot make a root file system");
+            assert!(Command::new("cp").arg("-a").arg(rootfs()).arg(&to).status().expect("cp").success());
         }
         to
     }
@@ -154,7 +145,9 @@ impl Place {
     #[track_caller]
     pub fn assert_clean_after_next(&self) {
         self.assert_no_processes();
-        let next = self.sbx_run([self.rootfs().as_os_str(), "true".as_ref()]).done();
+        // Without a word of it, kernels before 6.6 have something to say of the writable layer.
+        let upper = ["--upper", "disk"].map(OsStr::new);
+        let next = self.sbx_run(upper.into_iter().chain([self.rootfs().as_os_str(), "true".as_ref()])).done();
         assert_eq!((next.code(), next.err.as_str()), (0, ""), "the next run");
         self.assert_clean();
     }
@@ -501,48 +494,6 @@ pub fn tree(root: &Path) -> String {
     let mut lines: Vec<_> = found.into_iter().map(|(p, l)| format!("{} {l}\n", String::from_utf8_lossy(&p))).collect();
     lines.sort();
     lines.concat()
-}
-
-/// Whether a program is on the machine.
-pub fn have(program: &str) -> bool {
-    std::env::split_paths("/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").any(|dir| dir.join(program).is_file())
-}
-
-/// Whether what a test needs is here; if not, says so, and the test returns. A feature that `SBX_TEST_HAS` names
-/// may not be missing.
-#[must_use]
-pub fn lacks(needs: &[&str]) -> bool {
-    let name = thread::current().name().unwrap_or("?").to_owned();
-    let reason = missing(needs);
-    reason.iter().for_each(|reason| println!("SKIP {name}: {reason}"));
-    reason.is_some()
-}
-
-/// The first that is missing, as a reason to skip.
-pub fn missing(needs: &[&str]) -> Option<String> {
-    let declared = std::env::var("SBX_TEST_HAS").unwrap_or_default();
-    for need in needs {
-        let there = match *need {
-            "userns" => succeeds("unshare", &["-Urm", "mount", "-t", "tmpfs", "none", "/tmp"]),
-            "subids" => {
-                let user = output("id", &["-un"]);
-                let line = |file: &str| fs::read_to_string(file).unwrap_or_default().contains(&format!("{user}:"));
-                have("newuidmap") && line("/etc/subuid") && line("/etc/subgid")
-            }
-            "strace" => succeeds("strace", &["-qq", "-o", "/dev/null", "true"]),
-            program => have(program),
-        };
-        if !there {
-            assert!(!declared.split(',').any(|d| d == *need), "SBX_TEST_HAS names {need}, and it is missing");
-            return Some(format!("{need} is missing here"));
-        }
-    }
-    None
-}
-
-fn succeeds(program: &str, words: &[&str]) -> bool {
-    let quiet = |c: &mut Command| c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    quiet(Command::new(program).args(words)).is_ok_and(|status| status.success())
 }
 
 pub fn output(program: &str, words: &[&str]) -> String {

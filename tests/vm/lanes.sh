@@ -1,0 +1,104 @@
+# The part of tests/run that boots VMs; sourced there with --vm.
+#
+# `lanes` holds a row for each VM, `tests` what runs in them. tests/vm/image makes what is booted, tests/vm/boot boots it,
+# guest/ is what runs inside.
+# shellcheck shell=bash disable=SC2154 # the variables of tests/run
+
+readonly vm_time_limit=${SBX_TEST_VM_TIMEOUT:-600}
+readonly vm_needs=(qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs zstd:zstd xz:xz-utils)
+
+needs+=("${vm_needs[@]}")
+# An ordinary user has no mke2fs there.
+PATH=$PATH:/usr/sbin:/sbin
+
+# Debian's own qemu-system cannot be installed beside a qemu-utils of backports: then it comes from there too, from the
+# mirror that this machine uses already.
+qemu_from_backports() {
+    local suite list=$run_dir/sources.list apt=(apt-get -q -o "Dir::Etc::SourceList=$run_dir/sources.list")
+    suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    cat /etc/apt/sources.list >"$list" 2>/dev/null
+    # shellcheck disable=SC2016 # apt's own variable
+    apt-get indextargets --format '$(REPO_URI)' "Codename: $suite" | head -n 1 |
+        sed "s/.*/deb & $suite-backports main/" >>"$list"
+    "${apt[@]}" update >/dev/null && "${apt[@]}" -y install --no-install-recommends -t "$suite-backports" qemu-system-x86 >/dev/null
+}
+
+# The rows of a table.
+rows() { grep -v '^#' "tests/vm/$1"; }
+
+skip_lane() {
+    if [[ ,$has, == *,vm,* ]]; then fail "$1: SBX_TEST_HAS declares vm: $2"; return; fi
+    skips+=("$1: $2")
+    skipped=$((skipped + 1))
+}
+
+skip_lanes() {
+    local lane
+    while read -r lane _; do skip_lane "$lane" "$1"; done < <(rows lanes)
+}
+
+# Makes the disk of the guests: the directory of this run in small, and a directory for each lane.
+make_disk() {
+    # `has` is the lane's for `environment`.
+    local disk=$run_dir/vm/disk user=$1 lane has name tests
+    mkdir -p "$disk"/{exe,lanes,sbxtest} && cp -al "$run_dir"/{bin,tree} "$disk" || return 1
+    tar -C "$run_dir/$user" --owner=1000 --group=1000 -cf "$disk/rootfs.tar" rootfs || return 1
+    while read -r lane _ _ _ has; do
+        mkdir "$disk/lanes/$lane"
+        environment /sbx sbxtest /home/sbxtest >"$disk/lanes/$lane/env"
+        while read -r name tests; do
+            echo "$name --test-threads=2 --show-output ${filter[*]:-$tests}" >>"$disk/lanes/$lane/plan"
+        done < <(rows tests)
+    done < <(rows lanes)
+    while read -r name _; do
+        cp "$run_dir/exe/$name"-* "$disk/exe/$name" || return 1
+    done < <(rows tests)
+    mke2fs -q -F -t ext4 -O '^has_journal' -m 0 -d "$disk" "$run_dir/vm/tests.ext4" 2g >/dev/null
+}
+
+# Takes the log of a lane apart and adds it to the totals. An executable that did not come to its end has failed.
+count_lane() {
+    local lane=$1 log=$run_dir/vm/log part=$run_dir/log line name status left
+    local -A ended=()
+    while IFS= read -r line; do
+        if [[ $line != '### '* ]]; then printf '%s\n' "$line" >>"$part"; continue; fi
+        read -r _ name status left <<<"$line"
+        if [[ -z $status ]]; then : >"$part"; continue; fi
+        ended[$name]=yes
+        count "$lane/$name" "$part" "$status"
+        [[ -z $left ]] || fail "$lane/$name: left behind: $left"
+    done <"$log"
+    while read -r name _; do
+        [[ -n ${ended[$name]-} ]] || fail "$lane/$name: did not end"
+    done <"$run_dir/vm/disk/lanes/$lane/plan"
+}
+
+run_lane() {
+    local image=$1 lane=$2 kernel=$3 status
+    say "Lane $lane"
+    if [[ ! -e $image/vmlinux-$kernel ]]; then skip_lane "$lane" "apt knows no kernel $kernel"; return; fi
+    : >"$run_dir/vm/log"
+    tests/vm/boot "$image" "$run_dir/vm" "$vm_time_limit" "${@:2}" >"$run_dir/vm/qemu" 2>&1 &
+    child=$!
+    wait "$child"
+    status=$?
+    child=''
+    count_lane "$lane"
+    ((status == 0)) && return
+    fail "$lane: ended with status $status after at most $vm_time_limit s"
+    tail -n 20 "$run_dir"/vm/{qemu,console,log} >&2
+}
+
+lanes() {
+    local user=$1 need image kernels lane
+    [[ $(uname -m) == x86_64 ]] || { skip_lanes "needs an x86_64 machine"; return; }
+    command -v qemu-system-x86_64 >/dev/null || ! is_root || qemu_from_backports
+    for need in "${vm_needs[@]}"; do
+        command -v "${need%%:*}" >/dev/null || { skip_lanes "${need%%:*} is not installed"; return; }
+    done
+    mapfile -t kernels < <(rows lanes | awk '{ print $2 }' | sort -u)
+    say "The image of the VMs"
+    if ! image=$(tests/vm/image "${kernels[@]}"); then skip_lanes "the image cannot be made"; return; fi
+    if ! make_disk "$user"; then fail "the disk of the VMs"; return; fi
+    while read -r -a lane; do run_lane "$image" "${lane[@]}" </dev/null; done < <(rows lanes)
+}
