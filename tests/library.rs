@@ -74,7 +74,7 @@ fn the_caller_is_left_as_it_was(place: &Place) {
     sbx::sys::process::keep_open(file.as_fd()).expect("fcntl");
     // Made before any child would be lost.
     let rootfs = place.rootfs();
-    let ranges = support::missing(&["subids"]).is_none();
+    let ranges = support::missing("subids").is_none();
     for how in [SigHandler::SigIgn, SigHandler::SigDfl] {
         // SAFETY: no handler is set.
         unsafe { signal(Signal::SIGCHLD, how) }.expect("signal");

@@ -116,7 +116,7 @@ fn roots() {
     golden("fuse", layer(|l| l.root.overlay = Some("fuse".into())), &served);
     golden("disk", layer(|l| l.root.upper = Some("disk".into())), &host());
     let old = Host { kernel: (6, 1), landlock: 2, ..host() };
-    golden("old-kernel", layer(|_| {}), &old);
+    golden("old-kernel", layer(|l| l.root.upper = Some("tmpfs:64M".into())), &old);
     let linked = Host { root: RootFacts { etc: None, ..host().root }, ..host() };
     golden("etc-is-no-directory", layer(|_| {}), &linked);
 }

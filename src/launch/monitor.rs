@@ -7,7 +7,7 @@ use super::fuse::Fuse;
 use super::relay::{Pump, Terminal};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Stage, Step};
+use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
 use crate::state::{Claim, Record, Skipped};
 use crate::sys::event::{self, Watch};
@@ -393,7 +393,9 @@ impl<'a> Monitor<'a> {
     }
 
     fn exit(&self, ended: Ended, full: Fullness) -> Exit {
-        Exit { ended, timed_out: self.timed_out, layer_full: full == Fullness::Full }
+        // A layer on disk, or a root without one, is not in the tmpfs that was looked at.
+        let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
+        Exit { ended, timed_out: self.timed_out, layer_full: in_store && full == Fullness::Full }
     }
 
     /// The child ended before the program ran and said nothing.

@@ -105,8 +105,9 @@ pub(super) fn notes(spec: &Spec, host: &Host) -> Vec<String> {
         notes
             .push("root without CAP_SYS_ADMIN: the host's files appear as nobody's, and only what all may read".into());
     }
-    let tmpfs = matches!(spec.root.writes, Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)));
-    if tmpfs && host.kernel < TMPFS_XATTRS {
+    // Where they go is the plan's choice, unless a size was asked for, which is not kept there.
+    let sized = matches!(spec.root.writes, Writes::Upper(Upper::Tmpfs(Some(_))));
+    if sized && host.kernel < TMPFS_XATTRS {
         let (major, minor) = host.kernel;
         notes.push(format!("changes go to disk: Linux {major}.{minor} has no user xattrs on tmpfs (6.6 has)"));
     }
