@@ -245,17 +245,19 @@ pub fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
 }
 
 /// Whether a word may mean this option.
-fn mentions(word: &OsString, row: &Row) -> bool {
-    let Some(text) = word.to_str() else { return false };
+fn mentions(text: &str, row: &Row) -> bool {
     let long = text.strip_prefix("--").map(|rest| rest.split('=').next().unwrap_or(rest));
-    let short = || text.starts_with('-') && !text.starts_with("--") && row.short.is_some_and(|c| text.contains(c));
+    let short = || !text.starts_with("--") && row.short.is_some_and(|c| text.contains(c));
     long == Some(row.long) || short()
 }
 
 /// Parses the words after `run`. What the few rows that are mentioned do not explain is parsed again with all of
 /// them, so that an error knows every option.
 pub fn parse(words: &[OsString]) -> std::result::Result<Parsed, clap::Error> {
-    let mentioned: Vec<&'static Row> = ROWS.iter().filter(|row| words.iter().any(|word| mentions(word, row))).collect();
+    let mut dashed: Vec<&str> = words.iter().filter_map(|word| word.to_str()).filter(|t| t.starts_with('-')).collect();
+    dashed.sort_unstable();
+    dashed.dedup();
+    let mentioned: Vec<&'static Row> = ROWS.iter().filter(|row| dashed.iter().any(|t| mentions(t, row))).collect();
     let few = command(mentioned.iter().copied()).no_binary_name(true).disable_help_flag(true);
     let matches = match few.try_get_matches_from(words) {
         Ok(matches) => matches,
