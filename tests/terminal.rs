@@ -433,6 +433,49 @@ fn a_program_that_does_not_read_its_terminal_stops_nobody() {
     place.assert_clean();
 }
 
+/// A shell with job control on a terminal.
+fn shell(place: &Place) -> (Screen, Running) {
+    let screen = Screen::new(Reader::Fast);
+    let run = place.run_in_group("setsid", ["-c", "bash", "--norc", "--noprofile", "-i"]);
+    let running = screen.start(run.env("PS1", "ready> "));
+    screen.shows("ready> ");
+    (screen, running)
+}
+
+#[test]
+fn a_job_in_the_background_leaves_the_terminal_alone() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let (screen, running) = shell(&place);
+    let sbx = format!("{} run --kill-after 1 {}", support::sbx().display(), rootfs(&place));
+    let sleeps = || place.processes().iter().any(|p| p.name == "sleep");
+    // It runs, ends by a signal, and says so, though nobody gives it the terminal.
+    screen.type_in(&format!("{sbx} sleep 1000 &\n"));
+    assert!(soon(sleeps), "{}", screen.text());
+    screen.type_in("kill %1; wait %1; echo status=$?\n");
+    screen.shows("status=143");
+    // So does its time limit, and what it writes arrives.
+    screen.type_in(&format!(
+        "{} --timeout 1 {} sh -c 'echo o''ut; sleep 1000' & wait $!; echo late=$?\n",
+        sbx.rsplit_once(' ').expect("words").0,
+        rootfs(&place)
+    ));
+    screen.shows("\nout");
+    screen.shows("late=124");
+    // In the foreground it takes what is typed.
+    screen.type_in(&format!("{sbx} sh -c 'read x; echo got=$x' &\n"));
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "sh")), "{}", screen.text());
+    screen.type_in("fg\n");
+    screen.shows("fg\r\n");
+    screen.type_in("typed\n");
+    screen.shows("got=typed");
+    screen.type_in("exit\n");
+    running.done();
+    place.assert_clean();
+}
+
 #[test]
 fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
     if lacks(&["userns"]) {
@@ -440,11 +483,7 @@ fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
     }
     let place = Place::new();
     let sbx = support::sbx();
-    // A shell with job control on a terminal: sbx -T is its foreground job.
-    let screen = Screen::new(Reader::Fast);
-    let run = place.run_in_group("setsid", ["-c", "bash", "--norc", "--noprofile", "-i"]);
-    let running = screen.start(run.env("PS1", "ready> "));
-    screen.shows("ready> ");
+    let (screen, running) = shell(&place);
     let script = "while :; do echo tick; sleep 0.05; done";
     screen.type_in(&format!("{} run -T {} sh -c '{script}'\n", sbx.display(), rootfs(&place)));
     screen.shows("\ntick\r\ntick");

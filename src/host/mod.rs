@@ -220,9 +220,11 @@ pub fn initial_user_namespace() -> bool {
 
 /// The login name: `USER` is only a hint, so it is looked up where a range depends on it.
 fn login_name(uid: u32, caller: &Caller, matters: bool) -> String {
-    let known = caller.var("USER").and_then(OsStr::to_str).filter(|_| !matters).map(str::to_owned);
-    let found = || home::account(uid).map(|account| account.name);
-    known.or_else(found).unwrap_or_else(|| uid.to_string())
+    let known = match matters {
+        true => home::account(uid).map(|account| account.name),
+        false => caller.var("USER").and_then(OsStr::to_str).map(str::to_owned),
+    };
+    known.unwrap_or_else(|| uid.to_string())
 }
 
 fn groups() -> Vec<u32> {

@@ -106,6 +106,9 @@ pub(super) struct Monitor<'a> {
 /// would pay for that and gain nothing.
 pub(super) const SETTLED: u64 = 50;
 
+/// Milliseconds between two looks whether a job in the background has come to the front.
+const BACKGROUND: u64 = 200;
+
 impl<'a> Monitor<'a> {
     pub(super) fn new(plan: &'a Plan, request: &'a Request<'a>, sandbox: Sandbox<'a>) -> Monitor<'a> {
         Monitor {
@@ -297,7 +300,13 @@ impl<'a> Monitor<'a> {
                 }
             }
             (_, event::SIGTSTP) => self.stop(),
-            (_, event::SIGCONT) => self.pass(event::SIGCONT),
+            (_, event::SIGCONT) => {
+                // Perhaps by `fg`, of a job that was in the background.
+                if let Some(terminal) = &mut self.terminal {
+                    terminal.resume();
+                }
+                self.pass(event::SIGCONT);
+            }
             (Phase::Running, signal) => self.pass(signal),
             (_, signal) if ends(signal) => return Err(Error::Interrupted(signal)),
             _ => {}
@@ -315,17 +324,17 @@ impl<'a> Monitor<'a> {
     }
 
     /// Ctrl-Z: the tree first, then sbx itself; what comes after `raise` runs when sbx is continued.
-    fn stop(&self) {
+    fn stop(&mut self) {
         if self.plan.process.init == Init::Program {
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGSTOP);
         } else {
             let _ = tell(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP), None);
         }
-        if let Some(terminal) = &self.terminal {
+        if let Some(terminal) = &mut self.terminal {
             terminal.pause();
         }
         let _ = event::raise(event::SIGSTOP);
-        if let Some(terminal) = &self.terminal {
+        if let Some(terminal) = &mut self.terminal {
             terminal.resume();
         }
         self.pass(event::SIGCONT);
@@ -335,13 +344,17 @@ impl<'a> Monitor<'a> {
     fn patience(&self) -> Option<u64> {
         let left = self.deadline.map(|deadline| deadline.saturating_sub(event::monotonic_ms()));
         let settling = (self.text && self.phase == Phase::Running).then_some(SETTLED);
-        [left, settling].into_iter().flatten().min()
+        let background = self.terminal.as_ref().is_some_and(Terminal::in_background).then_some(BACKGROUND);
+        [left, settling, background].into_iter().flatten().min()
     }
 
     /// Nothing has happened for a while.
     fn settle(&mut self) {
         if std::mem::take(&mut self.text) {
             alloc::drop_text();
+        }
+        if let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.in_background()) {
+            terminal.resume();
         }
     }
 

@@ -2,7 +2,7 @@
 //! One invariant: a terminal made raw is put back on every way out.
 
 use crate::sys::event::Watch;
-use crate::sys::tty::{self, Modes};
+use crate::sys::tty;
 use crate::sys::{self, EAGAIN, EIO, fs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -85,7 +85,10 @@ pub(super) struct Terminal {
     to: Option<OwnedFd>,
     input: Pump,
     output: Pump,
-    /// The caller's terminal as it was, where stdin is one.
+    /// Whether stdin is a terminal, of which nothing may be read or changed from the background: the kernel stops who
+    /// tries, and with sbx its time limit.
+    interactive: bool,
+    /// The caller's terminal as it was, while it is ours.
     raw: Option<RawMode>,
 }
 
@@ -101,10 +104,11 @@ fn stdout() -> BorrowedFd<'static> {
 impl Terminal {
     /// Starts to carry: the caller's terminal goes raw and gives its size on.
     pub(super) fn new(master: OwnedFd) -> Terminal {
-        let raw = RawMode::enter();
         let _ = tty::set_nonblocking(master.as_fd());
-        let terminal = Terminal { master, to: reopened(), input: Pump::new(), output: Pump::new(), raw };
-        terminal.resize();
+        let interactive = tty::is_terminal(stdin());
+        let (input, output) = (Pump::new(), Pump::new());
+        let mut terminal = Terminal { master, to: reopened(), input, output, interactive, raw: None };
+        terminal.resume();
         terminal
     }
 
@@ -125,7 +129,8 @@ impl Terminal {
 
     pub(super) fn watches(&self) -> [Watch; 2] {
         let master = self.master.as_fd();
-        [self.input.watch(stdin(), master), self.output.watch(master, self.to())]
+        let input = if self.in_background() { Watch::off() } else { self.input.watch(stdin(), master) };
+        [input, self.output.watch(master, self.to())]
     }
 
     pub(super) fn work(&mut self, ready: [bool; 2]) {
@@ -151,16 +156,20 @@ impl Terminal {
     }
 
     /// Puts the caller's terminal back while sbx is stopped.
-    pub(super) fn pause(&self) {
-        if let Some(raw) = &self.raw {
-            raw.restore();
-        }
+    pub(super) fn pause(&mut self) {
+        self.raw = None;
     }
 
-    /// Makes it raw again.
-    pub(super) fn resume(&self) {
-        if let Some(raw) = &self.raw {
-            raw.again();
+    /// Whether sbx is in the background. A shell brings a running job to the front without a word, so this has to be
+    /// looked at again and again.
+    pub(super) fn in_background(&self) -> bool {
+        self.interactive && self.raw.is_none()
+    }
+
+    /// Makes it raw, once sbx stands in the foreground.
+    pub(super) fn resume(&mut self) {
+        if self.in_background() && tty::in_foreground(stdin()) {
+            self.raw = RawMode::enter();
         }
         self.resize();
     }
@@ -175,25 +184,14 @@ fn reopened() -> Option<OwnedFd> {
 }
 
 /// The caller's terminal in raw mode; as it was when this is dropped, and also after a panic.
-struct RawMode {
-    before: Modes,
-}
+struct RawMode;
 
 impl RawMode {
     fn enter() -> Option<RawMode> {
         let before = tty::modes(stdin()).ok()?;
         tty::remember(&before);
-        let mode = RawMode { before };
-        mode.again();
-        Some(mode)
-    }
-
-    fn again(&self) {
-        let _ = tty::set_modes(stdin(), &tty::raw(&self.before));
-    }
-
-    fn restore(&self) {
-        let _ = tty::set_modes(stdin(), &self.before);
+        let _ = tty::set_modes(stdin(), &tty::raw(&before));
+        Some(RawMode)
     }
 }
 

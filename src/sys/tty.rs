@@ -13,6 +13,15 @@ pub fn is_terminal(of: BorrowedFd<'_>) -> bool {
     unsafe { libc::isatty(of.as_raw_fd()) == 1 }
 }
 
+/// Whether this process may read and change a terminal: from the background the kernel stops it for that (SIGTTIN,
+/// SIGTTOU in termios(3)), unless it is not the terminal of its session.
+pub fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
+    // SAFETY: takes a descriptor.
+    let group = unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) };
+    // SAFETY: takes nothing, cannot fail.
+    group == -1 || group == unsafe { libc::getpgrp() }
+}
+
 /// Unlocks a fresh pty master, so that its slave can be opened: `TIOCSPTLCK` with 0.
 pub fn unlock(master: BorrowedFd<'_>) -> Result<()> {
     let zero: c_int = 0;
@@ -103,6 +112,7 @@ pub fn remember(modes: &Modes) {
 pub fn restore_remembered() {
     if let Ok(mut kept) = REMEMBERED.try_lock()
         && let Some(modes) = kept.take()
+        && in_foreground(super::borrow(0))
     {
         let _ = set_modes(super::borrow(0), &modes);
     }
