@@ -60,6 +60,11 @@ pub fn wants_facts(error: &Error) -> bool {
 
 /// The advice for an error.
 pub fn advice(error: &Error, facts: &Facts) -> Advice {
+    if let Error::Spec { why, .. } | Error::Unsupported { why, .. } = error
+        && let Some(hint) = exhausted(why)
+    {
+        return Advice { why: None, hint: Some(hint.to_owned()) };
+    }
     if let Some(hint) = error.hint() {
         return Advice { why: None, hint: Some(hint.to_owned()) };
     }
@@ -67,7 +72,7 @@ pub fn advice(error: &Error, facts: &Facts) -> Advice {
         Error::Step { errno: Errno(errno @ (EMFILE | ENFILE)), .. }
         | Error::Sys { errno: Errno(errno @ (EMFILE | ENFILE)), .. } => {
             let whose = if *errno == EMFILE { "this process has" } else { "this machine has" };
-            (format!("{whose} as many files open as it may"), "ulimit -n 1024, or close some".to_owned())
+            (format!("{whose} as many files open as it may"), MORE_FILES.to_owned())
         }
         Error::Step { place, call, errno } => match step(place, call, *errno, facts) {
             Some(found) => found,
@@ -90,11 +95,28 @@ pub fn advice(error: &Error, facts: &Facts) -> Advice {
         },
         Error::Policy { at: None, .. } => return Advice { why: None, hint: Some(POLICY.into()) },
         Error::Sys { errno, .. } => return Advice { why: None, hint: by_number(*errno).map(str::to_owned) },
+        Error::Command { command, errno: Errno(ENOENT), .. } if command.starts_with('-') => {
+            let hint = format!("options go before ROOTFS: sbx run {command} … ROOTFS COMMAND");
+            return Advice { why: None, hint: Some(hint) };
+        }
         Error::Bug(_) => return Advice { why: None, hint: Some("report it with the output of `sbx check`".into()) },
         _ => return Advice::default(),
     };
     Advice { why: Some(why), hint: Some(hint) }
 }
+
+/// What to do where files or memory ran out, if these words say so: whatever was tried then, no option helps. The
+/// Landlock crate hands its error numbers on as words only.
+fn exhausted(why: &str) -> Option<&'static str> {
+    let ends = |errno: i32| Errno(errno).to_string().get(1..).is_some_and(|words| why.ends_with(words));
+    if ends(EMFILE) || ends(ENFILE) {
+        return Some(MORE_FILES);
+    }
+    if ends(ENOMEM) { by_number(Errno(ENOMEM)) } else { None }
+}
+
+/// What helps where no more files can be opened.
+const MORE_FILES: &str = "ulimit -n 1024, or close some";
 
 /// What a policy file is.
 const POLICY: &str = "a file of [table] and key = value lines, as sbx-policy(5) lists them";
@@ -385,6 +407,26 @@ mod tests {
         let error = Error::spec("--mem", "0", "a size of 0").or_try("512M");
         assert_eq!(advice(&error, &Facts::default()), Advice { why: None, hint: Some("512M".into()) });
         assert!(!wants_facts(&error));
+    }
+
+    #[test]
+    fn no_option_is_advised_where_files_or_memory_ran_out() {
+        let refused = |errno: i32| {
+            let why = format!("failed to create a ruleset: {}", std::io::Error::from_raw_os_error(errno));
+            let why = why.split(" (os error").next().unwrap_or_default().to_owned();
+            let error = Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
+            advice(&error, &Facts::default()).hint.unwrap_or_default()
+        };
+        assert!(refused(EMFILE).contains("ulimit -n") && refused(ENFILE).contains("ulimit -n"));
+        assert!(refused(ENOMEM).contains("less busy"));
+        assert_eq!(refused(EPERM), "--landlock off");
+    }
+
+    #[test]
+    fn an_option_in_the_place_of_the_command_is_explained() {
+        let command = |command: &str| Error::Command { command: command.into(), errno: Errno(ENOENT), why: None };
+        says(&command("--net"), &Facts::default(), "", "before ROOTFS: sbx run --net");
+        assert_eq!(advice(&command("nop"), &Facts::default()), Advice::default());
     }
 
     #[test]

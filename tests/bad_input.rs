@@ -49,6 +49,8 @@ fn numbers_sizes_and_durations() {
         (&["--pids", ""], &["--pids", "\"\""]),
         (&["--pids", "+5"], &["--pids", "+5"]),
         (&["--upper", "tmpfs:0"], &["--upper", "\"0\""]),
+        (&["--upper", "tmpfs:4K"], &["--upper", "tmpfs:4K", "tmpfs:1M"]),
+        (&["--upper", "tmpfs:65535"], &["--upper", "too small"]),
         (&["--upper", "tmpfs:-1"], &["--upper", "-1"]),
         (&["--upper", "tmpfs:512X"], &["--upper", "512X", "512M"]),
         (&["--upper", "tmpfs:1e9G"], &["--upper", "1e9G"]),
@@ -112,6 +114,55 @@ fn options_of_a_later_issue_are_unknown() {
 }
 
 #[test]
+fn options_of_other_programs_are_explained() {
+    all_refused(&[
+        (&["--rm"], &["--rm", "leave it out"]),
+        (&["--init"], &["--init", "--no-init"]),
+        (&["--privileged"], &["--privileged", "--nest", "--cap-add"]),
+        (&["-it"], &["-i", "terminal"]),
+        (&["-p", "80:80"], &["-p", "--net host"]),
+        (&["--publish=80:80"], &["--publish", "--net host"]),
+        (&["-m", "512M"], &["-m", "MemoryMax"]),
+        (&["--memory=512M"], &["--memory", "MemoryMax"]),
+        (&["--cpus", "2"], &["--cpus", "CPUQuota"]),
+    ]);
+    let place = Place::new();
+    let rootfs = place.own_rootfs("rootfs");
+    let hint = "docker export \"$(docker create debian:12)\"";
+    place.sbx_run(["debian:12", "true"]).done().refused(125, &["debian:12", hint]);
+    let gone = place.sbx_run(["./gone", "true"]).done().refused(125, &["gone", "no such directory"]);
+    assert!(!gone.err.contains("docker"), "{}", gone.err);
+    let done = place.sbx_run(["-e".as_ref(), rootfs.as_os_str(), "true".as_ref()]).done();
+    done.refused(125, &["--env", "variable's name"]);
+    if !lacks(&["userns"]) {
+        let words = [rootfs.as_os_str(), "--net".as_ref(), "host".as_ref(), "ip".as_ref()];
+        place.sbx_run(words).done().refused(127, &["--net", "before ROOTFS"]);
+        let run = format!("ulimit -n 5; exec {} run {} true", support::sbx().display(), rootfs.display());
+        let done = place.run("sh", ["-c", &run]).done().refused(125, &["ulimit -n"]);
+        assert!(!done.err.contains("off"), "{}", done.err);
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let place = Place::new();
+    let dry = format!("run --dry-run {}", place.rootfs().display());
+    let all = ["--help", "--version", "run --help", "check", "check --json", "completions bash", "man --help", &dry];
+    for words in all {
+        let sbx = support::sbx();
+        let line = format!("exec {} {words} >/dev/full", sbx.display());
+        place.run("sh", ["-c", &line]).done().refused(125, &["standard output", "no space left"]);
+        // A reader that is gone has all that it wanted.
+        let line = format!("{{ sleep 0.2; {} {words}; echo $? >status; }} | :", sbx.display());
+        let done = place.run("sh", ["-c", &line]).done();
+        let status = fs::read_to_string(place.path("status")).expect("a status");
+        assert!(["0\n", "1\n"].contains(&status.as_str()) && done.err.is_empty(), "{words}: {status}{}", done.err);
+    }
+    place.assert_clean();
+}
+
+#[test]
 fn unknown_options_name_the_nearest() {
     all_refused(&[
         (&["--nam", "x"], &["--nam", "--name"]),
@@ -161,12 +212,15 @@ fn names() {
         (&["--hostname", &long], &["--hostname", "63"]),
         (&["--hostname", "-x"], &["--hostname", "-x"]),
         (&["--hostname", "h", "--share", "uts"], &["--hostname", "--share uts"]),
-        (&["--share", "net"], &["--share", "net"]),
+        (&["--share", "net"], &["--share", "net", "--net host"]),
         (&["--share", ""], &["--share"]),
         (&["--label", "novalue"], &["--label", "novalue"]),
         (&["--label", "=x"], &["--label", "=x"]),
         (&["--env", "=x"], &["--env"]),
         (&["--env", "A*"], &["--env", "A*"]),
+        (&["--env", "A B=1"], &["--env", "A B", "spaces"]),
+        (&["--env", "A B"], &["--env", "A B", "spaces"]),
+        (&["--env", "./rootfs"], &["--env", "./rootfs", "-e K=V"]),
         (&["--env-file", "/nonexistent/env"], &["/nonexistent/env"]),
         (&["--env-file", "/tmp"], &["/tmp"]),
         (&["--net", "bridge"], &["--net", "bridge", "none"]),
@@ -272,6 +326,7 @@ fn mounts() {
         (&["--tmpfs", "/"], &["--tmpfs"]),
         (&["--tmpfs", "/t:nope"], &["--tmpfs", "nope"]),
         (&["--device", "/dev/nothing-here"], &["/dev/nothing-here"]),
+        (&["--device", "sda"], &["--device", "\"sda\"", "try: /dev/sda"]),
         (&["--device", "/etc/passwd"], &["--device", "/etc/passwd"]),
         (&["--device", "/dev/null:/etc/x"], &["--device", "/etc/x"]),
         (&["--device", "/dev/null:/dev"], &["--device"]),

@@ -194,5 +194,12 @@ fn man_pages_and_completions_are_written() {
         let text = told(&["completions", shell]).exits(0).stdout;
         assert!(text.contains(words) && text.contains("read-only"), "{shell}");
     }
+    let bash = told(&["completions", "bash"]).exits(0).stdout;
+    for words in ["none host", "auto kernel fuse", "ipc uts time cgroup"] {
+        assert!(bash.contains(&format!("-W \"{words}\"")), "{words} are not offered");
+    }
+    assert!(!bash.contains("-W \"default off\""), "a policy may be a file too");
+    let help = told(&["run", "--help"]).exits(0).stdout;
+    assert!(help.contains("<ROOTFS>") && !help.contains("[ROOTFS]") && !help.contains("possible values"), "{help}");
     told(&["completions", "csh"]).exits(125).says("bash");
 }

@@ -3,7 +3,7 @@
 //! Building all rows costs more than the whole launch of the child (startup.md section 2), so a run without
 //! options builds none; `--help` and every error build them all.
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use sbx::error::{Error, Result};
 use sbx::spec::layer::{Count, Layer};
 use std::ffi::OsString;
@@ -143,6 +143,14 @@ fn integer(field: &str, place: &mut Option<i32>, value: &str) -> Result<()> {
 }
 
 fn env(layer: &mut Layer, value: &str) -> Result<()> {
+    let name = value.split('=').next().unwrap_or(value);
+    let refuse = |why: &str| Err(Error::spec("--env", value, why).or_try("-e K=V, or -e K for your own value of K"));
+    if name.contains(char::is_whitespace) {
+        return refuse("a variable's name does not hold spaces");
+    }
+    if name.contains('/') {
+        return refuse("a variable's name does not hold a / (is it ROOTFS, and the variable missing?)");
+    }
     match value.split_once('=') {
         Some((name, value)) => {
             layer.env.set.insert(name.into(), value.into());
@@ -219,14 +227,42 @@ impl Parsed {
     }
 }
 
-/// `run` with the chosen rows.
-pub fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
-    let rest = Arg::new("ROOTFS")
-        .value_names(["ROOTFS", "COMMAND"])
-        .num_args(0..)
-        .trailing_var_arg(true)
-        .value_parser(value_parser!(OsString))
-        .help("A directory or @host; the program and its arguments (default: /bin/sh)");
+/// What to say of an option that other programs of this kind have and sbx has not.
+pub fn habit(option: &str) -> Option<&'static str> {
+    Some(match option {
+        "--rm" => "leave it out: a sandbox's changes go with it",
+        "--init" => "leave it out: a sandbox has an init unless --no-init",
+        "--privileged" => "--nest for a sandbox inside, or --cap-add for one capability",
+        "-i" | "--interactive" => "leave it out: a terminal is given where you have one, -t forces it",
+        "-p" | "--publish" => "--net host; no ports are published",
+        "-m" | "--mem" | "--memory" => {
+            "systemd-run --user --scope -p MemoryMax=512M sbx run …; this version has no such limit"
+        }
+        "--cpus" => "systemd-run --user --scope -p CPUQuota=200% sbx run …; this version has no such limit",
+        _ => return None,
+    })
+}
+
+/// `run` as `--help` and completions show it: ROOTFS apart from COMMAND, which a parser that ends its options at
+/// ROOTFS cannot have.
+pub fn shown() -> Command {
+    let rootfs = Arg::new("ROOTFS").required(true).value_hint(ValueHint::DirPath).help("A directory or @host");
+    let rest = Arg::new("COMMAND").num_args(0..).help("The program and its arguments (default: /bin/sh)");
+    command(ROWS.iter()).arg(rootfs).arg(rest)
+}
+
+/// The words among the values of an option, where none is a path: what a shell can offer.
+pub fn choices(row: &Row) -> Vec<&'static str> {
+    let (One(name) | Many(name)) = row.takes else { return Vec::new() };
+    let parts = || name.split(['|', ',']);
+    if parts().any(|part| ["FILE", "DIR", "PATH"].contains(&part)) {
+        return Vec::new();
+    }
+    parts().filter(|part| part.bytes().all(|b| b.is_ascii_lowercase())).collect()
+}
+
+/// `run` with the chosen rows, without what follows them.
+fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
     let args = rows.map(|row| {
         let arg = Arg::new(row.long).long(row.long).help(row.help).help_heading(row.group);
         let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
@@ -241,7 +277,11 @@ pub fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
         .about("Run a program in a new sandbox, wait for it, exit with its status")
         .override_usage("sbx run [OPTIONS] ROOTFS [COMMAND [ARG…]]")
         .args(args)
-        .arg(rest)
+}
+
+/// ROOTFS, COMMAND and its arguments, at which options end.
+fn rest() -> Arg {
+    Arg::new("ROOTFS").num_args(0..).trailing_var_arg(true).value_parser(value_parser!(OsString))
 }
 
 /// Whether a word may mean this option.
@@ -258,11 +298,11 @@ pub fn parse(words: &[OsString]) -> std::result::Result<Parsed, clap::Error> {
     dashed.sort_unstable();
     dashed.dedup();
     let mentioned: Vec<&'static Row> = ROWS.iter().filter(|row| dashed.iter().any(|t| mentions(t, row))).collect();
-    let few = command(mentioned.iter().copied()).no_binary_name(true).disable_help_flag(true);
+    let few = command(mentioned.iter().copied()).arg(rest()).no_binary_name(true).disable_help_flag(true);
     let matches = match few.try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(_) => {
-            let matches = command(ROWS.iter()).no_binary_name(true).try_get_matches_from(words)?;
+            let matches = command(ROWS.iter()).arg(rest()).no_binary_name(true).try_get_matches_from(words)?;
             return Ok(Parsed { matches, rows: ROWS.iter().collect() });
         }
     };

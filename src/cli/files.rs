@@ -1,8 +1,8 @@
 //! `sbx man DIR` and `sbx completions SHELL`: what a packager or a user installs beside the program.
 
-use super::args::{ROWS, command};
+use super::args::{ROWS, choices, shown};
 use clap_complete::Shell;
-use sbx::error::{Errno, Error, Result};
+use sbx::error::{Error, Result};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub fn man(words: &[OsString]) -> Result<u8> {
         std::fs::write(&path, text).map_err(|e| Error::Sys {
             doing: "write".into(),
             on: path.display().to_string(),
-            errno: Errno(e.raw_os_error().unwrap_or(0)),
+            errno: e.into(),
         })?;
     }
     Ok(0)
@@ -42,8 +42,12 @@ pub fn completions(words: &[OsString]) -> Result<u8> {
         return super::usage_of("sbx completions needs one shell", "sbx completions bash");
     };
     let shell = sbx::spec::text::word("SHELL", &shell.to_string_lossy(), &shells)?;
+    let mut run = shown();
+    for row in ROWS.iter().filter(|row| !choices(row).is_empty()) {
+        run = run.mut_arg(row.long, |arg| arg.value_parser(choices(row)));
+    }
     let mut sbx = clap::Command::new("sbx")
-        .subcommand(command(ROWS.iter()))
+        .subcommand(run)
         .subcommand(
             clap::Command::new("check").visible_alias("doctor").arg(clap::Arg::new("json").long("json").num_args(0)),
         )

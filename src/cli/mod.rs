@@ -11,7 +11,7 @@ use crate::hint;
 use sbx::error::{Error, Result, visible};
 use sbx::spec::Caller;
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -106,28 +106,37 @@ fn unknown(command: &OsStr) -> Result<u8> {
 
 /// Help goes to stdout and is a success; everything else is a usage error.
 fn clap_error(error: clap::Error) -> Result<u8> {
-    use clap::error::{ContextKind, ErrorKind};
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return print(&error.render().to_string());
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if error.kind() == ErrorKind::DisplayHelp {
+        return print(&args::shown().render_help().to_string());
     }
     let text = error.render().to_string();
     let first = text.lines().next().unwrap_or("not understood");
+    let habit = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) if error.kind() == ErrorKind::UnknownArgument => args::habit(option),
+        _ => None,
+    };
     let near = [ContextKind::SuggestedArg, ContextKind::SuggestedValue].into_iter().find_map(|kind| error.get(kind));
-    let hint = near.map_or_else(|| "sbx run --help".to_owned(), ToString::to_string);
+    let hint = habit.map(str::to_owned).or_else(|| near.map(ToString::to_string));
+    let hint = hint.unwrap_or_else(|| "sbx run --help".to_owned());
     Err(Error::Usage { what: first.strip_prefix("error: ").unwrap_or(first).to_owned(), hint: Some(hint) })
 }
 
-/// Prints to stdout. A reader that is gone is no error of ours.
+/// Prints to stdout. A reader that is gone is no error of ours, a full disk is one.
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    Ok(0)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Sys { doing: "write to".into(), on: "standard output".into(), errno: error.into() })
+        }
+        _ => Ok(0),
+    }
 }
 
-/// Whether messages are coloured: see `choose_color`.
+/// Whether messages are colored: see `choose_color`.
 static COLOR: AtomicBool = AtomicBool::new(false);
 
-/// `--color`: `auto` colours on a terminal, unless `NO_COLOR` is set (no-color.org).
+/// `--color`: `auto` colors on a terminal, unless `NO_COLOR` is set (no-color.org).
 fn choose_color(word: Option<&str>) -> Result<()> {
     let terminal = || std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let chosen = match word {

@@ -11,7 +11,7 @@ use sbx::spec::layer::{Layer, Origin};
 use sbx::spec::{Caller, Spec};
 use sbx::state::{self, StateDir};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Runs the subcommand; the result is the exit status.
 pub fn run(words: &[OsString]) -> Result<u8> {
@@ -25,7 +25,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let spec = Spec::resolve(&layers, &caller)?;
     let name = spec.name().map_or_else(state::generate, str::to_owned);
     let state = state_path(&parsed, &caller)?;
-    let host = Host::look(&spec, caller)?;
+    let host = Host::look(&spec, caller).map_err(|error| image_meant(error, &layers))?;
     let plan = plan(&spec, &host, &name)?;
     if parsed.flag("dry-run") {
         return dry_run(&parsed, &plan);
@@ -45,6 +45,23 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let exit = launch(&plan, &host, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
     Ok(exit.status())
+}
+
+/// A bare word that is no directory is the name of an image to those who come from Docker.
+fn image_meant(error: Error, layers: &[Layer]) -> Error {
+    let Some(typed) = layers.last().and_then(|argv| argv.rootfs.as_ref()) else { return error };
+    let name = typed.to_string_lossy();
+    match error {
+        Error::Spec { field, value, why, .. }
+            if field == "ROOTFS" && !name.starts_with(['/', '.', '~']) && !Path::new(typed).exists() =>
+        {
+            let hint = format!(
+                "an unpacked image, for sbx fetches none: docker export \"$(docker create {name})\" | tar -xC DIR"
+            );
+            Error::Spec { field, value, why, hint: Some(hint) }
+        }
+        other => other,
+    }
 }
 
 /// The policies in their order, then the command line.

@@ -184,6 +184,10 @@ impl Mount {
     pub fn device(caller: &Caller, text: &str) -> Result<Mount> {
         const FIELD: &str = "--device";
         let (src, dst) = text.split_once(':').unwrap_or((text, text));
+        if !src.starts_with(['/', '.', '~']) {
+            let why = "PATH is the host's, and starts with /, . or ~";
+            return Err(Error::spec(FIELD, text, why).or_try(format!("/dev/{text}")));
+        }
         let dst = InnerPath::parse(FIELD, dst)?;
         if !dst.is_below("/dev") || dst.depth() < 3 {
             return Err(Error::spec(FIELD, text, "a device goes below /dev"));

@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 
 /// The kernel's PID_MAX_LIMIT on 64 bits.
 const MAX_PIDS: u64 = 4_194_304;
+/// What sbx itself puts into the one tmpfs fits in it, with room for a few mounts.
+const SMALLEST_UPPER: u64 = 64 << 10;
 /// sbx's default for `--kill-after`.
 const KILL_AFTER: Duration = Duration::from_secs(10);
 
@@ -140,7 +142,12 @@ fn upper(caller: &Caller, text: &str) -> Result<Upper> {
     match text.split_once(':') {
         None if text == "tmpfs" => Ok(Upper::Tmpfs(None)),
         None if text == "disk" => Ok(Upper::Disk),
-        Some(("tmpfs", bytes)) => size(FIELD, bytes).map(|bytes| Upper::Tmpfs(Some(bytes))),
+        Some(("tmpfs", bytes)) => match size(FIELD, bytes)? {
+            few if few < SMALLEST_UPPER => {
+                Err(Error::spec(FIELD, text, "too small for sbx's own files").or_try("tmpfs:1M"))
+            }
+            bytes => Ok(Upper::Tmpfs(Some(bytes))),
+        },
         _ if text.starts_with(['/', '.', '~']) => caller.host_path(FIELD, text).map(Upper::Directory),
         _ => Err(Error::spec(FIELD, text, "not tmpfs, tmpfs:SIZE, disk or a directory")
             .or_try("a directory starts with /, . or ~")),
@@ -279,6 +286,7 @@ fn share(layers: &[Layer]) -> Result<Share> {
             "uts" => share.uts = true,
             "time" => share.time = true,
             "cgroup" => share.cgroup = true,
+            "net" => return Err(Error::spec("--share", text, "an option of its own").or_try("--net host")),
             _ => return Err(Error::spec("--share", text, "not one of ipc, uts, time, cgroup")),
         }
     }

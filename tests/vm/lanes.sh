@@ -40,14 +40,15 @@ skip_lanes() {
 # Makes the disk of the guests: the directory of this run in small, and a directory for each lane.
 make_disk() {
     # `has` is the lane's for `environment`.
-    local disk=$run_dir/vm/disk user=$1 lane has name tests
+    local disk=$run_dir/vm/disk user=$1 lane has name tests words
     mkdir -p "$disk"/{exe,lanes,sbxtest} && cp -al "$run_dir"/{bin,tree} "$disk" || return 1
     tar -C "$run_dir/$user" --owner=1000 --group=1000 -cf "$disk/rootfs.tar" rootfs || return 1
     while read -r lane _ _ _ has; do
         mkdir "$disk/lanes/$lane"
         environment /sbx sbxtest /home/sbxtest >"$disk/lanes/$lane/env"
         while read -r name tests; do
-            echo "$name --test-threads=2 --show-output ${filter[*]:-$tests}" >>"$disk/lanes/$lane/plan"
+            mapfile -t words < <(filter_of "$name")
+            echo "$name --test-threads=2 --show-output ${words[*]:-$tests}" >>"$disk/lanes/$lane/plan"
         done < <(rows tests)
     done < <(rows lanes)
     while read -r name _; do
