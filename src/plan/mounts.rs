@@ -354,13 +354,14 @@ fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
 
 /// Whether a source is there; missing ones are refused before anything is started, unless optional.
 fn look(host: &Host, src: &HostPath, presence: Presence, mount: &Mount) -> Result<bool> {
-    let field = if matches!(mount.source, Source::Device { .. }) { "--device" } else { "--volume" };
+    let (field, hint) = match mount.source {
+        Source::Device { .. } => ("--device", "ls /dev shows what is there"),
+        _ => ("--volume", "create it, or add the option `optional`"),
+    };
     match (host.missing.iter().find(|(path, _)| path == src), presence) {
         (None, _) => Ok(true),
         (Some(_), Presence::Optional) => Ok(false),
-        (Some((_, why)), Presence::Required) => {
-            Err(Error::spec(field, src, why).or_try("create it, or add the option `optional`"))
-        }
+        (Some((_, why)), Presence::Required) => Err(Error::spec(field, src, why).or_try(hint)),
     }
 }
 
