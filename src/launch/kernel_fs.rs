@@ -112,7 +112,7 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn device(&mut self, src: &CStr, target: &Target) -> Done {
+    pub(super) fn device(&self, src: &CStr, target: &Target) -> Done {
         let node = device_tree(src)?;
         self.attach(node, target, Kind::File)
     }

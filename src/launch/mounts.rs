@@ -38,8 +38,6 @@ pub(super) struct Tree {
     pub(super) devpts: Option<OwnedFd>,
     pub(super) proc: Option<OwnedFd>,
     pub(super) sys: Option<OwnedFd>,
-    /// Where the last of the user's mounts was made.
-    parent: Option<OwnedFd>,
     /// An empty read-only directory that already masks something.
     pub(super) empty: Option<OwnedFd>,
     /// Where init says the number of its sysfs, and where the terminal's number goes back.
@@ -143,7 +141,7 @@ pub(super) fn new_file(dir: BorrowedFd<'_>, path: &CStr, content: &[u8]) -> Done
 /// Nothing that exists is changed.
 pub(super) fn open_target(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
     match fs::open_in_root(root, &target.path, Open::Path) {
-        Err(ENOENT) => make_parts(root, target, kind).map(|(place, _)| place),
+        Err(ENOENT) => make_parts(root, target, kind),
         other => other.called(Call::Openat2),
     }
 }
@@ -163,8 +161,7 @@ pub(super) fn attach_at(tree: &OwnedFd, at: BorrowedFd<'_>, kind: Kind) -> Done 
     })
 }
 
-/// Makes what is missing of a place; with it the directory that it was made in.
-fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
+pub(super) fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
     // The lowest directory that is there: in the usual case the first that is tried.
     let mut missing = target.parts.len();
     let mut place = loop {
@@ -175,22 +172,15 @@ fn make_parts(root: BorrowedFd<'_>, target: &Target, kind: Kind) -> Result<(Owne
             other => break other.called(Call::Openat2)?,
         }
     };
-    let mut parent = None;
     for (index, (_, name)) in target.parts.iter().enumerate().skip(missing) {
-        let kind = if index + 1 == target.parts.len() { kind } else { Kind::Directory };
-        let made = make_entry(place.as_fd(), name, kind)?;
-        parent = Some(std::mem::replace(&mut place, made));
+        if index + 1 == target.parts.len() && kind != Kind::Directory {
+            fs::mkfileat(place.as_fd(), name, 0o444).called(Call::Mknod)?;
+        } else {
+            fs::mkdirat(place.as_fd(), name, 0o755).called(Call::Mkdir)?;
+        }
+        place = fs::open_beneath(place.as_fd(), name, Open::Path).called(Call::Openat2)?;
     }
-    Ok((place, parent))
-}
-
-/// Makes a directory, or a file for everything else, and opens it.
-fn make_entry(parent: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<OwnedFd, Failure> {
-    match kind {
-        Kind::Directory => fs::mkdirat(parent, name, 0o755).called(Call::Mkdir)?,
-        _ => fs::mkfileat(parent, name, 0o444).called(Call::Mknod)?,
-    }
-    fs::open_beneath(parent, name, Open::Path).called(Call::Openat2)
+    Ok(place)
 }
 
 impl Tree {
@@ -220,33 +210,9 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn attach(&mut self, tree: OwnedFd, target: &Target, kind: Kind) -> Done {
-        let at = self.place(target, kind)?;
+    pub(super) fn attach(&self, tree: OwnedFd, target: &Target, kind: Kind) -> Done {
+        let at = open_target(held(&self.root)?, target, kind)?;
         attach_at(&tree, at.as_fd(), kind)
-    }
-
-    /// As `open_target`. The directory of a place that was made stays open for the next, which often goes there too.
-    /// A place that was there before could be that very directory, so it ends this.
-    fn place(&mut self, target: &Target, kind: Kind) -> Result<OwnedFd, Failure> {
-        let last = self.parent.take().filter(|_| target.sibling);
-        if let (Some(parent), Some((_, name))) = (last, target.parts.last()) {
-            match make_entry(parent.as_fd(), name, kind) {
-                Ok(at) => {
-                    self.parent = Some(parent);
-                    return Ok(at);
-                }
-                Err(Failure(_, EEXIST)) => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        match fs::open_in_root(held(&self.root)?, &target.path, Open::Path) {
-            Err(ENOENT) => {
-                let (at, parent) = make_parts(held(&self.root)?, target, kind)?;
-                self.parent = parent;
-                Ok(at)
-            }
-            other => other.called(Call::Openat2),
-        }
     }
 
     /// As `attach`, without the closing.

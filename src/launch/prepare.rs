@@ -59,7 +59,6 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         scratch: Vec::new(),
         root_lower: Vec::new(),
         idmapped: Vec::new(),
-        parent: None,
     };
     script.creator = ids::creator(&plan.identities, host);
     context.find_lower();
@@ -89,8 +88,6 @@ struct Context<'a> {
     root_lower: Vec<Src>,
     /// Sources for the parent.
     idmapped: Vec<IdMapped>,
-    /// Where the last of the user's mounts goes.
-    parent: Option<std::path::PathBuf>,
 }
 
 impl Context<'_> {
@@ -347,9 +344,7 @@ impl Context<'_> {
     }
 
     fn mount(&mut self, mount: &Mount) -> Result<Op> {
-        let parent = mount.dst.as_path().parent();
-        let target = Target { sibling: self.parent.as_deref() == parent, ..target(mount.dst.as_path())? };
-        self.parent = parent.map(Path::to_owned);
+        let target = target(mount.dst.as_path())?;
         let noexec = |exec: &Exec| if *exec == Exec::Noexec { Attr::NOEXEC } else { Attr::NONE };
         Ok(match &mount.source {
             Source::Bind { src, access, exec, devices, .. } => {
@@ -477,7 +472,7 @@ fn target(path: &Path) -> Result<Target> {
         parts.push((c_path(&whole), c_text(part.as_os_str().as_bytes())?));
     }
     let path = if parts.is_empty() { c".".to_owned() } else { c_path(&whole) };
-    Ok(Target { path, parts, sibling: false })
+    Ok(Target { path, parts })
 }
 
 /// A path below a mount point, relative to it.

@@ -100,8 +100,6 @@ pub(crate) struct Target {
     pub path: CString,
     /// Each ancestor and at last the place itself: its path, and its own name.
     pub parts: Vec<(CString, CString)>,
-    /// Whether the mount before this one goes into the same directory.
-    pub sibling: bool,
 }
 
 /// How overlay layers are named to the kernel.
