@@ -47,6 +47,7 @@ fn host() -> Host {
         foreign_ranges: Vec::new(),
         fuse: None,
         passed: Vec::new(),
+        token: 0x1234_abcd,
         caller: caller(),
     }
 }

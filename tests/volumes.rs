@@ -290,9 +290,14 @@ fn a_planted_record_removes_no_tree() {
     let victim = text(&victim);
     // No layer at all; a name that leads elsewhere; an empty one, for the directory of all layers; another's layer.
     let upper = |name: &str| text(&uppers.join(name));
-    for (name, upper) in
-        [("dead", victim.clone()), (&victim, victim.clone()), ("", upper("")), ("other", upper("other"))]
-    {
+    for (name, upper) in [
+        ("dead", victim.clone()),
+        (&victim, victim.clone()),
+        ("", upper("")),
+        ("other", upper("other")),
+        ("dead", upper("other")),
+        ("dead", upper("other-0123abcd")),
+    ] {
         let record = format!(
             r#"{{"version":1,"name":"{name}","state":"","supervisor_pid":1,"pid":null,"labels":{{}},"command":[],"groups":[],
             "skipped":[],"landlock":0,"made":[],"upper":"{upper}"}}"#,
@@ -340,6 +345,49 @@ fn an_upper_layer_on_disk_of_many_users_leaves_nothing() {
     assert_eq!(with(&[]).sh("true").run().exits(0).stderr, "");
     assert_eq!(left(), 0, "left after the next command");
     assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
+}
+
+/// A directory that is removed takes the mounts on it with it, in every namespace.
+#[test]
+fn the_end_of_one_leaves_the_mounts_of_another() {
+    let scratch = Scratch::new();
+    let (work, hooks, state) = (scratch.dir("work"), scratch.dir("hooks"), scratch.join("state"));
+    let run = || {
+        let first = plain().option("--state").option(&state).option("-v").option(volume(&work, "/w"));
+        first.option("-v").option(volume(&hooks, "/w/hooks:ro"))
+    };
+    let made = || work.join("hooks").exists();
+    let first = run().sh("until [ -e /w/up ]; do sleep 0.01; done").start();
+    while !made() {
+        std::thread::yield_now();
+    }
+    let script = "touch /w/up; until [ -e /w/on ]; do sleep 0.01; done; touch /w/hooks/x 2>/dev/null && echo written";
+    let second = run().sh(&format!("{script}; true")).start();
+    first.wait().exits(0);
+    scratch.file("work/on", "");
+    second.wait().exits(0).prints("");
+    plain().option("--state").option(&state).sh("true").run().exits(0);
+    assert!(!made(), "left after the next command");
+    assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
+}
+
+#[test]
+fn layers_of_one_name_in_two_state_directories_are_two() {
+    let scratch = Scratch::new();
+    let (home, go) = (scratch.dir("home"), scratch.dir("go"));
+    let run = |state: &str| {
+        let named = sandbox(&["--name", "twin", "--upper", "disk"]).env("XDG_DATA_HOME", &home);
+        named.option("--state").option(scratch.join(state))
+    };
+    let script = "touch /go/up; until [ -e /go/on ]; do sleep 0.01; done; echo x >/x && cat /x";
+    let first = run("one").option("-v").option(volume(&go, "/go")).sh(script).start();
+    while !go.join("up").exists() {
+        std::thread::yield_now();
+    }
+    run("two").sh("true").run().exits(0);
+    scratch.file("go/on", "");
+    first.wait().exits(0).prints("x");
+    assert_eq!(fs::read_dir(home.join("sbx/upper")).expect("layers").count(), 0);
 }
 
 #[test]

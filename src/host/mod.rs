@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
 use crate::spec::text::{Caller, HostPath};
-use crate::spec::{Overlay, RootSource, Spec};
+use crate::spec::{Overlay, RootSource, Spec, Upper, Writes};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
@@ -79,6 +79,9 @@ pub struct Host {
     pub fuse: Option<Result<PathBuf>>,
     /// Descriptors to pass on, and what they are.
     pub passed: Vec<(i32, Stdio)>,
+    /// Tells a layer on disk from those of other sandboxes of the same name; 0 where there is none.
+    #[serde(skip)]
+    pub token: u32,
     /// Working directory, home and environment.
     #[serde(skip)]
     pub caller: Caller,
@@ -139,6 +142,7 @@ impl Host {
         let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
         let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
+        let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk));
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Ok(Host {
             kernel,
@@ -163,6 +167,7 @@ impl Host {
             foreign_ranges: if power == Power::Ordinary { Vec::new() } else { foreign_ranges() },
             fuse: (spec.root.overlay == Overlay::Fuse).then(|| fuse::look(&caller, power)),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
+            token: if kernel < TMPFS_XATTRS || on_disk { token() } else { 0 },
             user,
             caller,
         })
@@ -216,6 +221,13 @@ fn power(uid: u32) -> Power {
 pub fn initial_user_namespace() -> bool {
     let map = files::read_value(Path::new("/proc/self/uid_map")).unwrap_or_default();
     map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// A number that no other run has, but once in four thousand million times.
+fn token() -> u32 {
+    let mut random = [0; 4];
+    let _ = sys::fs::getrandom(&mut random);
+    u32::from_ne_bytes(random)
 }
 
 /// The login name: `USER` is only a hint, so it is looked up where a range depends on it.
@@ -347,7 +359,7 @@ pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd> {
 
 fn root(spec: &Spec, groups: rootfs::Groups) -> Result<RootFacts> {
     // An overlay of it the kernel refuses; a bind would be the machine itself.
-    if let (RootSource::Layers(layers), crate::spec::Writes::Through) = (&spec.root.source, &spec.root.writes)
+    if let (RootSource::Layers(layers), Writes::Through) = (&spec.root.source, &spec.root.writes)
         && let Some(own) = layers.iter().find(|layer| is_own_root(layer.as_path()))
     {
         let why = "this machine's own root is never writable as a whole";

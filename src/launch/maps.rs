@@ -8,7 +8,7 @@ use crate::host::{Host, ranges};
 use crate::plan::{Etc, EtcWay, Layers, MapsBy, Plan, Step, UpperAt};
 use crate::spec::mount::{Access, Mount, Source};
 use crate::spec::text::{HostPath, InnerPath};
-use crate::state::Made;
+use crate::state::{self, Made};
 use crate::sys::ENOENT;
 use crate::sys::fs::{self, HERE, Open};
 use std::os::fd::{AsFd, AsRawFd};
@@ -53,8 +53,8 @@ struct Tree {
 }
 
 /// The mount points that are missing now in host directories that the sandbox mounts writable. The child will
-/// make them; the record names them first, so that they go also after a kill -9.
-pub(super) fn mount_points(plan: &Plan) -> Vec<Made> {
+/// make them; the record names them first, so that they go also after a kill -9. With them those directories.
+pub(super) fn mount_points(plan: &Plan) -> (Vec<Made>, Vec<state::Tree>) {
     let mut trees: Vec<Tree> = Vec::new();
     let mut made = Vec::new();
     for planned in &plan.steps {
@@ -79,7 +79,7 @@ pub(super) fn mount_points(plan: &Plan) -> Vec<Made> {
             _ => {}
         }
     }
-    made
+    (made, trees.iter().map(|tree| state::Tree(without_links(&tree.src))).collect())
 }
 
 /// Where a step mounts something.

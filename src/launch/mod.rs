@@ -120,7 +120,7 @@ fn attempt(
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = record(plan, host);
-    if !record.made.is_empty() || record.upper.is_some() {
+    if !record.trees.is_empty() || record.upper.is_some() {
         claim.write(&record)?;
     }
     let range = root::Range::take(plan, host)?;
@@ -306,6 +306,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
         GroupSet::Kept(_) => host.groups.clone(),
         GroupSet::Exactly(_) => Vec::new(),
     };
+    let (made, trees) = maps::mount_points(plan);
     Record {
         version: crate::state::VERSION,
         name: plan.name.clone(),
@@ -317,7 +318,8 @@ fn record(plan: &Plan, host: &Host) -> Record {
         groups,
         skipped: Vec::new(),
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
-        made: maps::mount_points(plan),
+        made,
+        trees,
         upper: match Upper::place(plan) {
             Some(UpperAt::Dropped(path)) => Some(maps::without_links(path.as_path())),
             _ => None,

@@ -39,7 +39,8 @@ fn store_size(spec: &Spec) -> Option<u64> {
 
 /// Where the root's upper layer lies on this host.
 pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> {
-    let dropped = || UpperAt::Dropped(upper_home(host).join(name));
+    // A name belongs to one state directory, and there may be several.
+    let dropped = || UpperAt::Dropped(upper_home(host).join(format!("{name}-{:08x}", host.token)));
     match &spec.root.writes {
         Writes::Through => None,
         Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => {

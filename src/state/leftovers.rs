@@ -14,19 +14,31 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+/// Whether all is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cleared {
+    All,
+    /// Mount points stay while others live that may have mounted on them: the kernel unmounts, in every namespace,
+    /// what is mounted on a directory that is removed (since Linux 3.18).
+    Later,
+}
+
 /// Clears what the record in this directory names, which is the entry `name` of the state directory. A record that
 /// cannot be read, or that is another's, names nothing.
 ///
 /// # Errors
 /// `State` where something is left, for which the record has to stay.
-pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record) -> bool) -> Result<Cleared> {
     if crate::sys::sabotaged(c"leftovers") {
-        return Ok(());
+        return Ok(Cleared::All);
     }
-    let Some(record) = read(dir, name) else { return Ok(()) };
+    let Some(record) = read(dir, name) else { return Ok(Cleared::All) };
     let left = |on: String, why: String| Error::State { on, why, hint: Some("another --name".into()) };
     if record.version > VERSION {
         return Err(left(record.name, "its record was written by a newer sbx, which has to clear it".into()));
+    }
+    if !record.made.is_empty() && used(&record) {
+        return Ok(Cleared::Later);
     }
     // The deepest first, so that a directory is empty when its turn comes.
     record.made.iter().rev().for_each(|made| {
@@ -34,14 +46,19 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     });
     // Where the state lies in a writable volume, the program can write records too: a whole tree is removed only
     // where `plan` puts such layers, and only the one of the name that the directory itself bears.
-    let Some(upper) = record.upper.filter(|upper| upper.ends_with(Path::new("sbx/upper").join(&record.name))) else {
-        return Ok(());
-    };
+    let Some(upper) = record.upper.filter(|upper| is_layer_of(upper, &record.name)) else { return Ok(Cleared::All) };
     let why = |error| format!("left by the sandbox {}, and cannot be removed yet: {error}", record.name);
-    remove_layer(&upper).map_err(|error| left(upper.display().to_string(), why(error)))
+    remove_layer(&upper).map_err(|error| left(upper.display().to_string(), why(error))).map(|()| Cleared::All)
 }
 
-fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
+/// Whether a path is one that `plan` gives to the layer of this name: `…/sbx/upper/NAME-XXXXXXXX`.
+fn is_layer_of(upper: &Path, name: &str) -> bool {
+    let token = upper.file_name().and_then(|file| file.to_str()?.strip_prefix(name)?.strip_prefix('-'));
+    let hexadecimal = |token: &str| token.len() == 8 && token.bytes().all(|b| b.is_ascii_hexdigit());
+    token.is_some_and(hexadecimal) && upper.parent().is_some_and(|home| home.ends_with("sbx/upper"))
+}
+
+pub(super) fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
     let file = fs::openat(dir, RECORD, Open::Read).ok()?;
     let record: Record = serde_json::from_str(&read_regular(file.as_fd(), 1 << 24).ok()?).ok()?;
     let own = record.name.as_bytes() == name.to_bytes() && text::name("name", &record.name).is_ok();

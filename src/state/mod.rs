@@ -9,13 +9,14 @@ mod path;
 mod record;
 
 pub use names::generate;
-pub use record::{Made, Record, Skipped, VERSION};
+pub use record::{Made, Record, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
+use leftovers::Cleared;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -163,8 +164,9 @@ impl StateDir {
             }
             // A directory that was removed has no links left.
             if fs::fstat(dir.as_fd()).is_ok_and(|stat| stat.links > 0) {
-                if !fresh {
-                    leftovers::clear(dir.as_fd(), &text)?;
+                if !fresh && self.clear(dir.as_fd(), &text)? == Cleared::Later {
+                    let why = "another sandbox still uses the mount points that its last bearer made";
+                    return Err(Error::State { on: name.into(), why: why.into(), hint: Some("another --name".into()) });
                 }
                 return Ok(Claim { name: text, parent: self, dir, path, leaves: false.into() });
             }
@@ -205,10 +207,44 @@ impl StateDir {
     /// Clears what a sandbox left outside its own namespaces, as the record has it, and forgets it. The caller holds
     /// the lock of its directory.
     fn forget(&self, dir: BorrowedFd<'_>, name: &CStr) {
-        match leftovers::clear(dir, name) {
-            Ok(()) => unlist(self.dir.as_fd(), dir, name),
+        match self.clear(dir, name) {
+            Ok(Cleared::All) => unlist(self.dir.as_fd(), dir, name),
+            Ok(Cleared::Later) => {}
             Err(error) => self.left.borrow_mut().push(error),
         }
+    }
+}
+
+impl StateDir {
+    fn clear(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<Cleared> {
+        leftovers::clear(dir, name, |record| self.used_by_others(record, name))
+    }
+
+    /// Whether a sandbox that lives may have mounts in the same host directories.
+    fn used_by_others(&self, record: &Record, own: &CStr) -> bool {
+        let shares = |other: Record| {
+            let near = |made: &Made, tree: &Tree| made.tree.starts_with(&tree.0) || tree.0.starts_with(&made.tree);
+            record.made.iter().any(|made| other.trees.iter().any(|tree| near(made, tree)))
+        };
+        let uses = |name: &CStr| {
+            let Ok(dir) = fs::open_beneath(self.dir.as_fd(), name, Open::List) else { return false };
+            let lives = name != own && fs::try_lock(dir.as_fd()) == Ok(false);
+            lives && leftovers::read(dir.as_fd(), name).is_some_and(shares)
+        };
+        // Of its own, for a sweep may stand in the middle of the other.
+        let Ok(list) = fs::open_beneath(self.dir.as_fd(), c".", Open::List) else { return true };
+        let mut entries = fs::Entries::new();
+        for _ in 0..CROWD {
+            let Ok(mut names) = fs::getdents(list.as_fd(), &mut entries) else { return true };
+            let last = !names.is_full();
+            if names.any(uses) {
+                return true;
+            }
+            if last {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -32,6 +32,9 @@ pub struct Record {
     pub landlock: u32,
     /// Mount points that may have to be removed from host directories.
     pub made: Vec<Made>,
+    /// Host directories that the sandbox mounts writable, in which its mounts may lie; no symlinks on the way.
+    #[serde(default)]
+    pub trees: Vec<Tree>,
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
@@ -45,6 +48,10 @@ pub struct Skipped {
     /// Why.
     pub why: String,
 }
+
+/// A host directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tree(#[serde(with = "super::path")] pub PathBuf);
 
 /// A mount point that did not exist in a host directory that the sandbox mounts writable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
