@@ -361,7 +361,7 @@ fn the_end_of_one_leaves_the_mounts_of_another() {
     while !made() {
         std::thread::yield_now();
     }
-    let script = "touch /w/up; until [ -e /w/on ]; do sleep 0.01; done; touch /w/hooks/x 2>/dev/null && echo written";
+    let script = "touch /w/up; until [ -e /w/on ]; do sleep 0.01; done; mkdir -p /w/hooks; touch /w/hooks/x 2>/dev/null && echo written";
     let second = run().sh(&format!("{script}; true")).start();
     first.wait().exits(0);
     scratch.file("work/on", "");
