@@ -51,7 +51,8 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record)
     remove_layer(&upper).map_err(|error| left(upper.display().to_string(), why(error))).map(|()| Cleared::All)
 }
 
-/// Whether a path is one that `plan` gives to the layer of this name: `…/sbx/upper/NAME-XXXXXXXX`.
+/// Whether a path is one that `plan` gives to the layer of this name: in `sbx/upper`, the name, a dash and
+/// eight hexadecimal digits.
 fn is_layer_of(upper: &Path, name: &str) -> bool {
     let token = upper.file_name().and_then(|file| file.to_str()?.strip_prefix(name)?.strip_prefix('-'));
     let hexadecimal = |token: &str| token.len() == 8 && token.bytes().all(|b| b.is_ascii_hexdigit());
