@@ -1,6 +1,8 @@
 //! Golden plans: what is asked for, on a host that is written down here, against the plan as it is printed. No
 //! privileges, no kernel: the whole of the planning in milliseconds. `SBX_BLESS=1` rewrites the files.
 
+use sbx::host::cgroup::{Delegation, Direct, Layout};
+use sbx::host::manager::Door;
 use sbx::host::{Entry, EntryKind, Host, Power, RootFacts, Stdio};
 use sbx::plan::{Plan, plan};
 use sbx::spec::layer::{Count, Layer, Origin};
@@ -47,6 +49,9 @@ fn host() -> Host {
         foreign_ranges: Vec::new(),
         fuse: None,
         passed: Vec::new(),
+        delegation: Delegation { layout: Layout::Hybrid, ..Delegation::default() },
+        disks: Vec::new(),
+        has_swap: true,
         token: 0x1234_abcd,
         caller: caller(),
     }
@@ -101,6 +106,105 @@ fn refused(layer: Layer, host: &Host, words: &[&str]) {
     let error = planned(layer, host).expect_err("a refusal");
     let text = format!("{error}; {}", error.hint().unwrap_or(""));
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
+}
+
+/// A host on which the caller may divide a group that has these controllers.
+fn delegated(controllers: &[&str]) -> Host {
+    let at = "/sys/fs/cgroup/user.slice/app.slice".into();
+    let direct = Direct { at, own: false, controllers: strings(controllers) };
+    let delegation =
+        Delegation { layout: Layout::Unified, direct: Some(direct), nsdelegate: true, ..Delegation::default() };
+    Host { delegation, ..host() }
+}
+
+/// One with a systemd of the caller's own.
+fn managed(controllers: &[&str]) -> Host {
+    let mut host = delegated(controllers);
+    host.delegation.door = Some(Door::Bus("/run/user/1000/bus".into()));
+    host.delegation.managed = Some(strings(controllers));
+    host
+}
+
+const ALL: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+
+fn limited(edit: impl FnOnce(&mut sbx::spec::layer::Limits)) -> Layer {
+    layer(|l| edit(&mut l.limits))
+}
+
+fn text(text: &str) -> Option<Count> {
+    Some(Count::Text(text.into()))
+}
+
+fn every_limit(limits: &mut sbx::spec::layer::Limits) {
+    limits.mem = text("512M");
+    limits.swap = text("64M");
+    limits.cpus = text("1.5");
+    limits.cpuset = text("0,2-3");
+    limits.cpu_weight = text("50");
+    limits.pids = text("64");
+    limits.io_weight = text("200");
+    limits.io = strings(&["/dev/vda:rbps=1M,wiops=100"]);
+    limits.hugetlb = strings(&["2M=64M"]);
+}
+
+#[test]
+fn limits() {
+    let disks = |host: Host| {
+        let disk = sbx::spec::HostPath::new("/dev/vda").expect("absolute");
+        Host { disks: vec![(disk, Ok((254, 0)))], ..host }
+    };
+    golden("limits-direct", limited(every_limit), &disks(delegated(&ALL)));
+    golden("limits-systemd", limited(every_limit), &disks(managed(&ALL)));
+    let simple = |l: &mut sbx::spec::layer::Limits| {
+        l.mem = text("64M");
+        l.cpus = text("2");
+        l.pids = text("64");
+    };
+    golden("limits-watch", limited(simple), &host());
+    golden(
+        "limits-shared",
+        layer(|l| {
+            simple(&mut l.limits);
+            l.namespaces.share = strings(&["cgroup"]);
+        }),
+        &delegated(&ALL),
+    );
+    let cgroup = layer(|l| {
+        l.mounts.mount = strings(&["type=cgroup"]);
+        l.net.mode = Some("host".into());
+    });
+    golden("limits-mounted", cgroup, &delegated(&ALL));
+}
+
+#[test]
+fn limits_that_nobody_can_enforce_are_refused() {
+    let cpuset = |l: &mut sbx::spec::layer::Limits| l.cpuset = text("0");
+    refused(limited(cpuset), &managed(&ALL[3..5]), &["--cpuset", "controller cpuset", "Delegate=cpu cpuset io memory"]);
+    refused(limited(cpuset), &delegated(&ALL[3..5]), &["--cpuset", "no controller cpuset"]);
+    refused(limited(|l| l.cpus = text("1.5")), &host(), &["--cpus", "whole processors", "--best-effort"]);
+    let edits: [fn(&mut sbx::spec::layer::Limits); 4] = [
+        |l| l.swap = text("1G"),
+        |l| l.cpu_weight = text("1"),
+        |l| l.io_weight = text("1"),
+        |l| l.hugetlb = strings(&["2M=2M"]),
+    ];
+    for edit in edits {
+        refused(limited(edit), &host(), &["without a cgroup", "hybrid", "--best-effort"]);
+    }
+    let off = |l: &mut sbx::spec::layer::Limits| {
+        l.mem = text("1G");
+        l.limits = Some("off".into());
+    };
+    refused(limited(off), &delegated(&ALL), &["--limits off and --mem"]);
+    let only = |l: &mut sbx::spec::layer::Limits| l.limits = Some("cgroup".into());
+    refused(limited(only), &host(), &["a cgroup of its own", "hybrid", "--limits watch"]);
+    let mut open = delegated(&ALL);
+    open.delegation.nsdelegate = false;
+    let nested = layer(|l| {
+        l.hardening.nest = Some(true);
+        l.limits.mem = text("1G");
+    });
+    refused(nested, &open, &["without nsdelegate", "lift its own limits"]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ rows! {
     ROOT: "overlay", One("auto|kernel|fuse"), "Which overlay implementation" => |l, v| some(&mut l.root.overlay, v);
     ROOT: "allow-setid", Nothing, "Let the program set set-id bits on writable host files" => |l, _| yes(&mut l.root.allow_setid);
     MOUNTS: "volume" 'v', Many("SRC:DST[:OPTION,…]"), "Bind a host path; options ro rw overlay exec noexec dev optional" => |l, v| push(&mut l.mounts.volume, v);
-    MOUNTS: "mount", Many("type=…,src=…,dst=…"), "Mount; types bind tmpfs mqueue" => |l, v| push(&mut l.mounts.mount, v);
+    MOUNTS: "mount", Many("type=…,src=…,dst=…"), "Mount; types bind tmpfs mqueue cgroup" => |l, v| push(&mut l.mounts.mount, v);
     MOUNTS: "tmpfs", Many("DST[:size=,mode=,noexec]"), "An empty file system in memory" => |l, v| push(&mut l.mounts.tmpfs, v);
     MOUNTS: "device", Many("PATH[:DST]"), "A device of the host, at a place below /dev" => |l, v| push(&mut l.mounts.device, v);
     MOUNTS: "mask", Many("PATH"), "A path that reads as empty" => |l, v| push(&mut l.mounts.mask, v);
@@ -94,7 +94,16 @@ rows! {
     NAMESPACES: "share", Many("ipc,uts,time,cgroup"), "Namespaces that stay the host's" => |l, v| push(&mut l.namespaces.share, v);
     NAMESPACES: "time-offset", One("monotonic=±S,boottime=±S"), "Move the clocks" => |l, v| some(&mut l.namespaces.time_offset, v);
     NAMESPACES: "sysctl", Many("K=V"), "A kernel setting of the sandbox's own namespaces" => sysctl;
+    LIMITS: "mem", One("SIZE"), "Memory of all processes together, and no swap unless --swap" => |l, v| count(&mut l.limits.mem, v);
+    LIMITS: "swap", One("SIZE"), "Swap besides --mem" => |l, v| count(&mut l.limits.swap, v);
+    LIMITS: "cpus", One("N[.n]"), "Processor time, in processors" => |l, v| count(&mut l.limits.cpus, v);
+    LIMITS: "cpuset", One("LIST"), "The processors that may be used, such as 0-3,5" => |l, v| count(&mut l.limits.cpuset, v);
+    LIMITS: "cpu-weight", One("N"), "Share of processor time, 1 to 10000 (everybody has 100)" => |l, v| count(&mut l.limits.cpu_weight, v);
     LIMITS: "pids", One("N"), "Processes and threads (default: 4096)" => |l, v| count(&mut l.limits.pids, v);
+    LIMITS: "io-weight", One("N"), "Share of the disks' time, 1 to 10000 (everybody has 100)" => |l, v| count(&mut l.limits.io_weight, v);
+    LIMITS: "io", Many("DEVICE:rbps=,wbps=,riops=,wiops="), "Rates of a disk, or of the one that a path lies on" => |l, v| push(&mut l.limits.io, v);
+    LIMITS: "hugetlb", Many("SIZE=LIMIT"), "Huge pages of this size" => |l, v| push(&mut l.limits.hugetlb, v);
+    LIMITS: "limits", One("auto|cgroup|watch|off"), "Who enforces limits: a cgroup, or sbx by watching (default: auto, the first that can be had)" => |l, v| some(&mut l.limits.limits, v);
     LIMITS: "rlimit", Many("NAME=SOFT[:HARD]"), "A resource limit of getrlimit(2)" => |l, v| push(&mut l.limits.rlimit, v);
     LIMITS: "nice", One("N"), "Nice value, -20 to 19; an ordinary user can only raise it" => |l, v| integer("--nice", &mut l.limits.nice, v);
     LIMITS: "oom-score-adj", One("N"), "Who is killed first when memory is short, -1000 to 1000; an ordinary user can only raise it" => |l, v| integer("--oom-score-adj", &mut l.limits.oom_score_adj, v);
@@ -106,11 +115,12 @@ rows! {
     HARDENING: "seccomp", One("default|off|FILE"), "The system call policy";
     HARDENING: "landlock", One("auto|require|off"), "Restrict mounts, devices, signals and files once more, by Landlock (default: auto)" => |l, v| some(&mut l.landlock.mode, v);
     HARDENING: "nest", Nothing, "Allow what a sandbox inside needs: user namespaces, mounts; opens more of the kernel" => |l, _| yes(&mut l.hardening.nest);
-    HARDENING: "best-effort", Nothing, "Skip what this host lacks of time and cgroup namespaces, sysfs, mqueue, keyring" => |l, _| yes(&mut l.hardening.best_effort);
+    HARDENING: "best-effort", Nothing, "Skip what this host lacks of time and cgroup namespaces, sysfs, mqueue, keyring, limits" => |l, _| yes(&mut l.hardening.best_effort);
     REPORTING: "dry-run", Nothing, "Print the plan and start nothing";
     REPORTING: "json", Nothing, "With --dry-run: print it as JSON";
     REPORTING: "status-fd", One("N"), "Write JSON lines about the run to this descriptor";
     REPORTING: "pid-file", One("FILE"), "Write the program's pid, as the caller sees it, to this file";
+    REPORTING: "cgroup-report", Nothing, "Print at the end what was used: memory, processor time, processes, io, pressure" => |l, _| { l.cgroup_report = true; Ok(()) };
     REPORTING: "state", One("DIR"), "Where records are kept";
     REPORTING: "verbose", Nothing, "Print each step as it is done";
     REPORTING: "quiet" 'q', Nothing, "Print errors only";
@@ -235,10 +245,12 @@ pub fn habit(option: &str) -> Option<&'static str> {
         "--privileged" => "--nest for a sandbox inside, or --cap-add for one capability",
         "-i" | "--interactive" => "leave it out: a terminal is given where you have one, -t forces it",
         "-p" | "--publish" => "--net host; no ports are published",
-        "-m" | "--mem" | "--memory" => {
-            "systemd-run --user --scope -p MemoryMax=512M sbx run …; this version has no such limit"
-        }
-        "--cpus" => "systemd-run --user --scope -p CPUQuota=200% sbx run …; this version has no such limit",
+        "-m" | "--memory" => "--mem 512M",
+        "--memory-swap" => "--swap SIZE, which does not count --mem in",
+        "--cpuset-cpus" => "--cpuset LIST",
+        "--cpu-shares" => "--cpu-weight N, where 100 is what everybody has",
+        "--pids-limit" => "--pids N",
+        "--device-read-bps" | "--device-write-bps" => "--io DEVICE:rbps=SIZE,wbps=SIZE",
         _ => return None,
     })
 }

@@ -3,10 +3,13 @@
 //! `Host::look` gathers what every run's plan needs and must stay cheap: it is on the start path.
 //! What `sbx check` tells beyond that is probed by doing, in the other files of this folder.
 
+pub mod cgroup;
 pub mod check;
 pub mod files;
 pub mod fuse;
 mod home;
+pub mod manager;
+mod mountinfo;
 pub(crate) mod ranges;
 mod rootfs;
 
@@ -82,6 +85,15 @@ pub struct Host {
     /// Tells a layer on disk from those of other sandboxes of the same name; 0 where there is none.
     #[serde(skip)]
     pub token: u32,
+    /// What of the control groups is the caller's; looked at only where a limit asks for one.
+    #[serde(skip)]
+    pub delegation: cgroup::Delegation,
+    /// The disks of `--io` by their paths: major and minor number, or why it is none.
+    #[serde(skip)]
+    pub disks: Vec<(HostPath, std::result::Result<(u32, u32), String>)>,
+    /// Whether the machine has swap; looked at likewise.
+    #[serde(skip)]
+    pub has_swap: bool,
     /// Working directory, home and environment.
     #[serde(skip)]
     pub caller: Caller,
@@ -143,6 +155,7 @@ impl Host {
         let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk));
+        let limited = spec.wants_group();
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Ok(Host {
             kernel,
@@ -167,6 +180,9 @@ impl Host {
             foreign_ranges: if power == Power::Ordinary { Vec::new() } else { foreign_ranges() },
             fuse: (spec.root.overlay == Overlay::Fuse).then(|| fuse::look(&caller, power)),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
+            delegation: if limited { cgroup::Delegation::look(&caller, uid) } else { Default::default() },
+            disks: spec.limits.io.iter().map(|io| (io.path.clone(), disk(io.path.as_path()))).collect(),
+            has_swap: limited && sys::host::swap_bytes() > 0,
             token: if kernel < TMPFS_XATTRS || on_disk { token() } else { 0 },
             user,
             caller,
@@ -315,7 +331,7 @@ pub fn find_program(caller: &Caller, name: &str) -> Option<PathBuf> {
 fn sources(spec: &Spec) -> impl Iterator<Item = &HostPath> {
     spec.mounts.iter().filter_map(|mount| match &mount.source {
         Source::Bind { src, .. } | Source::Device { src } => Some(src),
-        Source::Tmpfs { .. } | Source::Mqueue => None,
+        Source::Tmpfs { .. } | Source::Mqueue | Source::Cgroup => None,
     })
 }
 
@@ -386,6 +402,24 @@ impl Spec {
             || self.groups_kept == Groups::Dropped
             || !self.groups.is_empty()
     }
+}
+
+/// The disk that a path is or lies on. A partition has no rates of its own (blk-cgroup: ENODEV), its disk has.
+fn disk(path: &Path) -> std::result::Result<(u32, u32), String> {
+    let stat = sys::fs::stat(&files::c_path(path)).map_err(|errno| errno.to_string())?;
+    let (major, minor) = match stat.kind {
+        Kind::Block(major, minor) => (major, minor),
+        _ => stat.on(),
+    };
+    let node = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    if files::exists(&node).is_err() {
+        return Err("on no disk of its own (a file system in memory, of the network, or over several disks)".into());
+    }
+    let node = if files::exists(&node.join("partition")).is_ok() { node.join("..") } else { node };
+    let text = files::read_value(&node.join("dev")).map_err(|errno| errno.to_string())?;
+    let (major, minor) = text.trim().split_once(':').ok_or("the kernel does not tell its disk")?;
+    let number = |text: &str| text.parse().map_err(|_| "the kernel does not tell its disk".to_owned());
+    Ok((number(major)?, number(minor)?))
 }
 
 /// The kernel's random id of this boot.

@@ -6,6 +6,7 @@
 //!     |  writes the id maps                    |  waits
 //!     | ---- Tree + mount ---------------------> |  (idmapped sources, as root)
 //!     | ---- Go -----------------------------> |  Enter, Root, Pivot, Identity, Confine
+//!     | ---- Placed -------------------------> |  (in a scope of systemd's, before the cgroup namespace)
 //!     | <--- Done{step} ---------------------- |  (where somebody follows)
 //!     | <--- UserNs + it, Fuse + the store ---- |  (root by fuse-overlayfs, whose mount is awaited)
 //!     | <--- Skipped{step, call, errno} ------ |  (for steps that may be)
@@ -40,6 +41,8 @@ pub enum Message {
     Go,
     /// Parent: carries the next of the idmapped sources, before `Go`.
     Tree,
+    /// Parent: the child stands in its cgroup.
+    Placed,
     /// Parent: the program may start.
     Start,
     /// Parent: pass this signal on.
@@ -138,6 +141,7 @@ impl Message {
             Message::AtGate => (8, (0, 0, 0)),
             Message::NotExecuted(errno) => (9, (errno.0, 0, 0)),
             Message::Started(pid) => (10, (pid, 0, 0)),
+            Message::Placed => (16, (0, 0, 0)),
             Message::Tree => (13, (0, 0, 0)),
             Message::Done(step) => (12, (i32::from(step), 0, 0)),
             Message::Fuse => (14, (0, 0, 0)),
@@ -169,6 +173,7 @@ impl Message {
             (8, true) => Message::AtGate,
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
+            (16, true) => Message::Placed,
             (13, true) => Message::Tree,
             (14, true) => Message::Fuse,
             (15, true) => Message::UserNs,
@@ -207,6 +212,7 @@ mod tests {
         for message in [
             Message::Go,
             Message::Tree,
+            Message::Placed,
             Message::Start,
             Message::Signal(15),
             Message::Forked(7, Namespaces::TIME | Namespaces::CGROUP),

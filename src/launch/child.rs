@@ -9,11 +9,12 @@ use super::confine::Confined;
 use super::init;
 use super::kernel_fs::new_sysfs;
 use super::layers::Trees;
-use super::mounts::{self, Tree};
+use super::mounts::{self, Tree, new_fs};
 use super::script::{Above, Failure, In, Op, Prepared, Script};
 use crate::plan::Need;
 use crate::spec::access::Degrade;
 use crate::sys::fs::{HERE, Open};
+use crate::sys::mount::Attr;
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, process};
@@ -232,7 +233,7 @@ impl Child<'_> {
         self.between = pipe.1.as_raw_fd();
         let helper = match process::clone_shared_fs() {
             Ok(0) => {
-                self.tree.sysfs_from = Some(pipe.0);
+                self.tree.mounts_from = Some(pipe.0);
                 self.all(&self.script.root);
                 process::exit_now(0)
             }
@@ -280,6 +281,36 @@ impl Child<'_> {
         sys::net::loopback_up().called(Call::Ioctl)
     }
 
+    /// The namespace's root is where this process stands now. The helper waits for its mount, so it gets an answer in
+    /// any case.
+    fn cgroup_namespace(&self, awaited: bool, mount: Option<Attr>) -> Result<(), Failure> {
+        if awaited && !matches!(hear(self.channel, Wait::Yes), Ok(Some((Message::Placed, _)))) {
+            process::exit_now(FAILED);
+        }
+        let made = process::unshare(Namespaces::CGROUP).called(Call::Unshare).and_then(|()| self.at_cgroup_root());
+        let Some(attr) = mount else { return made };
+        let mounted = made.and_then(|()| new_fs(c"cgroup2", &[], attr));
+        let number = match &mounted {
+            Ok(mount) => mount.as_raw_fd(),
+            Err(failure) => -failure.1.0,
+        };
+        sys::fs::write_all(sys::borrow(self.between), &number.to_ne_bytes()).called(Call::Write)?;
+        mounted.map(std::mem::forget)
+    }
+
+    /// Reads back that the group of this process is the root of its namespace. Lines of v1 hierarchies may stand
+    /// before that of v2 (cgroups(7)).
+    fn at_cgroup_root(&self) -> Result<(), Failure> {
+        let proc = self.host_proc.as_ref().ok_or(Failure(Call::Open, sys::ENOENT))?;
+        let file = sys::fs::openat(proc.as_fd(), c"self/cgroup", Open::Read).called(Call::Open)?;
+        let mut buffer = [0; 4096];
+        let length = sys::fs::read(file.as_fd(), &mut buffer).called(Call::ReadBack)?;
+        match buffer[..length].split(|byte| *byte == b'\n').any(|line| line == b"0::/") {
+            true => Ok(()),
+            false => Err(Failure(Call::ReadBack, sys::NOT_TAKEN)),
+        }
+    }
+
     /// The operations of the stage `Enter`.
     fn enter(&mut self, op: &Op) -> Option<Result<(), Failure>> {
         Some(match op {
@@ -289,6 +320,7 @@ impl Child<'_> {
             Op::Nice(nice) => process::setpriority(*nice).called(Call::Setpriority),
             Op::WriteProc(path, value) => self.write_proc(path, value),
             Op::Network => self.network(),
+            Op::CgroupNamespace { awaited, mount } => self.cgroup_namespace(*awaited, *mount),
             Op::HostName(name) => sys::net::sethostname(name).called(Call::Sethostname),
             _ => return None,
         })

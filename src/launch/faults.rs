@@ -71,7 +71,7 @@ fn refused_mount(mount: &Mount, fault: Fault) -> Option<Error> {
     let field = match &mount.source {
         Source::Device { .. } => "--device",
         Source::Tmpfs { .. } => "--tmpfs",
-        Source::Mqueue => "--mount",
+        Source::Mqueue | Source::Cgroup => "--mount",
         Source::Bind { .. } => "--volume",
     };
     Some(match (&mount.source, fault.errno) {

@@ -45,10 +45,16 @@ pub(super) fn kernel_fs(tree: &mut Tree, op: &Op) -> Done {
         Op::ReadOnly(path) => tree.read_only(path),
         Op::Mask { base, path, asked } => tree.mask(*base, path, *asked),
         Op::Sys(target) => tree.attach_sys(target),
-        Op::EmptySys(target) => {
+        Op::EmptySys { target, cgroup } => {
             let bound = tree.store_dir(c"sys", 0o555, Attr(GUARDED.0 | Attr::RDONLY.0))?;
+            if *cgroup {
+                [c"sys/fs", c"sys/fs/cgroup"]
+                    .iter()
+                    .try_for_each(|dir| fs::mkdirat(held(&tree.store)?, dir, 0o555).called(Call::Mkdir))?;
+            }
             tree.attach(bound, target, Kind::Directory)
         }
+        Op::Cgroup(target) => tree.attach_cgroup(target),
         _ => Err(Failure(Call::ReadBack, sys::ENOSYS)),
     }
 }
@@ -176,19 +182,31 @@ impl Tree {
 
     /// Takes the sysfs that init made in the sandbox's network namespace.
     pub(super) fn attach_sys(&mut self, target: &Target) -> Done {
-        let mut number = [0; 4];
-        let from = held(&self.sysfs_from)?;
-        let length = fs::read(from, &mut number).called(Call::Fsmount)?;
-        let number = i32::from_ne_bytes(number);
-        if length != 4 || number < 0 {
-            return Err(Failure(Call::Fsmount, sys::Errno(-number)));
-        }
-        let sysfs = sys::adopt(number);
+        let sysfs = self.from_init()?;
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
         attach_at(&sysfs, at.as_fd(), Kind::Directory)?;
         std::mem::forget(at);
         self.sys = Some(sysfs);
         Ok(())
+    }
+
+    /// Takes the mount that init made in the sandbox's cgroup namespace.
+    fn attach_cgroup(&self, target: &Target) -> Done {
+        let cgroup = self.from_init()?;
+        let at = open_target(held(&self.root)?, target, Kind::Directory)?;
+        attach_at(&cgroup, at.as_fd(), Kind::Directory)?;
+        std::mem::forget((cgroup, at));
+        Ok(())
+    }
+
+    /// The next mount that init hands over, by its number in the table that both share, or why there is none.
+    fn from_init(&self) -> Result<OwnedFd, Failure> {
+        let mut number = [0; 4];
+        let length = fs::read(held(&self.mounts_from)?, &mut number).called(Call::Fsmount)?;
+        match i32::from_ne_bytes(number) {
+            number if length == 4 && number > 0 => Ok(sys::adopt(number)),
+            number => Err(Failure(Call::Fsmount, sys::Errno(-number))),
+        }
     }
 
     /// The number that the helper's terminal has in the table that both share.
@@ -227,7 +245,7 @@ fn device_tree(path: &CStr) -> Result<OwnedFd, Failure> {
 fn prove_device(node: BorrowedFd<'_>, numbers: Option<(u32, u32)>) -> Done {
     match (fs::fstat(node).called(Call::Stat)?.kind, numbers) {
         (Kind::Character(major, minor), Some(numbers)) if (major, minor) == numbers => Ok(()),
-        (Kind::Character(..) | Kind::Block, None) => Ok(()),
+        (Kind::Character(..) | Kind::Block(..), None) => Ok(()),
         _ => Err(Failure(Call::ReadBack, sys::ENXIO)),
     }
 }

@@ -7,8 +7,8 @@
 use super::channel::Call;
 use super::child::decimal_path;
 use super::mounts::{Done, Tree, held, make_dir, new_file};
-use super::prepare::MAX_TREES;
 use super::script::{Failure, In, Naming, OverlayOp, Src, UpperDirs};
+use super::sources::MAX_TREES;
 use crate::sys::fs::{self, HERE, Open};
 use crate::sys::mount::{self, Attr};
 use crate::sys::{self, ENOENT};

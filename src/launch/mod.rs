@@ -20,6 +20,7 @@ mod relay;
 mod root;
 mod ruleset;
 mod script;
+mod sources;
 
 pub use crate::sys::process::Ended;
 pub use monitor::{Event, Exit};

@@ -248,7 +248,12 @@ impl<'a> Monitor<'a> {
                 // Nothing more comes; what is left is to wait for the end of init.
                 self.channel_open = false;
             }
-            Message::Go | Message::Tree | Message::Start | Message::Signal(_) | Message::Forked(..) => {}
+            Message::Go
+            | Message::Tree
+            | Message::Placed
+            | Message::Start
+            | Message::Signal(_)
+            | Message::Forked(..) => {}
         }
         Ok(())
     }

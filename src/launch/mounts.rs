@@ -40,8 +40,8 @@ pub(super) struct Tree {
     pub(super) sys: Option<OwnedFd>,
     /// An empty read-only directory that already masks something.
     pub(super) empty: Option<OwnedFd>,
-    /// Where init says the number of its sysfs, and where the terminal's number goes back.
-    pub(super) sysfs_from: Option<OwnedFd>,
+    /// Where init says the numbers of its sysfs and cgroup, and where the terminal's number goes back.
+    pub(super) mounts_from: Option<OwnedFd>,
 }
 
 /// An open descriptor that an earlier step of every plan has made.

@@ -2,14 +2,15 @@
 //! checked here; the child only makes calls.
 
 use super::mounts::PLAIN;
-use super::script::{Above, Base, Expected, IdMapped, Naming, Op, OverlayOp, Prepared, Script, Src, Target, UpperDirs};
-use super::{ids, program, ruleset};
+use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, Target};
+use super::{ids, program, ruleset, sources};
 use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::host::files::c_path;
-use crate::host::{Host, Power};
-use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind, UpperAt};
+use crate::plan::limits::Way;
+use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
-use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
+use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
@@ -62,7 +63,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     };
     script.creator = ids::creator(&plan.identities, host);
     context.find_lower();
-    script.detached = detached(host, &context.lower);
+    script.detached = sources::detached(host, &context.lower);
     for (index, planned) in plan.steps.iter().enumerate() {
         context.step(&mut script, index as u16 + 1, planned)?;
     }
@@ -75,19 +76,19 @@ pub(super) fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
 }
 
 /// What steps need to know of each other while they are prepared.
-struct Context<'a> {
-    host: &'a Host,
+pub(super) struct Context<'a> {
+    pub(super) host: &'a Host,
     plan: &'a Plan,
     /// Numbers the directories and files of the store.
     count: usize,
     /// The root overlay's layers, for files that go into its upper layer.
-    lower: Vec<Layers>,
+    pub(super) lower: Vec<Layers>,
     /// Directories of the store that are mounted: where, and their name there.
     scratch: Vec<(InnerPath, String)>,
     /// The root overlay's layers as sources, made once.
-    root_lower: Vec<Src>,
+    pub(super) root_lower: Vec<Src>,
     /// Sources for the parent.
-    idmapped: Vec<IdMapped>,
+    pub(super) idmapped: Vec<IdMapped>,
 }
 
 impl Context<'_> {
@@ -100,7 +101,7 @@ impl Context<'_> {
     }
 
     /// A name in the store that nothing else has.
-    fn fresh(&mut self, kind: &str) -> Result<CString> {
+    pub(super) fn fresh(&mut self, kind: &str) -> Result<CString> {
         self.count += 1;
         c_text(format!("{kind}{}", self.count))
     }
@@ -111,7 +112,9 @@ impl Context<'_> {
             Step::Filter(..) if script.program.inherits_filter => {
                 script.program.init_filter.take().map(Op::Filter).into_iter().collect()
             }
-            Step::Claim(_) | Step::Exec(_) | Step::Filter(..) => Vec::new(),
+            Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) | Step::Exec(_) | Step::Filter(..) => {
+                Vec::new()
+            }
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
                 if crate::sys::sabotaged(c"namespaces") {
@@ -159,7 +162,7 @@ impl Context<'_> {
     /// What a step asks of the script as a whole.
     fn heed(script: &mut Script, step: &Step) {
         match step {
-            Step::Sysctl(..) | Step::OomScoreAdj(_) => script.host_proc = true,
+            Step::Sysctl(..) | Step::OomScoreAdj(_) | Step::CgroupNamespace => script.host_proc = true,
             Step::Sys(SysKind::Fresh) => script.sysfs = true,
             // The network namespace is made beside the root, by unshare.
             Step::Network => script.new = script.new.without(Namespaces::NET),
@@ -177,6 +180,7 @@ impl Context<'_> {
             | Step::Sysctl(..)
             | Step::OomScoreAdj(_)
             | Step::Nice(_) => enter(step),
+            Step::CgroupNamespace => Ok(self.cgroup_namespace()),
             Step::Keyring
             | Step::Bounding(_)
             | Step::Groups(_)
@@ -186,6 +190,7 @@ impl Context<'_> {
             | Step::Hide
             | Step::Verify
             | Step::Pids(_)
+            | Step::Affinity(_)
             | Step::Rlimit(_)
             | Step::Landlock(_)
             | Step::Workdir(_)
@@ -211,10 +216,16 @@ impl Context<'_> {
             | Step::ReadOnly(_)
             | Step::Mask(_)
             | Step::Sys(_)
+            | Step::CgroupMount
             | Step::Terminal => self.kernel_fs(step),
-            Step::Claim(_) | Step::Clone(_) | Step::Maps(_) | Step::Filter(..) | Step::Exec(_) => {
-                Err(Error::Bug(format!("{step} is no operation of the child's")))
-            }
+            Step::Claim(_)
+            | Step::Group(..)
+            | Step::Clone(_)
+            | Step::Maps(_)
+            | Step::Scope(_)
+            | Step::Watch(_)
+            | Step::Filter(..)
+            | Step::Exec(_) => Err(Error::Bug(format!("{step} is no operation of the child's"))),
         }
     }
 
@@ -257,7 +268,8 @@ impl Context<'_> {
             Step::ReadOnly(path) => Op::ReadOnly(below(path, "/proc")?),
             Step::Mask(mask) => masked(mask)?,
             Step::Sys(SysKind::Fresh) => Op::Sys(at("/sys")?),
-            Step::Sys(SysKind::Empty) => Op::EmptySys(at("/sys")?),
+            Step::Sys(SysKind::Empty) => Op::EmptySys { target: at("/sys")?, cgroup: self.cgroup_attr().is_some() },
+            Step::CgroupMount => Op::Cgroup(at(CGROUP)?),
             _ => Op::Terminal { uid: self.plan.identities.uid },
         })
     }
@@ -291,88 +303,6 @@ impl Context<'_> {
         Ok(Op::Supply { name: self.fresh("file")?, content, parent: target(parent)?, entry: c_text(name)? })
     }
 
-    /// A source that is only read: as real root it is shown through the sandbox's own ids.
-    fn source(&mut self, path: &Path, depth: Depth, attr: Attr) -> Result<Src> {
-        let path = self.outside(path);
-        if self.host.power != Power::Root {
-            return Ok(Src::Path(path));
-        }
-        self.idmapped.push(IdMapped { path, depth, attr: attr | Attr::RDONLY });
-        if self.idmapped.len() > MAX_TREES {
-            let why = format!("as root sbx shows at most {MAX_TREES} directories of the host");
-            return Err(Error::spec("--volume", "too many", why).or_try("run sbx as an ordinary user"));
-        }
-        Ok(Src::Tree(self.idmapped.len() - 1, self.fresh("lower")?))
-    }
-
-    /// A path of the host as the child takes it. Where the store has to lie on `/`, `..` may lead into it, so such
-    /// kernels get paths without links and `..`.
-    fn outside(&self, path: &Path) -> CString {
-        match detached(self.host, &self.lower) {
-            true => c_path(path),
-            false => c_path(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
-        }
-    }
-
-    fn naming(&self) -> Naming {
-        match self.host.kernel {
-            kernel if kernel >= (6, 13) => Naming::Descriptor,
-            kernel if kernel >= (6, 5) => Naming::Paths,
-            _ => Naming::OneOption,
-        }
-    }
-
-    fn root_overlay(&mut self, layers: &Layers) -> Result<OverlayOp> {
-        let (upper, volatile) = match &layers.upper {
-            UpperAt::Store => (UpperDirs::Store(c_text("upper")?, c_text("work")?), false),
-            UpperAt::Dropped(at) => (UpperDirs::Host(self.outside(at.as_path())), true),
-            UpperAt::Kept(at) => (UpperDirs::Host(self.outside(at.as_path())), false),
-        };
-        if self.root_lower.is_empty() {
-            let paths: Vec<&Path> = layers.lower.iter().map(|layer| layer.as_path()).collect();
-            self.root_lower = paths.into_iter().map(|p| self.source(p, Depth::Single, PLAIN)).collect::<Result<_>>()?;
-        }
-        let lower = self.root_lower.clone();
-        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile, is_root: true })
-    }
-
-    /// An overlay of one directory of the host with its changes in the store.
-    fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
-        let upper = UpperDirs::Store(self.fresh("upper")?, self.fresh("work")?);
-        let lower = vec![self.source(src, Depth::Single, PLAIN)?];
-        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile: false, is_root: false })
-    }
-
-    fn mount(&mut self, mount: &Mount) -> Result<Op> {
-        let target = target(mount.dst.as_path())?;
-        let noexec = |exec: &Exec| if *exec == Exec::Noexec { Attr::NOEXEC } else { Attr::NONE };
-        Ok(match &mount.source {
-            Source::Bind { src, access, exec, devices, .. } => {
-                let nodev = if *devices == Devices::Nodev { Attr::NODEV } else { Attr::NONE };
-                let attr = Attr::NOSUID | nodev | noexec(exec);
-                match access {
-                    Access::Overlay => Op::OverlayBind(self.overlay(src.as_path())?, target, attr),
-                    Access::Ro => {
-                        let attr = attr | Attr::RDONLY;
-                        Op::Bind { src: self.source(src.as_path(), Depth::Recursive, attr)?, target, attr }
-                    }
-                    Access::Rw => Op::Bind { src: Src::Path(self.outside(src.as_path())), target, attr },
-                }
-            }
-            Source::Tmpfs { size: Some(bytes), mode, exec } => Op::Tmpfs {
-                size: c_text(bytes.to_string())?,
-                mode: c_text(format!("{mode:o}"))?,
-                target,
-                attr: PLAIN | noexec(exec),
-            },
-            Source::Tmpfs { size: None, mode, exec } => {
-                Op::Scratch { name: self.fresh("tmpfs")?, target, mode: *mode, attr: PLAIN | noexec(exec) }
-            }
-            Source::Mqueue => Op::Mqueue(target),
-            Source::Device { src } => Op::Device { src: self.outside(src.as_path()), target },
-        })
-    }
-
     fn confine(&self, step: &Step) -> Result<Op> {
         let who = &self.plan.identities;
         let last = crate::spec::access::NAMES.len() as u32;
@@ -402,9 +332,24 @@ impl Context<'_> {
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
             Step::Landlock(plan) => ruleset::landlock(plan)?,
+            Step::Affinity(_) => return Err(Error::Bug("affinity is not prepared".into())),
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
+    }
+
+    /// How the cgroup is mounted, where it is.
+    fn cgroup_attr(&self) -> Option<Attr> {
+        self.plan.steps.iter().find_map(|p| match &p.step {
+            Step::CgroupMount => Some(Attr::GUARDED | Attr::RDONLY),
+            Step::Mount(Mount { source: Source::Cgroup, .. }) => Some(Attr::GUARDED),
+            _ => None,
+        })
+    }
+
+    fn cgroup_namespace(&self) -> Op {
+        let awaited = matches!(self.plan.limits.way, Some(Way::Systemd(_)));
+        Op::CgroupNamespace { awaited, mount: self.cgroup_attr() }
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {
@@ -414,17 +359,6 @@ impl Context<'_> {
             _ => 0,
         })
     }
-}
-
-/// The process in between keeps the sources it is handed in an array of this length.
-pub(super) const MAX_TREES: usize = 64;
-
-/// Whether the root is built attached nowhere. Linux 6.15 mounts on detached trees and takes layers from them, but
-/// not the idmapped ones of real root, which belong to the host's namespace; and what fuse-overlayfs mounts reaches
-/// no detached tree.
-fn detached(host: &Host, overlays: &[Layers]) -> bool {
-    let fuse = overlays.iter().any(|layers| layers.by == Overlay::Fuse);
-    host.kernel >= (6, 15) && host.power != Power::Root && !fuse
 }
 
 fn resource(name: &str) -> Result<u32> {
@@ -464,7 +398,7 @@ fn enter(step: &Step) -> Result<Op> {
 }
 
 /// A place inside with the names above it, all relative to the root.
-fn target(path: &Path) -> Result<Target> {
+pub(super) fn target(path: &Path) -> Result<Target> {
     let mut whole = std::path::PathBuf::new();
     let mut parts = Vec::new();
     for part in path.components().filter(|part| matches!(part, std::path::Component::Normal(_))) {

@@ -156,6 +156,12 @@ pub(crate) enum Op {
     /// A file of the host's /proc, from there.
     WriteProc(CString, Vec<u8>),
     Network,
+    /// A cgroup namespace, in the place that the parent finds for this process where it is to be waited for; and a
+    /// mount of it, for the helper.
+    CgroupNamespace {
+        awaited: bool,
+        mount: Option<Attr>,
+    },
     HostName(Vec<u8>),
     /// The one tmpfs, of this size.
     Store(CString),
@@ -209,7 +215,12 @@ pub(crate) enum Op {
         asked: bool,
     },
     Sys(Target),
-    EmptySys(Target),
+    /// An empty directory, or one with a place for the cgroup.
+    EmptySys {
+        target: Target,
+        cgroup: bool,
+    },
+    Cgroup(Target),
     Bind {
         src: Src,
         target: Target,

@@ -1,6 +1,7 @@
 //! The steps of `Identity` and `Confine`, the Landlock rules and the system call filters.
 
 use super::bpf::Insn;
+use super::limits::LimitsPlan;
 use super::seccomp::{NATIVE, Policy, default_program, program};
 use super::{Identities, Process, Stage, Step, Steps, mounts, rules, setid};
 use crate::error::{Error, Result};
@@ -60,9 +61,18 @@ fn held(spec: &Spec, who: &Identities) -> Capabilities {
 }
 
 /// Steps of `Confine`.
-pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process) -> Result<Option<LandlockPlan>> {
+pub(super) fn confine(
+    steps: &mut Steps,
+    spec: &Spec,
+    host: &Host,
+    process: &Process,
+    limits: &LimitsPlan,
+) -> Result<Option<LandlockPlan>> {
     steps.must(Stage::Confine, Step::Verify);
-    rlimits(steps, spec, host)?;
+    rlimits(steps, spec, host, limits)?;
+    if let Some(affinity) = &limits.affinity {
+        steps.must(Stage::Confine, Step::Affinity(affinity.clone()));
+    }
     let landlock = landlock(steps, spec, host)?;
     if let Some(plan) = &landlock {
         steps.must(Stage::Confine, Step::Landlock(plan.clone()));
@@ -71,11 +81,13 @@ pub(super) fn confine(steps: &mut Steps, spec: &Spec, host: &Host, process: &Pro
     Ok(landlock)
 }
 
-/// How many processes the kernel lets there be, `init` of sbx's own among them. The default gives way to the
-/// caller's own hard limit, what was asked for does not.
-pub(super) fn processes(spec: &Spec, host: &Host, init: u64) -> Result<u64> {
+/// How many processes the kernel lets there be in the user namespace, `init` of sbx's own among them. The default
+/// gives way to the caller's own hard limit, what was asked for does not. Where a cgroup counts them, that is to be the
+/// one that refuses: its refusals can be told afterwards.
+pub(super) fn processes(spec: &Spec, host: &Host, limits: &LimitsPlan, init: u64) -> Result<u64> {
     let hard = host.hard_limit("nproc");
     match spec.limits.pids {
+        Some(pids) if limits.counts_pids() => Ok((pids.max(DEFAULT_PIDS) + init).min(hard)),
         Some(pids) if pids + init > hard => {
             let why = format!("with sbx's init that is more than your own hard limit of {hard} (ulimit -Hu)");
             Err(Error::spec("--pids", pids, why).or_try(format!("--pids {}", hard.saturating_sub(init).max(1))))
@@ -85,8 +97,8 @@ pub(super) fn processes(spec: &Spec, host: &Host, init: u64) -> Result<u64> {
 }
 
 /// The resource limits, the one on processes first.
-fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
-    let processes = processes(spec, host, u64::from(spec.program.init == Init::Own))?;
+fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<()> {
+    let processes = processes(spec, host, limits, u64::from(spec.program.init == Init::Own))?;
     steps.must(Stage::Confine, Step::Pids(processes));
     if host.core_piped && spec.limits.rlimits.iter().all(|limit| limit.name != "core") {
         // A limit of 1 is what the kernel takes as "no pipe to a program of the host" (coredump.c, since 2.6.32).
@@ -155,7 +167,7 @@ fn places(steps: &Steps, spec: &Spec) -> Vec<(InnerPath, Grant)> {
             Step::Mount(mount) => match &mount.source {
                 Source::Bind { devices: Devices::Dev, .. } => places.push((mount.dst.clone(), Grant::Devices)),
                 Source::Bind { access: Access::Ro, .. } | Source::Device { .. } => {}
-                Source::Bind { .. } | Source::Tmpfs { .. } | Source::Mqueue if !written => {
+                Source::Bind { .. } | Source::Tmpfs { .. } | Source::Mqueue | Source::Cgroup if !written => {
                     places.push((mount.dst.clone(), Grant::Change));
                 }
                 _ => {}

@@ -1,5 +1,6 @@
 //! What surrounds the program: namespaces, environment, working directory, command.
 
+use super::limits::LimitsPlan;
 use super::{Identities, Process, Stage, Step, Steps, Terminal, own_network};
 use crate::error::Result;
 use crate::host::Host;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The words of the namespaces that are new, in the order of namespaces(7).
-pub(super) fn namespaces(spec: &Spec) -> Vec<&'static str> {
+pub(super) fn namespaces(spec: &Spec, limits: &LimitsPlan) -> Vec<&'static str> {
     let share = &spec.share;
     let all = [
         ("user", true),
@@ -19,7 +20,8 @@ pub(super) fn namespaces(spec: &Spec) -> Vec<&'static str> {
         ("pid", true),
         ("ipc", !share.ipc),
         ("uts", !share.uts),
-        ("cgroup", !share.cgroup),
+        // In a cgroup of its own it is made there: the root of such a namespace is where its maker stands.
+        ("cgroup", !share.cgroup && !limits.is_grouped()),
         ("time", !share.time),
         ("net", own_network(spec)),
     ];
@@ -27,7 +29,7 @@ pub(super) fn namespaces(spec: &Spec) -> Vec<&'static str> {
 }
 
 /// Steps of `Enter`.
-pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str) {
+pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str, limits: &LimitsPlan) {
     steps.must(Stage::Enter, Step::Session);
     if spec.time != TimeOffsets::default() {
         steps.may_degrade(Stage::Enter, Step::TimeOffset(spec.time));
@@ -46,6 +48,10 @@ pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str) {
     }
     for (key, value) in &spec.sysctls {
         steps.must(Stage::Enter, Step::Sysctl(key.clone(), value.clone()));
+    }
+    // Last: systemd may not have answered yet.
+    if limits.is_grouped() && !spec.share.cgroup {
+        steps.may_degrade(Stage::Enter, Step::CgroupNamespace);
     }
 }
 

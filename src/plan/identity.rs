@@ -1,5 +1,6 @@
 //! Who the program is: maps, user, groups, home.
 
+use super::limits::LimitsPlan;
 use crate::error::{Error, Result};
 use crate::host::{Host, Power};
 use crate::spec::ids::{self, Extent, Map, User, Who, accounts, check, groups, maps};
@@ -63,7 +64,7 @@ struct Maps {
 }
 
 /// Decides all of it.
-pub(super) fn identities(spec: &Spec, host: &Host) -> Result<Identities> {
+pub(super) fn identities(spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<Identities> {
     let asked = spec.user.as_ref().map(|user| find_user(user, host)).transpose()?;
     let mut notes = Vec::new();
     let maps = choose_maps(spec, host, asked, &mut notes)?;
@@ -74,7 +75,8 @@ pub(super) fn identities(spec: &Spec, host: &Host) -> Result<Identities> {
     let name =
         account.as_ref().map_or_else(|| if uid == 0 { "root".into() } else { uid.to_string() }, |a| a.name.clone());
     let home = account.map(|a| a.home).filter(|home| home.starts_with('/')).unwrap_or_else(|| "/".into());
-    let pids_above = (maps.by != MapsBy::Caller).then(|| super::access::processes(spec, host, 1)).transpose()?;
+    let pids_above =
+        (maps.by != MapsBy::Caller).then(|| super::access::processes(spec, host, limits, 1)).transpose()?;
     Ok(Identities {
         uids: maps.uids,
         gids: maps.gids,

@@ -8,12 +8,14 @@ mod access;
 pub mod bpf;
 mod environment;
 mod identity;
+pub mod limits;
 mod mounts;
 pub mod rules;
 pub mod seccomp;
 pub mod setid;
 mod steps;
 pub mod syscalls;
+mod way;
 
 pub use access::{Grant, LandlockPlan};
 pub use identity::{GroupSet, Identities, MapsBy, ROOT_BASE, ROOT_COUNT};
@@ -35,11 +37,15 @@ use std::time::Duration;
 pub enum Stage {
     /// Parent. Takes the name and its lock, writes the record of what may be left behind. Starts nothing yet.
     Claim,
+    /// Parent. A cgroup of its own with the limits in it, where one can be made without asking anybody. Empty yet.
+    Group,
     /// Parent. One clone3 for the user namespace and what nests in it. Nothing in it is used yet.
     Clone,
     /// Parent, or with a single id the child itself, as its first act. Writes the id maps. From here on the child may
     /// use its namespaces; the maps never change again.
     Maps,
+    /// Parent. Has systemd put the child into a scope, which takes its pid; or begins to watch.
+    Place,
     /// Child. Session, death signal, clocks, host name, network. All capabilities are there; the root is
     /// still the host's. Writes to its own /proc files must be done by the end of it.
     Enter,
@@ -63,8 +69,10 @@ impl Stage {
     pub fn word(self) -> &'static str {
         match self {
             Stage::Claim => "claim",
+            Stage::Group => "group",
             Stage::Clone => "clone",
             Stage::Maps => "maps",
+            Stage::Place => "place",
             Stage::Enter => "enter",
             Stage::Root => "root",
             Stage::Pivot => "pivot",
@@ -113,6 +121,8 @@ pub struct Plan {
     pub(crate) notes: Vec<String>,
     /// How long the program may run, and how long it then has from TERM to KILL.
     pub(crate) timeout: Option<(Duration, Duration)>,
+    /// Limits that need somebody to enforce them.
+    pub(crate) limits: limits::LimitsPlan,
     /// Labels for the record.
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -149,21 +159,26 @@ pub enum Terminal {
 /// # Errors
 /// `Unsupported` for what this host cannot do, `Spec` for what contradicts its facts.
 pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
-    let identities = identity::identities(spec, host)?;
+    let mut notes = spec.notes.clone();
+    let limits = way::limits(spec, host, &mut notes)?;
+    let identities = identity::identities(spec, host, &limits)?;
+    notes.extend(identities.notes.iter().cloned());
     let terminal = terminal(spec, host);
     check_stdio(host)?;
     mounts::check_root(spec, host)?;
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
-    let mut notes: Vec<String> = spec.notes.iter().chain(&identities.notes).cloned().collect();
     steps.must(Stage::Claim, Step::Claim(name.into()));
-    steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec)));
+    way::place(&mut steps, &limits, Stage::Group);
+    steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec, &limits)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
-    environment::enter(&mut steps, spec, name);
-    mounts::root(&mut steps, spec, host, &process, name)?;
+    way::place(&mut steps, &limits, Stage::Place);
+    environment::enter(&mut steps, spec, name, &limits);
+    let group = if limits.is_grouped() && !spec.share.cgroup { mounts::Group::Own } else { mounts::Group::None };
+    mounts::root(&mut steps, spec, host, &mounts::Around { name, terminal, group })?;
     steps.must(Stage::Pivot, Step::Pivot);
     access::identity(&mut steps, spec, &identities);
-    let landlock = access::confine(&mut steps, spec, host, &process)?;
+    let landlock = access::confine(&mut steps, spec, host, &process, &limits)?;
     steps.must(Stage::Gate, Step::Gate);
     let filters = access::filters(&mut steps, spec)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
@@ -178,6 +193,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         filters,
         notes,
         timeout: spec.timeout(),
+        limits,
         labels: spec.labels().clone(),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::environment::host_name;
 use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
-use super::{Process, Stage, Steps, Terminal, own_network};
+use super::{Stage, Steps, Terminal, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
 use crate::host::{Host, Power, RootFacts, TMPFS_XATTRS};
@@ -29,11 +29,13 @@ const MASKED_PROC: [&str; 10] = [
 const MASKED_SYS: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/firmware"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Bytes of the one tmpfs: as said, else left to the kernel as a share of the machine's memory.
+/// Bytes of the one tmpfs: as said, else half of the memory limit, else left to the kernel as a share of the
+/// machine's memory.
 fn store_size(spec: &Spec) -> Option<u64> {
     match &spec.root.writes {
-        Writes::Upper(Upper::Tmpfs(bytes)) | Writes::ReadOnly(Upper::Tmpfs(bytes)) => *bytes,
-        _ => None,
+        Writes::Upper(Upper::Tmpfs(Some(bytes))) | Writes::ReadOnly(Upper::Tmpfs(Some(bytes))) => Some(*bytes),
+        // What lies in it counts as memory: so the program has as much again for itself.
+        _ => spec.limits.mem.map(|bytes| bytes / 2),
     }
 }
 
@@ -125,8 +127,23 @@ pub(super) fn writable_host(spec: &Spec) -> bool {
     kept || spec.share.ipc || spec.mounts.iter().any(|m| matches!(m.source, Source::Bind { access: Access::Rw, .. }))
 }
 
+/// What was decided of the sandbox before its root.
+pub(super) struct Around<'a> {
+    pub name: &'a str,
+    pub terminal: Terminal,
+    pub group: Group,
+}
+
+/// Whether the sandbox has a cgroup, and a namespace in which it can be mounted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    Own,
+    None,
+}
+
 /// All steps of the stage, in their order.
-pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Process, name: &str) -> Result<()> {
+pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, around: &Around<'_>) -> Result<()> {
+    let name = around.name;
     let must = |steps: &mut Steps, step| steps.must(Stage::Root, step);
     must(steps, Step::Store(store_size(spec)));
     check_unmask(spec)?;
@@ -140,6 +157,9 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
         steps.may_degrade(Stage::Root, Step::Mqueue);
     }
     proc(steps, spec, host);
+    if around.group == Group::Own && !spec.mounts_cgroup() {
+        steps.may_degrade(Stage::Root, Step::CgroupMount);
+    }
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
         must(steps, Step::Scratch(InnerPath::known(path), mode));
     }
@@ -156,7 +176,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, process: &Proces
     }
     users(steps, spec, host)?;
     masks(steps, spec)?;
-    if process.terminal != Terminal::None {
+    if around.terminal != Terminal::None {
         must(steps, Step::Terminal);
     }
     if matches!(spec.root.writes, Writes::ReadOnly(_)) {

@@ -2,6 +2,7 @@
 
 use super::LandlockPlan;
 use super::identity::{GroupSet, Identities, MapsBy};
+use super::limits::{Affinity, Property, Setting, Value};
 use crate::spec::access::Capabilities;
 use crate::spec::mount::Mount;
 use crate::spec::text::{HostPath, InnerPath};
@@ -17,6 +18,12 @@ pub enum Step {
     Claim(String),
     /// New namespaces, by their words.
     Clone(Vec<&'static str>),
+    /// A cgroup made in this one, with these values.
+    Group(PathBuf, Vec<Setting>),
+    /// A scope of the user's systemd with these.
+    Scope(Vec<Property>),
+    /// sbx looks at the memory of all processes, at most this many bytes.
+    Watch(u64),
     /// Id maps.
     Maps(Identities),
     /// Session, death signal, umask 0.
@@ -25,6 +32,8 @@ pub enum Step {
     TimeOffset(TimeOffsets),
     /// A network namespace with its loopback up.
     Network,
+    /// A cgroup namespace in the cgroup that was made.
+    CgroupNamespace,
     /// Host name.
     HostName(String),
     /// One kernel setting of the network or IPC namespace.
@@ -69,6 +78,8 @@ pub enum Step {
     Mask(Masked),
     /// /sys.
     Sys(SysKind),
+    /// The sandbox's cgroup, read-only.
+    CgroupMount,
     /// A mount of the user's.
     Mount(Mount),
     /// The sandbox's own terminal and /dev/console.
@@ -95,6 +106,8 @@ pub enum Step {
     Verify,
     /// Processes.
     Pids(u64),
+    /// Processors.
+    Affinity(Affinity),
     /// One resource limit.
     Rlimit(Rlimit),
     /// Landlock.
@@ -200,17 +213,38 @@ fn maps(f: &mut fmt::Formatter<'_>, identities: &Identities) -> fmt::Result {
     }
 }
 
+/// A property as systemd's own programs write it, without what only switches the counting on.
+fn shown(property: &Property) -> Option<String> {
+    let value = match &property.value {
+        Value::Bool(_) => return None,
+        Value::Number(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+        Value::Bytes(bits) => bits.iter().rev().map(|byte| format!("{byte:02x}")).collect(),
+        Value::Paths(paths) => list(paths.iter().map(|(path, rate)| format!("{path} {rate}")), ", "),
+    };
+    Some(format!("{}={value}", property.name))
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Claim(name) => write!(f, "claim the name {name}"),
             Step::Clone(new) => write!(f, "make new namespaces: {}", list(new, " ")),
+            Step::Group(at, settings) => {
+                let set = |s: &Setting| format!("{} {}", s.file, s.value);
+                write!(f, "make a cgroup in {}: {}", at.display(), list(settings.iter().map(set), ", "))
+            }
+            Step::Scope(properties) => {
+                write!(f, "have systemd make a scope for it: {}", list(properties.iter().filter_map(shown), " "))
+            }
+            Step::Watch(bytes) => write!(f, "watch the memory: at most {bytes} bytes"),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
             Step::TimeOffset(t) => {
                 write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", t.monotonic, t.boottime)
             }
             Step::Network => write!(f, "make a network namespace with its loopback up"),
+            Step::CgroupNamespace => write!(f, "make a cgroup namespace in its cgroup"),
             Step::HostName(name) => write!(f, "set the host name {name}"),
             Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
             Step::OomScoreAdj(score) => write!(f, "set oom_score_adj to {score}"),
@@ -236,6 +270,7 @@ impl fmt::Display for Step {
             Step::Mask(mask) => write!(f, "mask {}", mask.path),
             Step::Sys(SysKind::Fresh) => write!(f, "mount a fresh /sys, read-only"),
             Step::Sys(SysKind::Empty) => write!(f, "mount an empty /sys"),
+            Step::CgroupMount => write!(f, "mount the sandbox's cgroup on /sys/fs/cgroup, read-only"),
             Step::Mount(mount) => mount.fmt(f),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
@@ -251,6 +286,8 @@ impl fmt::Display for Step {
             Step::Hide => write!(f, "make init non-dumpable"),
             Step::Verify => write!(f, "read back ids, groups, capabilities and no_new_privs"),
             Step::Pids(count) => write!(f, "limit the processes to {count}"),
+            Step::Affinity(Affinity::Count(count)) => write!(f, "keep to {count} processors"),
+            Step::Affinity(Affinity::List(cpus)) => write!(f, "keep to the processors {cpus}"),
             Step::Rlimit(limit) => write!(f, "limit {} to {}:{}", limit.name, limit.soft, limit.hard),
             Step::Landlock(plan) => write!(f, "restrict by Landlock ABI {}: {} places", plan.abi, plan.places.len()),
             Step::Workdir(path) => write!(f, "enter the working directory {}", path.display()),

@@ -31,6 +31,9 @@ pub struct Layer {
     /// COMMAND and its arguments; only the command line gives them.
     #[serde(skip)]
     pub command: Vec<OsString>,
+    /// Whether what was used is told at the end; only the command line gives it.
+    #[serde(skip)]
+    pub cgroup_report: bool,
     /// One line on what the policy is for.
     pub about: Option<String>,
     /// Policies that come before this one: ready names or files.
@@ -103,7 +106,7 @@ pub struct Root {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct MountTable {
-    /// `bind` (the default), `tmpfs` or `mqueue`.
+    /// `bind` (the default), `tmpfs`, `mqueue` or `cgroup`.
     pub r#type: Option<String>,
     /// Outside: absolute, or relative to the caller's directory, or from `~`.
     pub src: Option<String>,
@@ -203,8 +206,26 @@ pub struct Namespaces {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Limits {
+    /// `auto`, `cgroup`, `watch` or `off`.
+    pub limits: Option<String>,
+    /// Bytes of memory.
+    pub mem: Option<Count>,
+    /// Bytes of swap.
+    pub swap: Option<Count>,
+    /// Processors' time.
+    pub cpus: Option<Count>,
+    /// Processors by number.
+    pub cpuset: Option<Count>,
+    /// 1 to 10000.
+    pub cpu_weight: Option<Count>,
     /// Processes and threads.
     pub pids: Option<Count>,
+    /// 1 to 10000.
+    pub io_weight: Option<Count>,
+    /// `DEVICE:RATE=…` texts.
+    pub io: Vec<String>,
+    /// `SIZE=LIMIT` texts.
+    pub hugetlb: Vec<String>,
     /// `NAME=SOFT[:HARD]` texts.
     pub rlimit: Vec<String>,
     /// -20 to 19.
@@ -245,6 +266,10 @@ impl Visitor<'_> for CountVisitor {
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<Count, E> {
         Ok(Count::Number(number))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Count, E> {
+        Ok(Count::Text(number.to_string()))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Count, E> {

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod ids;
 pub mod layer;
+pub mod limits;
 pub mod mount;
 pub(crate) mod near;
 mod resolve;
@@ -13,6 +14,7 @@ pub(crate) use resolve::matches;
 pub mod text;
 
 pub use layer::{Layer, Origin};
+pub use limits::{DEFAULT_PIDS, Limits, Rlimit};
 pub use text::{Caller, HostPath, InnerPath};
 
 use access::{Capabilities, Degrade, Landlock, Nesting, Seccomp, SetId};
@@ -49,8 +51,18 @@ pub struct Spec {
     pub(crate) landlock: Landlock,
     pub(crate) nesting: Nesting,
     pub(crate) degrade: Degrade,
+    pub(crate) report: Report,
     /// What argv lifted of a policy's denials: printed at start.
     pub(crate) notes: Vec<String>,
+}
+
+/// `--cgroup-report`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Nothing is told of what was used.
+    None,
+    /// What the cgroup has counted.
+    Cgroup,
 }
 
 /// What becomes of the supplementary groups.
@@ -227,37 +239,6 @@ pub struct TimeOffsets {
     pub boottime: i64,
 }
 
-/// sbx's default for `--pids`.
-pub const DEFAULT_PIDS: u64 = 4096;
-
-/// Limits that need no cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Processes and threads, sbx's init not counted; [`DEFAULT_PIDS`] where nobody asked.
-    pub pids: Option<u64>,
-    /// Resource limits by the lower-case name of getrlimit(2); `None` is unlimited.
-    pub rlimits: Vec<Rlimit>,
-    /// Nice value.
-    pub nice: Option<i32>,
-    /// Added to the badness of the OOM killer.
-    pub oom_score_adj: Option<i32>,
-    /// How long the program may run.
-    pub timeout: Option<Duration>,
-    /// How long it has between TERM and KILL.
-    pub kill_after: Duration,
-}
-
-/// One `--rlimit`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rlimit {
-    /// Lower case, without `RLIMIT_`.
-    pub name: String,
-    /// Enforced; `u64::MAX` is unlimited.
-    pub soft: u64,
-    /// How far the program may raise it; `u64::MAX` is unlimited.
-    pub hard: u64,
-}
-
 impl Spec {
     /// What the user should be told before the start: denials that the command line lifted.
     pub fn notes(&self) -> &[String] {
@@ -272,6 +253,19 @@ impl Spec {
     /// The labels.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.labels
+    }
+
+    /// Whether the host is asked for a cgroup: for a limit that somebody has to enforce, or for itself.
+    pub(crate) fn wants_group(&self) -> bool {
+        self.limits.needs_somebody()
+            || self.limits.by == limits::By::Cgroup
+            || self.report == Report::Cgroup
+            || self.mounts_cgroup()
+    }
+
+    /// Whether the program gets its cgroup writable.
+    pub(crate) fn mounts_cgroup(&self) -> bool {
+        self.mounts.iter().any(|mount| mount.source == mount::Source::Cgroup)
     }
 
     /// How long the program may run, and how long it then has from TERM to KILL.

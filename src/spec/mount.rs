@@ -76,6 +76,8 @@ pub enum Source {
     },
     /// POSIX message queues of the sandbox's IPC namespace.
     Mqueue,
+    /// The sandbox's own cgroup, writable.
+    Cgroup,
     /// One device node of the host.
     Device {
         /// Where it lies outside.
@@ -132,8 +134,11 @@ impl Mount {
                 (key, _) => return Err(refuse(format!("{key} is not one of its keys (type, src, dst, size, mode)"))),
             }
         }
-        let dst = destination(FIELD, dst.ok_or_else(|| refuse("dst= is missing".into()))?)?;
         let kind = kind.unwrap_or("bind");
+        let dst = match (kind, dst) {
+            ("cgroup", None | Some(CGROUP)) => InnerPath::known(CGROUP),
+            (_, dst) => destination(FIELD, dst.ok_or_else(|| refuse("dst= is missing".into()))?)?,
+        };
         if !TYPES.contains(&kind) {
             return Err(refuse(format!("type={kind} is not one of {}", TYPES.join(", "))));
         }
@@ -156,6 +161,7 @@ impl Mount {
                 Ok(Mount { dst, source })
             }
             "mqueue" => Ok(Mount { dst, source: Source::Mqueue }),
+            "cgroup" => Ok(Mount { dst, source: Source::Cgroup }),
             _ => bind.at(caller.host_path(FIELD, src.ok_or_else(|| refuse("src= is missing".into()))?)?, dst),
         }
     }
@@ -230,9 +236,13 @@ impl Mount {
                 mode: table.mode.as_deref().map_or(Ok(0o1777), |m| octal("mode", m))?,
                 exec,
             },
+            "cgroup" => Source::Cgroup,
             _ => Source::Mqueue,
         };
         let dst = match (&table.dst, &source) {
+            (dst, Source::Cgroup) if dst.as_deref().is_none_or(|dst| dst == CGROUP) => {
+                return Ok(Mount { dst: InnerPath::known(CGROUP), source });
+            }
             // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
             (Some(dst), _) if dst.starts_with(['.', '~']) => caller.host_path(FIELD, dst)?.to_string(),
             (Some(dst), _) => dst.clone(),
@@ -244,7 +254,9 @@ impl Mount {
 }
 
 /// The types of a mount that is written as keys.
-const TYPES: [&str; 3] = ["bind", "tmpfs", "mqueue"];
+const TYPES: [&str; 4] = ["bind", "tmpfs", "mqueue", "cgroup"];
+/// Where programs look for their cgroup.
+pub const CGROUP: &str = "/sys/fs/cgroup";
 
 /// A key that means nothing for a type of mount is refused: the author meant something by it.
 fn foreign_key(field: &str, kind: &str, given: &[(&str, bool)]) -> Result<()> {
@@ -358,6 +370,7 @@ impl fmt::Display for Mount {
             Source::Tmpfs { size: Some(size), .. } => write!(f, "mount a tmpfs of {size} bytes on {dst}"),
             Source::Tmpfs { .. } => write!(f, "mount a tmpfs on {dst}"),
             Source::Mqueue => write!(f, "mount the message queues on {dst}"),
+            Source::Cgroup => write!(f, "mount the sandbox's cgroup on {dst}, writable"),
             Source::Device { src } => write!(f, "bind device {src} on {dst}"),
         }
     }
@@ -406,6 +419,9 @@ mod tests {
         assert_eq!(mount("type=bind,src=/a:b,dst=/c,ro"), "bind /a:b on /c, read-only");
         assert_eq!(mount("type=tmpfs,dst=/t,size=1M"), "mount a tmpfs of 1048576 bytes on /t");
         assert_eq!(mount("type=mqueue,dst=/q"), "mount the message queues on /q");
+        assert_eq!(mount("type=cgroup"), "mount the sandbox's cgroup on /sys/fs/cgroup, writable");
+        assert_eq!(mount("type=cgroup,dst=/cg"), "mount the sandbox's cgroup on /cg, writable");
+        assert!(mount("type=cgroup,dst=/sys/fs").starts_with("error"));
         for bad in
             ["", "type=bind,dst=/c", "type=nfs,dst=/c", "type=tmpfs,src=/a,dst=/c", "dst=/c,src=/a,size=1", "x=y"]
         {

@@ -2,19 +2,15 @@
 
 use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, Seccomp, SetId};
 use super::ids::{Map, User, Who};
-use super::layer::{Count, Layer, Origin};
+use super::layer::{Layer, Origin};
 use super::mount::{Mount, octal};
-use super::text::{Caller, InnerPath, duration, hostname, name, number, size, word};
+use super::text::{Caller, InnerPath, hostname, name, number, size, word};
 use super::*;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 
-/// The kernel's PID_MAX_LIMIT on 64 bits.
-const MAX_PIDS: u64 = 4_194_304;
 /// What sbx itself puts into the one tmpfs fits in it, with room for a few mounts.
 const SMALLEST_UPPER: u64 = 64 << 10;
-/// sbx's default for `--kill-after`.
-const KILL_AFTER: Duration = Duration::from_secs(10);
 
 impl Spec {
     /// Merges the layers, the weakest first, and checks all that can be checked without looking at the host.
@@ -44,12 +40,13 @@ impl Spec {
             share,
             time: time_offsets(layers)?,
             sysctls: sysctls(layers)?,
-            limits: limits(layers)?,
+            limits: Limits::resolve(layers, caller)?,
             capabilities: capabilities(layers, &mut notes)?,
             seccomp: seccomp(layers, &mut notes)?,
             landlock: scalar(layers, |l| &l.landlock.mode).map_or(Ok(Landlock::Auto), |m| Landlock::parse(&m))?,
             nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
             degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
+            report: choose(layers.iter().any(|layer| layer.cgroup_report), Report::Cgroup, Report::None),
             notes,
         };
         check_together(&spec)?;
@@ -58,7 +55,7 @@ impl Spec {
 }
 
 /// The last layer's value of a scalar.
-fn scalar<T: Clone>(layers: &[Layer], of: impl Fn(&Layer) -> &Option<T>) -> Option<T> {
+pub(super) fn scalar<T: Clone>(layers: &[Layer], of: impl Fn(&Layer) -> &Option<T>) -> Option<T> {
     layers.iter().rev().find_map(|layer| of(layer).clone())
 }
 
@@ -71,7 +68,7 @@ fn choose<T>(condition: bool, then: T, otherwise: T) -> T {
 }
 
 /// All layers' values of a list, in order.
-fn all<'a, T: 'a>(layers: &'a [Layer], of: impl Fn(&'a Layer) -> &'a Vec<T>) -> impl Iterator<Item = &'a T> {
+pub(super) fn all<'a, T: 'a>(layers: &'a [Layer], of: impl Fn(&'a Layer) -> &'a Vec<T>) -> impl Iterator<Item = &'a T> {
     layers.iter().flat_map(of)
 }
 
@@ -85,7 +82,7 @@ fn inner_paths(layers: &[Layer], field: &str, of: impl Fn(&Layer) -> &Vec<String
 }
 
 /// Splits `K=V`; the key is not empty.
-fn pair<'a>(field: &str, text: &'a str) -> Result<(&'a str, &'a str)> {
+pub(super) fn pair<'a>(field: &str, text: &'a str) -> Result<(&'a str, &'a str)> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key, value)),
         _ => Err(Error::spec(field, text, "not KEY=VALUE")),
@@ -330,83 +327,6 @@ fn sysctls(layers: &[Layer]) -> Result<Vec<(String, String)>> {
         found.push((key.clone(), value.clone()));
     }
     Ok(found)
-}
-
-fn limits(layers: &[Layer]) -> Result<Limits> {
-    let pids = scalar(layers, |l| &l.limits.pids).map(|count| match number("--pids", &count.text())? {
-        0 => Err(Error::spec("--pids", 0, "the program itself is one process")),
-        n if n > MAX_PIDS => Err(Error::spec("--pids", n, "the kernel has at most 4194304 processes")),
-        n => Ok(n),
-    });
-    let period = |field: &str, count: Option<Count>| count.map(|count| duration(field, &count.text())).transpose();
-    let nice = scalar(layers, |l| &l.limits.nice);
-    if let Some(value) = nice.filter(|n| !(-20..=19).contains(n)) {
-        return Err(Error::spec("--nice", value, "from -20 to 19"));
-    }
-    let oom_score_adj = scalar(layers, |l| &l.limits.oom_score_adj);
-    if let Some(value) = oom_score_adj.filter(|n| !(-1000..=1000).contains(n)) {
-        return Err(Error::spec("--oom-score-adj", value, "from -1000 to 1000"));
-    }
-    Ok(Limits {
-        pids: pids.transpose()?,
-        rlimits: rlimits(layers)?,
-        nice,
-        oom_score_adj,
-        timeout: period("--timeout", scalar(layers, |l| &l.limits.timeout))?,
-        kill_after: period("--kill-after", scalar(layers, |l| &l.limits.kill_after))?.unwrap_or(KILL_AFTER),
-    })
-}
-
-const RLIMITS: [&str; 16] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
-/// Each name is a scalar of its own: the last one counts.
-fn rlimits(layers: &[Layer]) -> Result<Vec<Rlimit>> {
-    let mut found: Vec<Rlimit> = Vec::new();
-    for limit in all(layers, |l| &l.limits.rlimit).map(|text| rlimit(text)) {
-        let limit = limit?;
-        found.retain(|old| old.name != limit.name);
-        found.push(limit);
-    }
-    Ok(found)
-}
-
-fn rlimit(text: &str) -> Result<Rlimit> {
-    const FIELD: &str = "--rlimit";
-    let (name, values) = pair(FIELD, text)?;
-    let name = name.to_ascii_lowercase();
-    let name = name.strip_prefix("rlimit_").unwrap_or(&name);
-    if !RLIMITS.contains(&name) {
-        let error = Error::spec(FIELD, name, "no such limit (getrlimit(2))");
-        return Err(text::nearest(name, RLIMITS).map_or(error.clone(), |near| error.or_try(near)));
-    }
-    let value = |text: &str| match text {
-        "unlimited" | "infinity" => Ok(u64::MAX),
-        "0" => Ok(0),
-        _ => size(FIELD, text),
-    };
-    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-    let (soft, hard) = (value(soft)?, value(hard)?);
-    if soft > hard {
-        return Err(Error::spec(FIELD, text, "the soft limit is above the hard one"));
-    }
-    Ok(Rlimit { name: name.to_owned(), soft, hard })
 }
 
 fn capabilities(layers: &[Layer], notes: &mut Vec<String>) -> Result<Capabilities> {

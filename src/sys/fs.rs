@@ -113,8 +113,8 @@ pub enum Kind {
     Symlink,
     /// A character device with this major and minor number.
     Character(u32, u32),
-    /// A block device.
-    Block,
+    /// A block device with this major and minor number.
+    Block(u32, u32),
     /// A FIFO.
     Fifo,
     /// A socket.
@@ -142,6 +142,13 @@ pub struct Stat {
     pub links: u64,
 }
 
+impl Stat {
+    /// Major and minor number of the device that the file system lies on.
+    pub fn on(&self) -> (u32, u32) {
+        (libc::major(self.dev), libc::minor(self.dev))
+    }
+}
+
 /// `fstat(2)`
 pub fn fstat(of: BorrowedFd<'_>) -> Result<Stat> {
     stat_at(of, c"", libc::AT_EMPTY_PATH)
@@ -167,7 +174,7 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
         libc::S_IFREG => Kind::File,
         libc::S_IFLNK => Kind::Symlink,
         libc::S_IFCHR => Kind::Character(libc::major(s.st_rdev), libc::minor(s.st_rdev)),
-        libc::S_IFBLK => Kind::Block,
+        libc::S_IFBLK => Kind::Block(libc::major(s.st_rdev), libc::minor(s.st_rdev)),
         libc::S_IFIFO => Kind::Fifo,
         _ => Kind::Socket,
     };
@@ -316,6 +323,12 @@ pub fn renameat(dir: BorrowedFd<'_>, from: &CStr, to_dir: BorrowedFd<'_>, to: &C
 pub fn may_execute(dir: BorrowedFd<'_>, path: &CStr) -> Result<()> {
     // SAFETY: a C string and integers.
     done(unsafe { libc::faccessat(dir.as_raw_fd(), path.as_ptr(), libc::X_OK, libc::AT_EACCESS) })
+}
+
+/// `faccessat(2)`: whether the effective user may make and remove names in a directory.
+pub fn may_write(dir: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: a C string and integers.
+    done(unsafe { libc::faccessat(dir.as_raw_fd(), c".".as_ptr(), libc::W_OK, libc::AT_EACCESS) })
 }
 
 /// `getrandom(2)`: fills the buffer.

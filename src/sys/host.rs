@@ -5,6 +5,17 @@
 use std::ffi::CStr;
 use std::mem::zeroed;
 
+/// `sysinfo(2)`: bytes of swap that the machine has, used or not.
+pub fn swap_bytes() -> u64 {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let info = unsafe {
+        let mut info: libc::sysinfo = zeroed();
+        libc::sysinfo(&mut info);
+        info
+    };
+    info.totalswap * u64::from(info.mem_unit)
+}
+
 /// `uname(2)`: the release, such as `6.18.44-amd64`.
 pub fn release() -> String {
     // SAFETY: all zero is a valid buffer, which the call fills in with NUL-terminated texts.

@@ -2,9 +2,9 @@
 //!
 //! All of it is best effort. /proc and /sys may lack any piece, and then the fact is simply not known.
 
-use super::cgroup::Cgroup;
+use crate::host::cgroup::Delegation;
 use crate::host::files::{c_path, read_text};
-use crate::host::rootfs::unescape;
+use crate::host::mountinfo::Mounts;
 use crate::host::{Power, core_piped, find_program, hard_limit, initial_user_namespace, login_name, power};
 use crate::spec::{Caller, ids};
 use crate::sys::fs::{HERE, Kind, Open, mount_id, openat, stat};
@@ -72,7 +72,7 @@ pub struct Facts {
     /// Hard limit of this process on processes.
     pub hard_nproc: Option<u64>,
     /// Control groups.
-    pub cgroup: Cgroup,
+    pub cgroup: Delegation,
     /// This program's own file.
     pub exe: Option<PathBuf>,
 }
@@ -165,7 +165,7 @@ impl Facts {
             core_piped: core_piped(),
             hard_core: hard_limit("core"),
             hard_nproc: hard_limit("nproc"),
-            cgroup: Cgroup::look(caller, &mounts),
+            cgroup: Delegation::of(&mounts, caller, uid),
             exe: std::env::current_exe().ok(),
             user,
         }
@@ -238,92 +238,9 @@ impl HelperFile {
     }
 }
 
-/// One line of /proc/self/mountinfo, as far as it matters here.
-pub(super) struct Mount {
-    id: u64,
-    /// What of its file system is mounted.
-    pub root: PathBuf,
-    /// Where.
-    pub point: PathBuf,
-    options: String,
-    /// Type of the file system.
-    pub kind: String,
-}
-
-/// All mounts, the lower ones first.
-pub(super) struct Mounts(pub Vec<Mount>);
-
-impl Mounts {
-    /// Lines that are not understood are left out (proc(5)).
-    pub(super) fn of(text: &str) -> Mounts {
-        Mounts(text.lines().filter_map(Mount::of).collect())
-    }
-
-    /// The topmost mount at a point.
-    fn at(&self, point: &Path) -> Option<&Mount> {
-        self.0.iter().rev().find(|mount| mount.point == point)
-    }
-
-    /// What lies strictly below a place. The kernel itself puts automounts and the like on directories that are
-    /// always empty; those hide nothing, and it lets them pass.
-    fn covers(&self, place: &str) -> Vec<String> {
-        const EMPTY: [&str; 13] = [
-            "/proc/sys/fs/binfmt_misc",
-            "/proc/fs/nfsd",
-            "/sys/fs/cgroup",
-            "/sys/fs/bpf",
-            "/sys/fs/pstore",
-            "/sys/fs/selinux",
-            "/sys/fs/smackfs",
-            "/sys/fs/fuse/connections",
-            "/sys/kernel/security",
-            "/sys/kernel/debug",
-            "/sys/kernel/tracing",
-            "/sys/kernel/config",
-            "/sys/firmware/efi/efivars",
-        ];
-        let below = |mount: &&Mount| mount.point.starts_with(place) && mount.point != Path::new(place);
-        let hides = |mount: &&Mount| !EMPTY.iter().any(|empty| mount.point.starts_with(empty));
-        let shown = |mount: &Mount| mount.point.display().to_string();
-        let mut found: Vec<String> = self.0.iter().filter(below).filter(hides).map(shown).collect();
-        found.dedup();
-        found
-    }
-}
-
-impl Mount {
-    fn of(line: &str) -> Option<Mount> {
-        let (front, back) = line.split_once(" - ")?;
-        let fields: Vec<&str> = front.split(' ').collect();
-        let mut tail = back.split(' ');
-        let kind = tail.next()?.to_owned();
-        let options = format!("{},{}", fields.get(5)?, tail.nth(1).unwrap_or_default());
-        let id = fields.first()?.parse().ok()?;
-        let path = |n: usize| fields.get(n).map(|field| unescape(field));
-        Some(Mount { id, root: path(3)?, point: path(4)?, options, kind })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MOUNTINFO: &str = "\
-22 28 0:21 / /sys rw,nosuid - sysfs sysfs rw
-24 28 0:22 / /proc ro,nosuid - proc proc rw,hidepid=2
-25 24 0:23 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw
-26 24 0:24 / /proc/kc\\040ore rw - tmpfs tmpfs rw
-28 1 8:1 / / rw - ext4 /dev/sda1 rw
-short
-";
-
-    #[test]
-    fn what_covers_proc_is_found_and_what_hides_nothing_is_not() {
-        let mounts = Mounts::of(MOUNTINFO);
-        assert_eq!(mounts.covers("/proc"), ["/proc/kc ore"]);
-        assert_eq!(mounts.covers("/sys"), Vec::<String>::new());
-        assert_eq!(mounts.at(Path::new("/proc")).map(|m| m.options.as_str()), Some("ro,nosuid,rw,hidepid=2"));
-    }
 
     #[test]
     fn key_quota_is_the_third_pair() {
@@ -341,7 +258,7 @@ short
     proptest::proptest! {
         #[test]
         fn odd_files_never_panic(text in "\\PC{0,80}|[0-9 :/,\\-\\\\a-z\\n]{0,80}") {
-            let _ = (Mounts::of(&text).covers("/proc"), keys(&text, 0), field(&text, "Seccomp:"));
+            let _ = (keys(&text, 0), field(&text, "Seccomp:"));
         }
     }
 }

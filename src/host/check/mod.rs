@@ -5,7 +5,6 @@
 //! nothing and ends within a bounded time, whatever the machine answers.
 
 mod causes;
-mod cgroup;
 mod facts;
 mod kernel;
 mod mounts;
@@ -15,7 +14,6 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-pub use cgroup::{Cgroup, Layout};
 pub use facts::{Facts, HelperFile};
 pub use probe::{Outcome, Refusal};
 pub use rows::rows;

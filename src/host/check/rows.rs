@@ -1,10 +1,10 @@
 //! The table: one row a feature, from what the probes found and what was read. Pure.
 
 use super::causes::{self, Cause, cause};
-use super::cgroup::Layout;
 use super::facts::Facts;
 use super::probe::{Outcome, Refusal};
 use super::{BY_FUSE, Feature, Findings, Row, State, kernel};
+use crate::host::cgroup::Layout;
 use crate::host::fuse::replaces;
 use crate::host::{CORES_PIPED, TMPFS_XATTRS};
 use crate::spec::DEFAULT_PIDS;
@@ -205,38 +205,61 @@ fn limits(facts: &Facts) -> Row {
 
 fn cgroups(facts: &Facts) -> Row {
     let row = row(Feature::Cgroups, false, "limits over all of a sandbox's processes");
-    let group = &facts.cgroup;
-    let lacking: Vec<&str> = ["cpu", "memory", "pids"]
-        .into_iter()
-        .filter(|name| !group.controllers.iter().any(|have| have == name))
-        .collect();
-    match group.layout {
-        Layout::V1 | Layout::Hybrid if !lacking.is_empty() => {
-            let why = match group.layout {
-                Layout::V1 => "only cgroup v1 is mounted, which no user can be given".to_owned(),
-                _ => format!("hybrid hierarchy: cgroup v1 holds {}", lacking.join(", ")),
-            };
-            row.but(State::Missing, cause(why, "boot with systemd.unified_cgroup_hierarchy=1 (cgroup v2)"))
-        }
+    let found = &facts.cgroup;
+    let given = match (&found.door, &found.direct) {
+        (Some(_), _) => found.managed.as_deref(),
+        (None, direct) => direct.as_ref().map(|direct| direct.controllers.as_slice()),
+    };
+    let lacking = |wanted: &[&'static str]| {
+        let lacks = |name: &&&str| !given.unwrap_or_default().iter().any(|have| have == **name);
+        wanted.iter().filter(lacks).copied().collect::<Vec<_>>().join(", ")
+    };
+    match found.layout {
         Layout::Absent => {
             let fix = "as root: mount -t cgroup2 cgroup2 /sys/fs/cgroup";
             row.but(State::Missing, cause("no cgroup file system is mounted", fix))
         }
-        _ if group.writable && lacking.is_empty() => row,
-        // Its user instance hands out what it holds itself: cpu, memory and pids since systemd 244.
-        _ if group.user_systemd => row,
-        _ if group.writable => {
-            let why = format!("this group may be divided, but has no {}", lacking.join(", "));
-            row.but(
-                State::Limited,
-                cause(why, "as root: systemctl edit user@.service, Delegate=yes; then log in again"),
-            )
+        Layout::V1 | Layout::Hybrid => {
+            let why = match found.layout {
+                Layout::V1 => "only cgroup v1 is mounted, which no user can be given",
+                _ => "hybrid hierarchy: cgroup v1 holds the controllers",
+            };
+            row.but(State::Missing, cause(why, "boot with systemd.unified_cgroup_hierarchy=1 (cgroup v2)"))
         }
-        _ => {
-            let fix = "log in through systemd, or: loginctl enable-linger, then systemd-run --user --scope \
-                       -p Delegate=yes sbx run …";
-            row.but(State::Missing, cause("the group of this process is not yours to divide", fix))
+        Layout::Unified if found.door.is_none() && found.direct.is_none() => {
+            row.but(State::Missing, cause(found.why.clone(), ungrouped(facts)))
         }
+        // What a systemd gives whose group cannot be read, the run will tell.
+        Layout::Unified if given.is_none() => row,
+        Layout::Unified => match lacking(&["memory", "pids", "cpu", "cpuset", "io"]) {
+            none if none.is_empty() => row,
+            some => {
+                let why = format!("no controller {some} is given to you");
+                row.but(State::Limited, cause(why, undelegated(facts)))
+            }
+        },
+    }
+}
+
+/// What gives an ordinary user a group to divide.
+fn ungrouped(facts: &Facts) -> String {
+    match &facts.container {
+        Some(_) => "the container's --cgroupns private with a writable /sys/fs/cgroup (podman: --systemd=always; \
+            docker: --privileged), and sbx started as the only process of its group; or --limits watch"
+            .into(),
+        None => format!(
+            "log in through systemd (ssh, a console), or as root: loginctl enable-linger {}; then \
+            XDG_RUNTIME_DIR=/run/user/{}",
+            facts.user, facts.uid
+        ),
+    }
+}
+
+/// What gives it the controllers that lack.
+fn undelegated(facts: &Facts) -> String {
+    match &facts.cgroup.door {
+        Some(_) => crate::host::cgroup::drop_in(facts.uid),
+        None => "as root: echo '+cpu +cpuset +io +memory +pids' >cgroup.subtree_control in each group above".into(),
     }
 }
 

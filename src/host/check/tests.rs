@@ -1,6 +1,8 @@
 //! The words of `sbx check`: each symptom with the surroundings that cause it (research/peers-dev.md, 3b).
 
-use super::{Cgroup, Facts, Feature, Findings, HelperFile, Layout, Outcome, Refusal, Row, State, rows};
+use super::{Facts, Feature, Findings, HelperFile, Outcome, Refusal, Row, State, rows};
+use crate::host::cgroup::{Delegation, Direct, Layout};
+use crate::host::manager::Door;
 use crate::sys::{EACCES, EDQUOT, EINVAL, EIO, ENODEV, ENOENT, ENOSPC, ENOSYS, EPERM, Errno};
 
 fn refused(call: &str, errno: Errno) -> Outcome {
@@ -45,11 +47,15 @@ fn good() -> (Findings, Facts) {
         fuse_overlayfs: Some("/usr/bin/fuse-overlayfs".into()),
         hard_core: Some(u64::MAX),
         hard_nproc: Some(30_000),
-        cgroup: Cgroup {
+        cgroup: Delegation {
             layout: Layout::Unified,
-            controllers: ["cpu", "memory", "pids"].map(String::from).into(),
-            writable: true,
-            ..Cgroup::default()
+            direct: Some(Direct {
+                at: "/sys/fs/cgroup/mine".into(),
+                own: false,
+                controllers: ["cpu", "cpuset", "io", "memory", "pids"].map(String::from).into(),
+            }),
+            nsdelegate: true,
+            ..Delegation::default()
         },
         exe: Some("/opt/s b*x".into()),
         ..Facts::default()
@@ -339,11 +345,23 @@ fn devices_fuse_groups_and_keys() {
     says(&fuse, "/dev/fuse", "--device /dev/fuse");
     let hybrid = row(Feature::Cgroups, |_, facts| {
         facts.cgroup.layout = Layout::Hybrid;
-        facts.cgroup.controllers = vec!["hugetlb".into()];
     });
-    says(&hybrid, "cgroup v1 holds cpu, memory, pids", "unified_cgroup_hierarchy=1");
-    let closed = row(Feature::Cgroups, |_, facts| facts.cgroup.writable = false);
-    says(&closed, "not yours to divide", "Delegate=yes");
+    says(&hybrid, "cgroup v1 holds the controllers", "unified_cgroup_hierarchy=1");
+    let closed = |facts: &mut Facts| {
+        facts.cgroup.direct = None;
+        facts.cgroup.why = "none is yours to divide".into();
+    };
+    says(&row(Feature::Cgroups, |_, facts| closed(facts)), "yours to divide", "loginctl enable-linger ann");
+    let boxed = row(Feature::Cgroups, |_, facts| {
+        closed(facts);
+        facts.container = Some("docker".into());
+    });
+    says(&boxed, "yours to divide", "--cgroupns private");
+    let some = row(Feature::Cgroups, |_, facts| {
+        facts.cgroup.door = Some(Door::Bus("/run/user/1000/bus".into()));
+        facts.cgroup.managed = Some(["cpu", "memory", "pids"].map(String::from).into());
+    });
+    says(&some, "no controller cpuset, io", "Delegate=cpu cpuset io memory pids");
     let keys = row(Feature::Keyrings, |findings, facts| {
         findings.keyring = refused("keyctl", EDQUOT);
         facts.keys = Some((200, 200));

@@ -1,0 +1,231 @@
+//! Control groups: which layout this machine has, and what of it the caller may divide further.
+//!
+//! Found by doing: what can be opened for writing is the caller's. Nothing is changed.
+
+use super::files::{c_path, read_text, read_value};
+use super::manager::{self, Door};
+use super::mountinfo::{Mount, Mounts};
+use crate::spec::Caller;
+use crate::sys::fs::{HERE, Open, may_write, openat};
+use crate::sys::process;
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// Which hierarchies are mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// No cgroup file system.
+    #[default]
+    Absent,
+    /// cgroup v1 only.
+    V1,
+    /// v2 beside v1, which holds the controllers.
+    Hybrid,
+    /// v2 only.
+    Unified,
+}
+
+/// A group in which new ones can be made without asking anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Direct {
+    /// Its directory.
+    pub at: PathBuf,
+    /// Whether it is the caller's own, in which no other process stands: then sbx has to leave it first, for a group
+    /// that gives controllers to others holds no processes itself.
+    pub own: bool,
+    /// Controllers that it can give.
+    pub controllers: Vec<String>,
+}
+
+/// See the head of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegation {
+    /// Which hierarchies are mounted.
+    pub layout: Layout,
+    /// Where the v2 hierarchy is mounted.
+    pub mount: Option<PathBuf>,
+    /// The caller's own group, where it can be reached.
+    pub own: Option<PathBuf>,
+    /// Controllers of the v2 hierarchy's root as mounted.
+    pub controllers: Vec<String>,
+    /// Whether a cgroup namespace's own limits are closed to those inside (`nsdelegate`, Linux 4.13).
+    pub nsdelegate: bool,
+    /// Where groups can be made.
+    pub direct: Option<Direct>,
+    /// Why nowhere.
+    pub why: String,
+    /// Where the user's systemd listens.
+    pub door: Option<Door>,
+    /// The controllers that it can give, where its group can be read.
+    pub managed: Option<Vec<String>>,
+}
+
+impl Delegation {
+    /// Reads /proc and /sys/fs/cgroup, and knocks at the user's systemd.
+    pub(crate) fn look(caller: &Caller, uid: u32) -> Delegation {
+        let mounts = Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).unwrap_or_default());
+        Delegation::of(&mounts, caller, uid)
+    }
+
+    /// The same, of mounts that are known already.
+    pub(super) fn of(mounts: &Mounts, caller: &Caller, uid: u32) -> Delegation {
+        let layout = layout(mounts);
+        let mounted = mounts.0.iter().rev().find(|mount| mount.kind == "cgroup2");
+        let own = mounted.and_then(own_group);
+        let found = match (mounted, &own) {
+            (Some(mount), Some(own)) => divisible(own, &mount.point),
+            (Some(_), None) => Err("the group of this process lies outside of what is mounted".into()),
+            (None, _) => Err("no cgroup v2 is mounted".into()),
+        };
+        let (direct, why) = match found {
+            Ok(direct) => (Some(direct), String::new()),
+            Err(why) => (None, why),
+        };
+        // On a hybrid hierarchy it has no controllers to give.
+        let door = if layout == Layout::Unified { manager::door(caller, uid) } else { None };
+        let managed = door.as_ref().and(mounted).and_then(|mount| managed(&mount.point, own.as_deref(), uid));
+        Delegation {
+            layout,
+            controllers: mounted.map_or_else(Vec::new, |mount| words(&mount.point, "cgroup.controllers")),
+            nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
+            mount: mounted.map(|mount| mount.point.clone()),
+            own,
+            direct,
+            why,
+            door,
+            managed,
+        }
+    }
+}
+
+fn layout(mounts: &Mounts) -> Layout {
+    let has = |kind: &str| mounts.0.iter().any(|mount| mount.kind == kind);
+    match (has("cgroup2"), has("cgroup")) {
+        (true, true) => Layout::Hybrid,
+        (true, false) => Layout::Unified,
+        (false, true) => Layout::V1,
+        (false, false) => Layout::Absent,
+    }
+}
+
+/// The group's directory: where /proc/self/cgroup and the mount of the hierarchy meet.
+fn own_group(mount: &Mount) -> Option<PathBuf> {
+    group_of("self", mount)
+}
+
+fn group_of(process: &str, mount: &Mount) -> Option<PathBuf> {
+    let text = read_text(&Path::new("/proc").join(process).join("cgroup"), 1 << 16).ok()?;
+    let group = Path::new(text.lines().find_map(|line| line.strip_prefix("0::"))?);
+    let below = group.strip_prefix(&mount.root).ok()?;
+    Some(if below.as_os_str().is_empty() { mount.point.clone() } else { mount.point.join(below) })
+}
+
+fn words(group: &Path, file: &str) -> Vec<String> {
+    let text = read_text(&group.join(file), 4096).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The nearest group, from ours upwards, that may be divided and holds no process: a group of it is a sibling of ours
+/// or of one above us, so that nobody has to be moved. Else our own, where we are alone in it.
+fn divisible(own: &Path, top: &Path) -> Result<Direct, String> {
+    let direct = |at: &Path| Direct { at: at.to_owned(), own: at == own, controllers: words(at, "cgroup.controllers") };
+    for group in own.ancestors().skip(1).take_while(|group| group.starts_with(top)) {
+        // The root of the hierarchy may hold processes and give controllers all the same; it is root's.
+        let root = read_value(&group.join("cgroup.type")).is_err();
+        if may_divide(group) && (root || is_empty(group)) {
+            return Ok(direct(group));
+        }
+    }
+    match (may_divide(own), alone(own)) {
+        (true, true) => Ok(direct(own)),
+        (true, false) => Err(format!("{} holds other processes than sbx, and none above it is yours", own.display())),
+        (false, _) => Err("neither the group of this process nor one above it is yours to divide".into()),
+    }
+}
+
+/// The open for writing is what the kernel checks at the first process that is to move. Threaded groups, and those
+/// that a threaded one has made invalid, give no memory (cgroup-v2.rst, "Threads").
+fn may_divide(group: &Path) -> bool {
+    let Ok(dir) = openat(HERE, &c_path(group), Open::Directory) else { return false };
+    let domain = read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
+    let open = |name| openat(dir.as_fd(), name, Open::Write).is_ok();
+    domain && may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control")
+}
+
+fn is_empty(group: &Path) -> bool {
+    read_value(&group.join("cgroup.procs")).is_ok_and(|text| text.trim().is_empty())
+}
+
+fn alone(group: &Path) -> bool {
+    let own = process::getpid().to_string();
+    read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.trim() == own)
+}
+
+/// What the user's systemd has itself. Its group is above ours in a session of its own making; else it has the
+/// name that systemd gives it.
+fn managed(top: &Path, own: Option<&Path>, uid: u32) -> Option<Vec<String>> {
+    let unit = format!("user@{uid}.service");
+    let above = own.and_then(|own| own.ancestors().find(|group| group.ends_with(&unit)).map(Path::to_owned));
+    let group = above.unwrap_or_else(|| top.join(format!("user.slice/user-{uid}.slice")).join(&unit));
+    openat(HERE, &c_path(&group), Open::Directory).ok()?;
+    Some(words(&group, "cgroup.controllers"))
+}
+
+/// What makes root's systemd give the users' own all the controllers that sbx has limits for (systemd.resource-control(5);
+/// by default it gives cpu, memory and pids).
+pub(crate) fn drop_in(uid: u32) -> String {
+    let dir = "/etc/systemd/system/user@.service.d";
+    format!(
+        "as root: mkdir -p {dir}; printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >{dir}/delegate.conf; \
+        systemctl daemon-reload; systemctl restart user@{uid}.service (or log in again)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_told_apart() {
+        let line = |kind: &str| format!("1 1 0:1 / /x rw - {kind} none rw\n");
+        let of = |text: &str| layout(&Mounts::of(text));
+        assert_eq!(of(""), Layout::Absent);
+        assert_eq!(of(&line("cgroup")), Layout::V1);
+        assert_eq!(of(&line("cgroup2")), Layout::Unified);
+        assert_eq!(of(&(line("cgroup2") + &line("cgroup"))), Layout::Hybrid);
+    }
+
+    /// A tree of plain files in place of a hierarchy: what is looked at is files and their permissions.
+    fn group(at: &Path, procs: &str) {
+        std::fs::create_dir_all(at).expect("a group");
+        for (file, text) in [
+            ("cgroup.procs", procs),
+            ("cgroup.subtree_control", ""),
+            ("cgroup.controllers", "cpu memory pids\n"),
+            ("cgroup.type", "domain\n"),
+        ] {
+            std::fs::write(at.join(file), text).expect("a file");
+        }
+    }
+
+    #[test]
+    fn the_nearest_empty_group_is_taken_and_our_own_only_when_we_are_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let top = dir.path();
+        let (slice, own) = (top.join("slice"), top.join("slice/own"));
+        let us = format!("{}\n", process::getpid());
+        group(&slice, "");
+        group(&own, &format!("{us}1\n"));
+        let found = divisible(&own, top).expect("the slice");
+        assert_eq!((found.at.as_path(), found.own), (slice.as_path(), false));
+        assert_eq!(found.controllers, ["cpu", "memory", "pids"]);
+        group(&slice, "7\n");
+        assert!(divisible(&own, top).expect_err("nothing").contains("other processes"));
+        group(&own, &us);
+        assert!(divisible(&own, top).expect("our own").own);
+        std::fs::write(own.join("cgroup.type"), "domain invalid\n").expect("a type");
+        assert!(divisible(&own, top).is_err());
+    }
+}
