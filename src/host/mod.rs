@@ -7,6 +7,7 @@ pub mod check;
 pub mod files;
 pub mod fuse;
 mod home;
+pub mod manager;
 pub(crate) mod ranges;
 mod rootfs;
 
