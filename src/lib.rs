@@ -36,6 +36,7 @@
 //! }
 //! ```
 
+pub mod cgroup;
 pub mod error;
 pub mod front;
 pub mod host;

@@ -1,7 +1,7 @@
 //! Tests of precedence: what a layer may change of an earlier one.
 
 use super::*;
-use crate::spec::layer::MountTable;
+use crate::spec::layer::{Count, MountTable};
 
 fn caller() -> Caller {
     let env = [("SECRET", "s"), ("CARGO_HOME", "/c"), ("MY_TOKEN", "t")];

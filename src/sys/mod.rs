@@ -17,6 +17,7 @@ pub mod net;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod stream;
 pub mod tty;
 
 pub use crate::error::Errno;
