@@ -3,8 +3,13 @@
 //! What is made here is taken away here; nothing of it decides what a limit is (`plan`).
 
 pub mod bus;
+mod group;
 pub mod scope;
+mod usage;
 pub mod wire;
+
+pub use group::{Group, name_of, remove_left};
+pub use usage::Usage;
 
 #[cfg(test)]
 mod tests;

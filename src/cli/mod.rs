@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod files;
+mod limits;
 mod report;
 mod run;
 

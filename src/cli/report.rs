@@ -1,5 +1,6 @@
 //! What a run says: lines on stderr, JSON lines on the status descriptor, the pid file.
 
+use super::limits;
 use sbx::error::{Error, Result, visible};
 use sbx::host::files::c_path;
 use sbx::launch::{Ended, Event, Exit, Observer};
@@ -30,6 +31,8 @@ pub struct Reporter<'a> {
     status_fd: Option<i32>,
     pid_file: Option<PidFile>,
     timeout: Option<Duration>,
+    /// Whether what was used is told at the end.
+    counted: bool,
 }
 
 const SIGSYS: i32 = 31;
@@ -41,9 +44,10 @@ impl<'a> Reporter<'a> {
         plan: &'a Plan,
         status_fd: Option<i32>,
         pid_file: Option<PathBuf>,
+        counted: bool,
     ) -> Result<Reporter<'a>> {
         let pid_file = pid_file.map(PidFile::open).transpose()?;
-        Ok(Reporter { voice, plan, status_fd, pid_file, timeout: None })
+        Ok(Reporter { voice, plan, status_fd, pid_file, timeout: None, counted })
     }
 
     /// Whether somebody asked for the program's pid.
@@ -76,8 +80,22 @@ impl<'a> Reporter<'a> {
         }
     }
 
+    /// What limits did, and what was used.
+    fn used(&self, exit: &Exit) {
+        for effect in limits::effects(self.plan, exit) {
+            if !effect.text.is_empty() {
+                self.say(&effect.text);
+            }
+            self.status(&json!({ "limit": effect.line }));
+        }
+        if self.counted {
+            limits::report(exit.usage.as_ref()).iter().for_each(|line| super::say(line));
+        }
+    }
+
     /// The end of the run.
     pub fn ended(&self, exit: &Exit) {
+        self.used(exit);
         if let (true, Some(timeout)) = (exit.timed_out, self.timeout) {
             self.say(&format!("the program was ended after its time, {} s (--timeout)", timeout.as_secs_f64()));
         }
@@ -95,6 +113,7 @@ impl<'a> Reporter<'a> {
         let mut line = json!({ "status": exit.status(), "timed_out": exit.timed_out, "layer_full": exit.layer_full });
         if let (Some(line), Some(how)) = (line.as_object_mut(), how.as_object()) {
             line.extend(how.clone());
+            line.extend(exit.usage.iter().map(|usage| ("usage".to_owned(), limits::as_json(usage))));
         }
         self.status(&json!({ "exit": line }));
     }
@@ -162,6 +181,7 @@ impl Observer for Reporter<'_> {
                 {
                     self.say(&error.to_string());
                 }
+                limits::enforced(self.plan).iter().for_each(|line| self.status(line));
                 self.status(&json!({ "started": { "pid": pid, "init_pid": init, "name": self.plan.name() } }));
             }
             Event::TimedOut(timeout) => self.timeout = Some(*timeout),

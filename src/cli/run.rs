@@ -37,7 +37,13 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let status_fd = status_fd(&parsed)?;
     // Before the pid file, which an error would leave empty.
     let state = StateDir::open(&state)?;
-    let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd, parsed.value("pid-file").map(PathBuf::from))?;
+    let mut reporter = Reporter::new(
+        voice(&parsed),
+        &plan,
+        status_fd,
+        parsed.value("pid-file").map(PathBuf::from),
+        parsed.flag("cgroup-report"),
+    )?;
     reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };

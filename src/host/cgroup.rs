@@ -4,7 +4,7 @@
 
 use super::files::{c_path, read_text, read_value};
 use super::manager::{self, Door};
-use super::mountinfo::{Mount, Mounts};
+use super::mountinfo::Mounts;
 use crate::spec::Caller;
 use crate::sys::fs::{HERE, Open, may_write, openat};
 use crate::sys::process;
@@ -46,6 +46,8 @@ pub struct Delegation {
     pub layout: Layout,
     /// Where the v2 hierarchy is mounted.
     pub mount: Option<PathBuf>,
+    /// What of the hierarchy is mounted there.
+    pub root: PathBuf,
     /// The caller's own group, where it can be reached.
     pub own: Option<PathBuf>,
     /// Controllers of the v2 hierarchy's root as mounted.
@@ -69,11 +71,16 @@ impl Delegation {
         Delegation::of(&mounts, caller, uid)
     }
 
+    /// The directory of the group in which a process stands.
+    pub(crate) fn group_of(&self, pid: i32) -> Option<PathBuf> {
+        group_of(&pid.to_string(), &self.root, self.mount.as_deref()?)
+    }
+
     /// The same, of mounts that are known already.
     pub(super) fn of(mounts: &Mounts, caller: &Caller, uid: u32) -> Delegation {
         let layout = layout(mounts);
         let mounted = mounts.0.iter().rev().find(|mount| mount.kind == "cgroup2");
-        let own = mounted.and_then(own_group);
+        let own = mounted.and_then(|mount| group_of("self", &mount.root, &mount.point));
         let found = match (mounted, &own) {
             (Some(mount), Some(own)) => divisible(own, &mount.point),
             (Some(_), None) => Err("the group of this process lies outside of what is mounted".into()),
@@ -91,6 +98,7 @@ impl Delegation {
             controllers: mounted.map_or_else(Vec::new, |mount| words(&mount.point, "cgroup.controllers")),
             nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
             mount: mounted.map(|mount| mount.point.clone()),
+            root: mounted.map(|mount| mount.root.clone()).unwrap_or_default(),
             own,
             direct,
             why,
@@ -110,16 +118,12 @@ fn layout(mounts: &Mounts) -> Layout {
     }
 }
 
-/// The group's directory: where /proc/self/cgroup and the mount of the hierarchy meet.
-fn own_group(mount: &Mount) -> Option<PathBuf> {
-    group_of("self", mount)
-}
-
-fn group_of(process: &str, mount: &Mount) -> Option<PathBuf> {
+/// The directory of a process's group: where /proc/PID/cgroup and the mount of the hierarchy meet.
+fn group_of(process: &str, root: &Path, point: &Path) -> Option<PathBuf> {
     let text = read_text(&Path::new("/proc").join(process).join("cgroup"), 1 << 16).ok()?;
     let group = Path::new(text.lines().find_map(|line| line.strip_prefix("0::"))?);
-    let below = group.strip_prefix(&mount.root).ok()?;
-    Some(if below.as_os_str().is_empty() { mount.point.clone() } else { mount.point.join(below) })
+    let below = group.strip_prefix(root).ok()?;
+    Some(if below.as_os_str().is_empty() { point.to_owned() } else { point.join(below) })
 }
 
 fn words(group: &Path, file: &str) -> Vec<String> {

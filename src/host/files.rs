@@ -26,6 +26,11 @@ pub fn read_value(path: &Path) -> Result<String> {
     read_open(file.as_fd(), 4096, 1).map(text)
 }
 
+/// The bytes of an open file of a kernel's own, whose size it does not tell, at most `limit`.
+pub fn read_bytes_of(file: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>> {
+    read_open(file, limit, limit)
+}
+
 /// The bytes of an open regular file, at most `limit`: as [`read_regular`].
 pub fn read_bytes(file: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>> {
     let stat = fstat(file)?;

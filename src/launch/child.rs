@@ -47,14 +47,19 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
 
 /// Clones; where the kernel has not all of these namespaces, without one or both of those that `--best-effort` lets go.
 /// Returns which were left out.
-pub(super) fn clone(script: &Script, new: Namespaces, child_of: ChildOf) -> sys::Result<(Forked, Namespaces)> {
+pub(super) fn clone(
+    script: &Script,
+    new: Namespaces,
+    child_of: ChildOf,
+    into: Option<BorrowedFd<'_>>,
+) -> sys::Result<(Forked, Namespaces)> {
     let both = Namespaces::TIME | Namespaces::CGROUP;
     let mut first = None;
     for lost in [Namespaces::NONE, Namespaces::TIME, Namespaces::CGROUP, both] {
         if lost != Namespaces::NONE && !(new.has(lost) && script.degrade == Degrade::BestEffort) {
             continue;
         }
-        match process::clone3(new.without(lost), child_of) {
+        match process::clone3(new.without(lost), child_of, into) {
             Err(errno @ (sys::EINVAL | sys::ENOSPC)) => first = first.or(Some(errno)),
             other => return Ok((other?, lost)),
         }
@@ -112,7 +117,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
     {
         fail(above.step, failure);
     }
-    match clone(script, script.new, ChildOf::CallersParent).called(Call::Clone) {
+    match clone(script, script.new, ChildOf::CallersParent, None).called(Call::Clone) {
         Ok((Forked::Child { missing }, _)) => begin(script, channel, trees, missing),
         Ok((Forked::Parent { pid, pidfd }, lost)) => {
             if let Err(failure) = write_maps(pid, above) {

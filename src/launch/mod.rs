@@ -11,6 +11,7 @@ mod ids;
 mod init;
 mod kernel_fs;
 mod layers;
+mod limits;
 mod maps;
 mod monitor;
 mod mounts;
@@ -22,13 +23,17 @@ mod ruleset;
 mod script;
 mod sources;
 
+pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
+pub use limits::Overuse;
 pub use monitor::{Event, Exit};
 pub use prepare::Told;
 
+use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
+use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
@@ -115,26 +120,29 @@ fn attempt(
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = feed(plan, host, &mut script)?;
-    // Declared before the claim, so that its lock is given back after that: see `Sandbox`.
-    let upper;
+    // Declared before the claim, so that they are given back after that: see `Sandbox`.
+    let (upper, mut group);
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = record(plan, host);
-    if !record.trees.is_empty() || record.upper.is_some() {
+    if !record.trees.is_empty() || record.upper.is_some() || record.group.is_some() {
         claim.write(&record)?;
     }
     let range = root::Range::take(plan, host)?;
     upper = Upper::make(plan, range.as_ref())?;
-    let cloned = Cloned::new(plan, &script, claim)?;
+    group = limits::make(plan)?;
+    let cloned = Cloned::new(plan, &script, claim, group.as_ref().map(Group::fd))?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     record.skipped = left_out(mapped.lost);
     record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
-    mapped.go(plan);
+    group = mapped.place(plan, host, signals.as_fd())?.or(group);
+    mapped.go();
     record.pid = Some(mapped.pid);
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
-    let sandbox = Sandbox { init, channel, signals: signals.as_fd(), record, claim: Some(claim), _upper: upper };
+    let signals = signals.as_fd();
+    let sandbox = Sandbox { init, group, channel, signals, record, claim: Some(claim), _upper: upper };
     Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
 }
 
@@ -171,7 +179,7 @@ struct Mapped<'a> {
 }
 
 impl<'a> Cloned<'a> {
-    fn new(plan: &Plan, script: &Script, claim: Claim<'a>) -> Result<Cloned<'a>> {
+    fn new(plan: &Plan, script: &Script, claim: Claim<'a>, into: Option<BorrowedFd<'_>>) -> Result<Cloned<'a>> {
         single_thread()?;
         let fail = |call: &'static str| {
             let place = plan.place(plan.number(|step| matches!(step, Step::Clone(_))));
@@ -182,7 +190,7 @@ impl<'a> Cloned<'a> {
             Some(_) => Namespaces::USER,
             None => script.new,
         };
-        let (forked, lost) = child::clone(script, new, ChildOf::Caller).map_err(fail("clone3"))?;
+        let (forked, lost) = child::clone(script, new, ChildOf::Caller, into).map_err(fail("clone3"))?;
         match forked {
             Forked::Child { missing } => {
                 drop(ours);
@@ -271,12 +279,17 @@ impl Drop for Guard {
 }
 
 impl Mapped<'_> {
-    /// All words at once: `run` has nothing to do between the set-up and the start.
-    fn go(&self, plan: &Plan) {
-        let awaited =
-            if plan.identities.by == MapsBy::Caller { &[Message::Start][..] } else { &[Message::Go, Message::Start] };
-        // A child that is gone has said why, or its status will.
-        let _ = awaited.iter().try_for_each(|word| tell(self.channel.as_fd(), *word, None));
+    /// The word to begin, for a child that waits for its maps.
+    fn begin(&self, plan: &Plan) {
+        if plan.identities.by != MapsBy::Caller {
+            // A child that is gone has said why, or its status will.
+            let _ = tell(self.channel.as_fd(), Message::Go, None);
+        }
+    }
+
+    /// The word to start, at once: `run` has nothing to do between the set-up and that.
+    fn go(&self) {
+        let _ = tell(self.channel.as_fd(), Message::Start, None);
     }
 }
 
@@ -321,6 +334,10 @@ fn record(plan: &Plan, host: &Host) -> Record {
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
         made,
         trees,
+        group: match &plan.limits.way {
+            Some(Way::Direct(direct)) => Some(direct.at.join(crate::cgroup::name_of(&plan.name))),
+            _ => None,
+        },
         upper: match Upper::place(plan) {
             Some(UpperAt::Dropped(path)) => Some(maps::without_links(path.as_path())),
             _ => None,

@@ -4,8 +4,10 @@
 use super::channel::{Fullness, Message, hear, tell};
 use super::faults::{skipped, step_error};
 use super::fuse::Fuse;
+use super::limits::{Overuse, overuse, too_small};
 use super::relay::{Pump, Terminal};
 use super::{Guard, Request, Upper};
+use crate::cgroup::{Group, Usage};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
@@ -26,6 +28,10 @@ pub struct Exit {
     pub timed_out: bool,
     /// Whether the writable layer had no room left at the end.
     pub layer_full: bool,
+    /// What the sandbox's cgroup has counted, where it has one.
+    pub usage: Option<Usage>,
+    /// Whether it was killed for using too much memory.
+    pub overuse: Option<Overuse>,
 }
 
 impl Exit {
@@ -71,6 +77,8 @@ enum Phase {
 /// name goes before the lock of the upper layer, for with it go the mount points that were made in there.
 pub(super) struct Sandbox<'a> {
     pub init: Guard,
+    /// Its cgroup.
+    pub group: Option<Group>,
     /// Our end of the channel to init.
     pub channel: OwnedFd,
     /// The signals that sbx takes from a descriptor.
@@ -400,10 +408,15 @@ impl<'a> Monitor<'a> {
             fuse.finish();
         }
         self.drain();
+        let usage = self.sandbox.group.as_ref().map(Group::usage);
+        let overuse = overuse(self.plan, usage.as_ref());
+        if let (Phase::SettingUp | Phase::AtGate, Some(overuse)) = (self.phase, &overuse) {
+            return Err(too_small(self.plan, overuse));
+        }
         match (self.phase, self.ended) {
-            (Phase::Running, Some((ended, full))) => Ok(self.exit(ended, full)),
+            (Phase::Running, Some((ended, full))) => Ok(Exit { usage, ..self.exit(ended, full) }),
             // Without an init of ours its end is the program's; an init that said nothing was killed.
-            (Phase::Running, None) => Ok(self.exit(init, Fullness::Room)),
+            (Phase::Running, None) => Ok(Exit { usage, overuse, ..self.exit(init, Fullness::Room) }),
             // Killed when the word to start was out: the program may have run, so this is no refusal.
             (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
             (_, _) => Err(self.died(init)),
@@ -413,7 +426,8 @@ impl<'a> Monitor<'a> {
     fn exit(&self, ended: Ended, full: Fullness) -> Exit {
         // A layer on disk, or a root without one, is not in the tmpfs that was looked at.
         let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
-        Exit { ended, timed_out: self.timed_out, layer_full: in_store && full == Fullness::Full }
+        let layer_full = in_store && full == Fullness::Full;
+        Exit { ended, timed_out: self.timed_out, layer_full, usage: None, overuse: None }
     }
 
     /// The child ended before the program ran and said nothing.

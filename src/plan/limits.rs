@@ -76,6 +76,26 @@ pub struct Setting {
     pub optional: bool,
 }
 
+impl Setting {
+    /// Whether a file reads as it should after the value was written.
+    pub fn holds(&self, read: &str) -> bool {
+        let read = read.trim();
+        match self.reads {
+            ReadBack::Same | ReadBack::Cpus => read == self.value,
+            ReadBack::Pages(page) => {
+                let asked = self.value.parse::<u64>();
+                read.parse::<u64>().is_ok_and(|bytes| asked.is_ok_and(|asked| bytes == asked / page * page))
+            }
+            ReadBack::Device => {
+                let (device, rates) = self.value.split_once(' ').unwrap_or((&self.value, ""));
+                let line = read.lines().find_map(|line| line.strip_prefix(device)?.strip_prefix(' '));
+                let has = |rate: &str| line.is_some_and(|line| line.split(' ').any(|word| word == rate));
+                rates.split(' ').all(has)
+            }
+        }
+    }
+}
+
 /// One limit as it is enforced: what the status lines and `inspect` tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Enforced {

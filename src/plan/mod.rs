@@ -257,6 +257,11 @@ impl Plan {
         &self.steps
     }
 
+    /// The limits that somebody enforces.
+    pub fn limits(&self) -> &limits::LimitsPlan {
+        &self.limits
+    }
+
     /// What the user should be told before the start.
     pub fn notes(&self) -> &[String] {
         &self.notes

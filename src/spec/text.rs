@@ -186,6 +186,16 @@ pub fn size(field: &str, text: &str) -> Result<u64> {
     }
 }
 
+/// A size as people write it: `512M`, or with one digit behind the point where it is no whole number of its unit.
+pub fn shown_size(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        None => bytes.to_string(),
+        Some((shift, unit)) if bytes & ((1 << shift) - 1) == 0 => format!("{}{unit}", bytes >> shift),
+        Some((shift, unit)) => format!("{:.1}{unit}", bytes as f64 / (1u64 << shift) as f64),
+    }
+}
+
 /// A duration: `90` (seconds), `1m30s`, `2h`, `500ms`; more than 0, at most ten years.
 pub fn duration(field: &str, text: &str) -> Result<Duration> {
     let refuse = |why: &str| Error::spec(field, text, why).or_try("write it like 90, 1m30s or 2h");

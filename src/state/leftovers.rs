@@ -3,6 +3,7 @@
 
 use super::RECORD;
 use super::record::{Made, Record, VERSION};
+use crate::cgroup::remove_left;
 use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_regular};
 use crate::host::ranges;
@@ -35,10 +36,14 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record)
     let Some(record) = read(dir, name) else { return Ok(Cleared::All) };
     let left = |on: String, why: String| Error::State { on, why, hint: Some("another --name".into()) };
     if record.version > VERSION {
-        return Err(left(record.name, "its record was written by a newer sbx, which has to clear it".into()));
+        return Err(left(record.name.clone(), "its record was written by a newer sbx, which has to clear it".into()));
     }
     if !record.made.is_empty() && used(&record) {
         return Ok(Cleared::Later);
+    }
+    let why = |errno| format!("a cgroup of the sandbox {} is still in use: {errno}", record.name);
+    if let Some(group) = &record.group {
+        remove_left(group, &record.name).map_err(|errno| left(group.display().to_string(), why(errno)))?;
     }
     // The deepest first, so that a directory is empty when its turn comes.
     record.made.iter().rev().for_each(|made| {
@@ -85,7 +90,7 @@ fn remove_by_all_ids(upper: &Path) -> Result<()> {
         return Err(fail(EPERM));
     }
     let (word, go) = fs::pipe().map_err(fail)?;
-    match process::clone3(Namespaces::USER, ChildOf::Caller).map_err(fail)? {
+    match process::clone3(Namespaces::USER, ChildOf::Caller, None).map_err(fail)? {
         Forked::Child { .. } => {
             drop(go);
             let mapped = process::die_with_parent().is_ok() && fs::read(word.as_fd(), &mut [0]) == Ok(1);

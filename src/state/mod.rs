@@ -273,7 +273,7 @@ impl Claim<'_> {
                 other => other,
             }?;
             fs::write_all(file.as_fd(), &text)?;
-            self.leaves.set(!record.made.is_empty() || record.upper.is_some());
+            self.leaves.set(!record.made.is_empty() || record.upper.is_some() || record.group.is_some());
             fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
         };
         write().map_err(|errno| unusable(&self.path, format!("cannot write the record: {errno}")))

@@ -35,6 +35,9 @@ pub struct Record {
     /// Host directories that the sandbox mounts writable, in which its mounts may lie; no symlinks on the way.
     #[serde(default)]
     pub trees: Vec<Tree>,
+    /// A cgroup that sbx made, to be removed.
+    #[serde(default, with = "super::path::optional")]
+    pub group: Option<PathBuf>,
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,

@@ -57,6 +57,8 @@ pub const ENOTDIR: Errno = Errno(libc::ENOTDIR);
 pub const ENOTEMPTY: Errno = Errno(libc::ENOTEMPTY);
 /// A directory where a file was expected.
 pub const EISDIR: Errno = Errno(libc::EISDIR);
+/// A number out of what is taken.
+pub const ERANGE: Errno = Errno(libc::ERANGE);
 /// No space left.
 pub const ENOSPC: Errno = Errno(libc::ENOSPC);
 /// A per-user or system-wide limit was reached.

@@ -143,7 +143,7 @@ impl Probes {
             (Ok(go), Ok(answer)) => (go, answer),
             (Err(errno), _) | (_, Err(errno)) => return Answer::Refused(Refusal { call: "pipe2".into(), errno }),
         };
-        match process::clone3(new, ChildOf::Caller) {
+        match process::clone3(new, ChildOf::Caller, None) {
             Err(errno) => Answer::Refused(Refusal { call: "clone3".into(), errno }),
             Ok(Forked::Child { .. }) => {
                 drop((go.1, answer.0));

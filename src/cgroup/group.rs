@@ -1,0 +1,356 @@
+//! The sandbox's cgroup: made with its limits in it, read at the end, taken away with all that the program made in it.
+//!
+//! One invariant: a group is opened once, and everything goes through that descriptor; a limit that does not read back
+//! as it was written is an error.
+
+use super::usage::Usage;
+use crate::error::{Error, Result};
+use crate::host::cgroup::Direct;
+use crate::host::files::{c_path, read_bytes_of};
+use crate::plan::limits::{ReadBack, Setting};
+use crate::sys::event::poll;
+use crate::sys::fs::{self, HERE, Kind, Open};
+use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, Errno, mount, process};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What statfs(2) calls a cgroup v2 file system (magic.h).
+const CGROUP2: u64 = 0x6367_7270;
+/// Milliseconds that the end of the last process is waited for: they have been killed, and only clear away.
+const PATIENCE: u64 = 2_000;
+/// The same for what a killed sbx left: its processes die by themselves, and somebody waits for the next command.
+const LEFT_PATIENCE: u64 = 200;
+/// How deep the groups of a program are followed; the kernel's own bound is much higher.
+const DEEPEST: u32 = 64;
+
+/// A cgroup that holds one sandbox.
+#[derive(Debug)]
+pub struct Group {
+    dir: OwnedFd,
+    path: PathBuf,
+    /// Where sbx made it; `None` for a scope, which systemd takes away by itself.
+    made: Option<Made>,
+}
+
+/// What sbx made, and what it did for that.
+#[derive(Debug)]
+struct Made {
+    parent: OwnedFd,
+    name: CString,
+    /// Where sbx itself moved out of the way.
+    _leaf: Option<Leaf>,
+}
+
+/// A group for sbx alone: one that gives controllers to others may hold no process (cgroup-v2.rst, "No Internal
+/// Process Constraint").
+#[derive(Debug)]
+struct Leaf {
+    parent: OwnedFd,
+    name: CString,
+    /// What was switched on in the parent, and has to go before sbx can come back.
+    switched_on: Vec<&'static str>,
+}
+
+/// The name of a sandbox's group.
+pub fn name_of(sandbox: &str) -> String {
+    format!("sbx-{sandbox}")
+}
+
+fn leaf_of(sandbox: &str) -> String {
+    format!("sbx-{sandbox}.self")
+}
+
+impl Group {
+    /// Makes the group of a sandbox with its limits.
+    ///
+    /// # Errors
+    /// `Spec` for a value that the kernel refuses, `Unsupported` where the group cannot be made, `State` where one of
+    /// this name is in use.
+    pub fn make(at: &Direct, sandbox: &str, controllers: &[&'static str], settings: &[Setting]) -> Result<Group> {
+        let fail = |doing: &str, errno: Errno| refused(&at.at, doing, errno);
+        let parent = fs::openat(HERE, &c_path(&at.at), Open::List).map_err(|errno| fail("opened", errno))?;
+        let name = c_path(Path::new(&name_of(sandbox)));
+        // Made first, so that its drop comes last: sbx can only come back when nothing else is left.
+        let mut leaf = if at.own { Some(Leaf::enter(&at.at, sandbox)?) } else { None };
+        let switched_on = switch_on(parent.as_fd(), controllers).map_err(|errno| fail("divided", errno))?;
+        if let Some(leaf) = &mut leaf {
+            leaf.switched_on = switched_on;
+        }
+        let made = Made { parent, name, _leaf: leaf };
+        let dir = made.directory().map_err(|errno| match errno {
+            EEXIST => in_use(sandbox),
+            errno => fail("divided", errno),
+        })?;
+        let path = at.at.join(name_of(sandbox));
+        let group = Group { dir, path, made: Some(made) };
+        settings.iter().try_for_each(|setting| group.set(setting))?;
+        Ok(group)
+    }
+
+    /// Takes the group that systemd has made and put the process into; what systemd knows no property for is set here,
+    /// and everything is read back.
+    ///
+    /// # Errors
+    /// `Spec` for a value that the kernel refuses, `Unsupported` where the group cannot be opened or lacks a controller.
+    pub fn scope(path: PathBuf, settings: &[Setting]) -> Result<Group> {
+        let dir = fs::openat(HERE, &c_path(&path), Open::List).map_err(|errno| refused(&path, "opened", errno))?;
+        let group = Group { dir, path, made: None };
+        settings.iter().try_for_each(|setting| group.set(setting))?;
+        Ok(group)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For clone3(2), or to attach a process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// What all of it has used, and what limits did.
+    pub fn usage(&self) -> Usage {
+        Usage::read(|file| text(self.fd(), file).ok())
+    }
+
+    fn set(&self, setting: &Setting) -> Result<()> {
+        let file = c_path(Path::new(&setting.file));
+        match fs::openat(self.fd(), &file, Open::Write).and_then(|f| fs::write_all(f.as_fd(), setting.value.as_bytes()))
+        {
+            Ok(()) => {}
+            Err(ENOENT) if setting.optional => return Ok(()),
+            Err(errno) => return Err(unset(setting, errno)),
+        }
+        let read = text(self.fd(), &setting.file).map_err(|errno| unset(setting, errno))?;
+        if !setting.holds(&read) {
+            let why = format!("{} reads {} after {} was written", setting.file, read.trim(), setting.value);
+            return Err(Error::spec(&format!("--{}", setting.option), &setting.asked, why));
+        }
+        if setting.reads == ReadBack::Cpus {
+            let given = text(self.fd(), "cpuset.cpus.effective").map_err(|errno| unset(setting, errno))?;
+            if given.trim() != setting.value {
+                let why = format!("of these only {} can be had here", given.trim());
+                return Err(Error::spec("--cpuset", &setting.asked, why).or_try(format!("--cpuset {}", given.trim())));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Group {
+    /// Ends what is in it and takes it away. A scope is systemd's, and goes with its last process.
+    fn drop(&mut self) {
+        if let Ok(kill) = fs::openat(self.fd(), c"cgroup.kill", Open::Write)
+            && populated(self.fd())
+        {
+            let _ = fs::write_all(kill.as_fd(), b"1");
+        }
+        let Some(made) = &self.made else { return };
+        empty(self.fd(), PATIENCE);
+        let _ = remove(made.parent.as_fd(), &made.name);
+    }
+}
+
+impl Made {
+    /// The new directory. One that a dead sandbox left is taken away first.
+    fn directory(&self) -> crate::sys::Result<OwnedFd> {
+        let parent = self.parent.as_fd();
+        match fs::mkdirat(parent, &self.name, 0o755) {
+            Err(EEXIST) => {
+                let left = fs::open_beneath(parent, &self.name, Open::List)?;
+                if !empty(left.as_fd(), LEFT_PATIENCE) {
+                    return Err(EEXIST);
+                }
+                remove(parent, &self.name)?;
+                fs::mkdirat(parent, &self.name, 0o755)?;
+            }
+            other => other?,
+        }
+        fs::open_beneath(parent, &self.name, Open::List)
+    }
+}
+
+impl Leaf {
+    fn enter(at: &Path, sandbox: &str) -> Result<Leaf> {
+        let name = c_path(Path::new(&leaf_of(sandbox)));
+        let enter = || {
+            let parent = fs::openat(HERE, &c_path(at), Open::Directory)?;
+            match fs::mkdirat(parent.as_fd(), &name, 0o755) {
+                Ok(()) | Err(EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            move_here(fs::open_beneath(parent.as_fd(), &name, Open::Directory)?.as_fd())?;
+            Ok(parent)
+        };
+        let parent = enter().map_err(|errno| refused(at, "divided", errno))?;
+        Ok(Leaf { parent, name, switched_on: Vec::new() })
+    }
+}
+
+impl Drop for Leaf {
+    /// Back to where sbx was.
+    fn drop(&mut self) {
+        let parent = self.parent.as_fd();
+        let off: Vec<String> = self.switched_on.iter().map(|controller| format!("-{controller}")).collect();
+        let _ = write(parent, c"cgroup.subtree_control", &off.join(" "));
+        let _ = move_here(parent);
+        let _ = fs::unlinkat(parent, &self.name, Kind::Directory);
+    }
+}
+
+/// Clears the group that a killed sbx left, where its processes have ended. The path is a record's, so it is believed
+/// only where it is a cgroup of this sandbox's name.
+///
+/// # Errors
+/// `EBUSY` while processes live in it.
+pub fn remove_left(path: &Path, sandbox: &str) -> crate::sys::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    if name.to_str() != Some(&name_of(sandbox)) {
+        return Ok(());
+    }
+    let gone = |errno| if errno == ENOENT { Ok(()) } else { Err(errno) };
+    let parent = match fs::openat(HERE, &c_path(parent), Open::List) {
+        Ok(parent) => parent,
+        Err(errno) => return gone(errno),
+    };
+    if mount::fstatfs(parent.as_fd())?.kind != CGROUP2 {
+        return Ok(());
+    }
+    let leaf = c_path(Path::new(&leaf_of(sandbox)));
+    let _ = fs::unlinkat(parent.as_fd(), &leaf, Kind::Directory);
+    let name = c_path(Path::new(name));
+    match fs::open_beneath(parent.as_fd(), &name, Open::List) {
+        Ok(dir) if !empty(dir.as_fd(), LEFT_PATIENCE) => Err(EBUSY),
+        Ok(_) => remove(parent.as_fd(), &name),
+        Err(errno) => gone(errno),
+    }
+}
+
+fn in_use(sandbox: &str) -> Error {
+    Error::State {
+        on: name_of(sandbox),
+        why: "a cgroup of this name is in use".into(),
+        hint: Some("another --name".into()),
+    }
+}
+
+/// Why a group could not be made, for a person.
+fn refused(at: &Path, doing: &str, errno: Errno) -> Error {
+    let (why, hint) = match errno {
+        EBUSY => ("processes stand in it".to_owned(), "start sbx from a group below it, or --limits watch"),
+        EAGAIN => {
+            ("its cgroup.max.descendants or cgroup.max.depth is reached".to_owned(), "raise it, or --limits watch")
+        }
+        errno => (errno.to_string(), "sbx check tells what is in the way; --limits watch does without"),
+    };
+    let why = format!("{} cannot be {doing}: {why}", at.display());
+    Error::Unsupported { feature: "a cgroup of its own".into(), why, hint: Some(hint.into()) }
+}
+
+/// Why a limit could not be set.
+fn unset(setting: &Setting, errno: Errno) -> Error {
+    let option = format!("--{}", setting.option);
+    match errno {
+        ENOENT => {
+            let why = format!("the cgroup has no {}: the controller {} lacks it", setting.file, setting.controller);
+            let hint = format!("leave out {option}, or --best-effort");
+            Error::Unsupported { feature: option, why, hint: Some(hint) }
+        }
+        EINVAL | ERANGE | ENODEV => {
+            let why = format!("the kernel refuses {} in {}: {errno}", setting.value, setting.file);
+            Error::spec(&option, &setting.asked, why)
+        }
+        errno => {
+            let why = format!("{}: {errno}", setting.file);
+            let hint = Some("sbx check tells which limits can be had".into());
+            Error::Unsupported { feature: option, why, hint }
+        }
+    }
+}
+
+fn text(dir: BorrowedFd<'_>, file: &str) -> crate::sys::Result<String> {
+    let file = fs::openat(dir, &c_path(Path::new(file)), Open::Read)?;
+    Ok(String::from_utf8_lossy(&read_bytes_of(file.as_fd(), 1 << 16)?).into_owned())
+}
+
+fn write(dir: BorrowedFd<'_>, file: &CStr, text: &str) -> crate::sys::Result<()> {
+    fs::write_all(fs::openat(dir, file, Open::Write)?.as_fd(), text.as_bytes())
+}
+
+fn move_here(dir: BorrowedFd<'_>) -> crate::sys::Result<()> {
+    write(dir, c"cgroup.procs", &process::getpid().to_string())
+}
+
+/// Lets the groups below have the controllers; returns those that they had not. They stay: others may use them by
+/// then, and without a limit they limit nothing.
+fn switch_on(dir: BorrowedFd<'_>, controllers: &[&'static str]) -> crate::sys::Result<Vec<&'static str>> {
+    let had = text(dir, "cgroup.subtree_control")?;
+    let lacks = |name: &&&'static str| !had.split_whitespace().any(|word| word == **name);
+    let missing: Vec<&'static str> = controllers.iter().filter(lacks).copied().collect();
+    if !missing.is_empty() {
+        let on: Vec<String> = missing.iter().map(|controller| format!("+{controller}")).collect();
+        write(dir, c"cgroup.subtree_control", &on.join(" "))?;
+    }
+    Ok(missing)
+}
+
+/// Whether a process lives in it or below it.
+fn populated(dir: BorrowedFd<'_>) -> bool {
+    text(dir, "cgroup.events").is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+}
+
+/// Waits until no process lives in it; false where one still does.
+fn empty(dir: BorrowedFd<'_>, patience: u64) -> bool {
+    let mut waited = 0;
+    let mut pause = 1;
+    while populated(dir) {
+        if waited >= patience {
+            return false;
+        }
+        let _ = poll(&mut [], Some(pause));
+        waited += pause;
+        pause = (pause * 2).min(50);
+    }
+    true
+}
+
+/// Removes a group and those below it. What has just lost its last process may be busy for a moment.
+fn remove(parent: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
+    for pause in [1, 2, 5, 10, 20, 50, 100, 200] {
+        match fs::unlinkat(parent, name, Kind::Directory) {
+            Err(EBUSY) => {}
+            Err(ENOENT) => return Ok(()),
+            other => return other,
+        }
+        if let Ok(dir) = fs::open_beneath(parent, name, Open::List) {
+            remove_below(dir.as_fd(), DEEPEST);
+        }
+        match fs::unlinkat(parent, name, Kind::Directory) {
+            Err(EBUSY) => drop(poll(&mut [], Some(pause))),
+            Err(ENOENT) => return Ok(()),
+            other => return other,
+        }
+    }
+    Err(EBUSY)
+}
+
+/// The groups that the program made, the innermost first. What cannot be removed now is tried again by the caller.
+fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
+    let mut entries = fs::Entries::new();
+    loop {
+        let Ok(names) = fs::getdents(dir, &mut entries) else { return };
+        if names.is_end() {
+            return;
+        }
+        for name in names {
+            // The files of a group are no directories: ENOTDIR.
+            let Ok(below) = fs::open_beneath(dir, name, Open::List) else { continue };
+            if depth > 0 {
+                remove_below(below.as_fd(), depth - 1);
+            }
+            let _ = fs::unlinkat(dir, name, Kind::Directory);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The parent's part of the limits: the cgroup before the clone, systemd's scope after it, and at the end what they
+//! have counted.
+
+use super::Mapped;
+use super::channel::{Message, hear, tell};
+use super::faults::step_error;
+use crate::cgroup::{Group, Usage, scope};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::plan::limits::Way;
+use crate::plan::{Plan, Step};
+use crate::sys::socket::Wait;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// The group of the direct way; empty, with its limits in it.
+pub(super) fn make(plan: &Plan) -> Result<Option<Group>> {
+    match &plan.limits.way {
+        Some(Way::Direct(at)) => Group::make(at, &plan.name, &plan.limits.controllers, &plan.limits.settings).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The name of a sandbox's scope.
+pub(super) fn unit(plan: &Plan) -> String {
+    format!("{}.scope", crate::cgroup::name_of(&plan.name))
+}
+
+impl Mapped<'_> {
+    /// Has systemd put the child into a scope, while the child does what needs no cgroup; the child is told when it
+    /// stands there.
+    ///
+    /// # Errors
+    /// As [`scope::begin`] and [`Group::scope`]; what stopped the child meanwhile comes first.
+    pub(super) fn place(&self, plan: &Plan, host: &Host, signals: BorrowedFd<'_>) -> Result<Option<Group>> {
+        let Some(Way::Systemd(door)) = &plan.limits.way else {
+            self.begin(plan);
+            return Ok(None);
+        };
+        let unit = unit(plan);
+        let wanted = scope::Scope {
+            name: &unit,
+            description: format!("sbx sandbox {}: {}", plan.name, plan.process.command[0].to_string_lossy()),
+            slice: None,
+            pid: self.pid,
+            properties: &plan.limits.properties,
+        };
+        let placed = scope::begin(door, &wanted)
+            .and_then(|starting| {
+                self.begin(plan);
+                starting.finish(Some(signals))
+            })
+            .and_then(|()| {
+                let path = host.delegation.group_of(self.pid).filter(|path| path.ends_with(&unit));
+                let path = path.ok_or_else(|| Error::Unsupported {
+                    feature: "a scope of your systemd".into(),
+                    why: format!("the sandbox does not stand in {unit} after systemd has said so"),
+                    hint: Some("--limits watch, or try again".into()),
+                })?;
+                Group::scope(path, &plan.limits.settings)
+            });
+        let group = placed.map_err(|error| self.fault(plan).unwrap_or(error))?;
+        // A child that is gone has said why, or its status will.
+        let _ = tell(self.channel.as_fd(), Message::Placed, None);
+        Ok(Some(group))
+    }
+
+    /// What the child said of its own failure, of which systemd saw only that it was gone.
+    fn fault(&self, plan: &Plan) -> Option<Error> {
+        loop {
+            match hear(self.channel.as_fd(), Wait::No) {
+                Ok(Some((Message::Failed(fault), _))) => return Some(step_error(plan, fault)),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Who killed the sandbox for using too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overuse {
+    /// Bytes that it might use.
+    pub limit: u64,
+    /// Bytes that it used at most, where that is known.
+    pub peak: Option<u64>,
+}
+
+/// Whether it was the memory limit that killed.
+pub(super) fn overuse(plan: &Plan, usage: Option<&Usage>) -> Option<Overuse> {
+    let usage = usage.filter(|usage| usage.memory_kills > 0)?;
+    Some(Overuse { limit: plan.limits.mem?, peak: usage.memory_peak })
+}
+
+/// The limit was too small for what sbx itself does before the program runs.
+pub(super) fn too_small(plan: &Plan, overuse: &Overuse) -> Error {
+    let number = plan.number(|step| matches!(step, Step::Exec(_)));
+    let why = format!("too little: the limit ended the sandbox before the program ran (step {number})");
+    Error::spec("--mem", crate::spec::text::shown_size(overuse.limit), why).or_try("at least --mem 8M")
+}
