@@ -12,6 +12,7 @@ mod init;
 mod kernel_fs;
 mod layers;
 mod maps;
+mod memory;
 mod monitor;
 mod mounts;
 mod prepare;
