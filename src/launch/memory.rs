@@ -16,9 +16,12 @@ const SOONEST: u64 = 5;
 const LATEST: u64 = 100;
 /// Bytes that a sandbox is taken to fill in a millisecond: the speed of a program that only touches fresh pages.
 const RATE: u64 = 4 << 20;
-/// How much longer than a look the wait after it is at least: 1 % of a processor while nothing grows, 10 % else.
-const IDLE: u64 = 100;
+/// How much longer than a look the wait after it is at least: with as much for reading shares, this costs 1 % of a
+/// processor while nothing grows, 20 % else.
+const IDLE: u64 = 200;
 const BUSY: u64 = 10;
+/// Bytes more than at the last look that count as growth.
+const GROWTH: u64 = 1 << 20;
 /// Looks in a row that may fail: a short want of descriptors or memory in the host is not the sandbox's fault.
 const PATIENCE: u32 = 10;
 
@@ -118,7 +121,7 @@ impl MemoryWatch {
             }
         };
         let cost = event::cpu_time_us().saturating_sub(start);
-        let times = if sum.most > self.most { BUSY } else { IDLE };
+        let times = if sum.most > self.most + GROWTH { BUSY } else { IDLE };
         let near = (self.limit.saturating_sub(sum.most) / RATE).clamp(SOONEST, LATEST);
         self.next = event::monotonic_ms() + near.max(cost * times / 1000).min(10 * LATEST);
         self.failed = 0;
