@@ -221,5 +221,7 @@ fn policy(spec: &Spec, guarded: bool) -> Policy {
             Init::Program => rules::Init::Absent,
         },
         set_id: if guarded { rules::SetId::Deny } else { rules::SetId::Allow },
+        unmapped: rules::Unmapped::Allow,
+        affinity: rules::Affinity::Free,
     }
 }
