@@ -2,10 +2,10 @@
 
 use super::bus::Bus;
 use super::scope::{Scope, Starting, begin, start, stop};
-use crate::plan::limits::{Property, Value};
 use super::wire::{Body, Kind, Message, length};
 use crate::error::{Error, Result};
 use crate::host::manager::Door;
+use crate::plan::limits::{Property, Value};
 use crate::sys::event::monotonic_ms;
 use proptest::prelude::*;
 use std::io::{Read, Write};

@@ -2,7 +2,7 @@
 
 use sbx::error::{Error, Result, visible};
 use sbx::host::files::c_path;
-use sbx::launch::{Ended, Event, Exit, Observer};
+use sbx::launch::{Ended, Event, Exit, Observer, Reached};
 use sbx::plan::{Plan, Step};
 use sbx::sys::fs::{HERE, Open, openat_mode};
 use serde_json::json;
@@ -81,6 +81,12 @@ impl<'a> Reporter<'a> {
         if let (true, Some(timeout)) = (exit.timed_out, self.timeout) {
             self.say(&format!("the program was ended after its time, {} s (--timeout)", timeout.as_secs_f64()));
         }
+        if let Some(reached) = &exit.limit {
+            self.say(&over(reached));
+            self.status(
+                &json!({ "limit": { "option": reached.option, "value": reached.value, "peak": reached.peak } }),
+            );
+        }
         if exit.layer_full {
             self.say("the writable layer was full at the end; --upper disk or --upper tmpfs:SIZE gives it more room");
         }
@@ -97,6 +103,22 @@ impl<'a> Reporter<'a> {
             line.extend(how.clone());
         }
         self.status(&json!({ "exit": line }));
+    }
+}
+
+fn over(reached: &Reached) -> String {
+    let what = if reached.option == "mem" { "memory" } else { reached.option };
+    let (value, peak) = (size(reached.value), size(reached.peak));
+    format!("killed by the {what} limit ({value}); its peak was {peak}; --{} sets another", reached.option)
+}
+
+/// Bytes as the options take them, exactly where a unit fits, else with one digit behind the point.
+fn size(bytes: u64) -> String {
+    let units = [(40, 'T'), (30, 'G'), (20, 'M'), (10, 'K')];
+    match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) if bytes.trailing_zeros() >= shift => format!("{}{unit}", bytes >> shift),
+        Some((shift, unit)) => format!("{:.1}{unit}", bytes as f64 / (1u64 << shift) as f64),
+        None => bytes.to_string(),
     }
 }
 

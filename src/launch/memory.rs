@@ -5,11 +5,15 @@
 //! (`N/smaps_rollup`), which takes a walk through its page tables. Two invariants: each of the three sums is at least
 //! the next, so that neither page cache nor pages that processes share end a sandbox; and nothing allocates.
 
+use super::channel::Message;
+use super::exit::Reached;
+use crate::error::{self, Error};
+use crate::plan::Plan;
 use crate::sys::fs::{self, Entries, Open};
 use crate::sys::mount::fstatfs;
-use crate::sys::{EACCES, EINVAL, ENOENT, ESRCH, Errno, Result, event, host};
+use crate::sys::{EACCES, EINVAL, ENOENT, ESRCH, Errno, Result, event, host, sabotaged};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Milliseconds between two looks: near the limit, and far from it.
 const SOONEST: u64 = 5;
@@ -40,9 +44,9 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct MemoryWatch {
     /// The sandbox's own /proc: it lists the sandbox's processes and no others.
-    proc: OwnedFd,
-    /// The one tmpfs.
-    store: Option<OwnedFd>,
+    proc: Option<OwnedFd>,
+    /// Each tmpfs of the sandbox.
+    stores: Vec<OwnedFd>,
     limit: u64,
     page: u64,
     /// The most that was seen.
@@ -54,7 +58,7 @@ pub(super) struct MemoryWatch {
     /// How much of that was counted more than once when the shares were last read.
     shared: u64,
     /// Monotonic milliseconds: when to look next, when the shares may be read again, and when they have to be.
-    next: u64,
+    next: Option<u64>,
     rested: u64,
     stale: u64,
     /// Looks in a row that have failed.
@@ -71,43 +75,66 @@ struct Sum {
 }
 
 impl MemoryWatch {
-    /// Of the sandbox whose own /proc and tmpfs these are; the first look is due at once.
-    pub(super) fn new(proc: OwnedFd, store: Option<OwnedFd>, limit: u64) -> MemoryWatch {
+    /// Of a sandbox that is set up, where its plan says so.
+    pub(super) fn of(plan: &Plan) -> Option<MemoryWatch> {
+        plan.limits.watched().filter(|_| !sabotaged(c"watch")).map(MemoryWatch::new)
+    }
+
+    fn new(limit: u64) -> MemoryWatch {
         MemoryWatch {
-            proc,
-            store,
+            proc: None,
+            stores: Vec::new(),
             limit,
             page: host::page_size(),
             peak: 0,
             most: 0,
             held: 0,
             shared: 0,
-            next: 0,
+            next: None,
             rested: 0,
             stale: 0,
             failed: 0,
         }
     }
 
-    /// Bytes that the sandbox may use.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
+    /// Takes what the child shows to be watched.
+    ///
+    /// # Errors
+    /// Where this process has no descriptor left for it: it would not be counted.
+    pub(super) fn hold(&mut self, what: Message, carried: Option<OwnedFd>) -> error::Result<()> {
+        match (what, carried) {
+            (Message::Proc, Some(proc)) => self.proc = Some(proc),
+            (_, Some(store)) => self.stores.push(store),
+            (_, None) => {
+                return Err(Error::Unsupported {
+                    feature: "--mem".into(),
+                    why: "sbx has no descriptor left to watch the memory through".into(),
+                    hint: Some("ulimit -n 1024".into()),
+                });
+            }
+        }
+        Ok(())
     }
 
-    /// The most bytes that a look has found in use.
-    pub(super) fn peak(&self) -> u64 {
-        self.peak
+    /// The program runs: from now on there are looks.
+    pub(super) fn begin(&mut self) {
+        self.next = Some(event::monotonic_ms() + SOONEST);
+    }
+
+    /// What was watched, for the end of a run.
+    pub(super) fn reached(&self) -> Reached {
+        Reached { option: "mem", value: self.limit, peak: self.peak }
     }
 
     /// Milliseconds until the next look.
-    pub(super) fn patience(&self) -> u64 {
-        self.next.saturating_sub(event::monotonic_ms())
+    pub(super) fn patience(&self) -> Option<u64> {
+        self.next.map(|next| next.saturating_sub(event::monotonic_ms()))
     }
 
     /// Looks, if it is time to.
     pub(super) fn look(&mut self) -> Verdict {
         let now = event::monotonic_ms();
-        if now < self.next {
+        if self.next.is_none_or(|next| now < next) {
             return Verdict::Under;
         }
         // Not the time on the clock: on a busy machine that would make looks rare.
@@ -116,14 +143,14 @@ impl MemoryWatch {
             Ok(sum) => sum,
             Err(errno) => {
                 self.failed += 1;
-                self.next = now + LATEST;
+                self.next = Some(now + LATEST);
                 return if self.failed < PATIENCE { Verdict::Under } else { Verdict::Blind(errno) };
             }
         };
         let cost = event::cpu_time_us().saturating_sub(start);
         let times = if sum.most > self.most + GROWTH { BUSY } else { IDLE };
         let near = (self.limit.saturating_sub(sum.most) / RATE).clamp(SOONEST, LATEST);
-        self.next = event::monotonic_ms() + near.max(cost * times / 1000).min(10 * LATEST);
+        self.next = Some(event::monotonic_ms() + near.max(cost * times / 1000).min(10 * LATEST));
         self.failed = 0;
         self.most = sum.most;
         self.peak = self.peak.max(sum.likely);
@@ -132,7 +159,8 @@ impl MemoryWatch {
 
     /// Sums up what is in use, only as exactly as the limit asks for.
     fn measure(&mut self, now: u64) -> Result<Sum> {
-        let store = self.store.as_ref().map_or(Ok(0), |store| fstatfs(store.as_fd()).map(|space| space.used()))?;
+        let used = |sum: Result<u64>, store: &OwnedFd| Ok(sum? + fstatfs(store.as_fd())?.used());
+        let store = self.stores.iter().fold(Ok(0), used)?;
         let (mut resident, mut anonymous) = (0, 0);
         self.each(|process| {
             resident += process.statm.resident();
@@ -141,9 +169,10 @@ impl MemoryWatch {
         })?;
         // What of the machine's swap is this sandbox's nobody knows here.
         let most = resident * self.page + store + host::swap_used();
-        if most <= self.limit {
+        if most <= self.limit || sabotaged(c"shares") {
             self.shared = 0;
-            return Ok(Sum { likely: (anonymous * self.page + store).min(most), most });
+            let likely = if most <= self.limit { (anonymous * self.page + store).min(most) } else { most };
+            return Ok(Sum { likely, most });
         }
         let held = self.held(store)?;
         // What is gone may have been counted more than once.
@@ -233,7 +262,7 @@ impl MemoryWatch {
 
     /// Visits every entry of a directory of /proc whose name is a number.
     fn list(&self, of: &Place, mut visit: impl FnMut(Place) -> Result<()>) -> Result<()> {
-        let list = fs::openat(self.proc.as_fd(), of.path(), Open::List)?;
+        let list = fs::openat(self.proc()?, of.path(), Open::List)?;
         let mut entries = Entries::new();
         loop {
             let batch = fs::getdents(list.as_fd(), &mut entries)?;
@@ -246,8 +275,12 @@ impl MemoryWatch {
         }
     }
 
+    fn proc(&self) -> Result<BorrowedFd<'_>> {
+        self.proc.as_ref().map(AsFd::as_fd).ok_or(EINVAL)
+    }
+
     fn statm(&self, of: &Place) -> Result<Statm> {
-        let file = fs::openat(self.proc.as_fd(), of.join(b"statm").path(), Open::Read)?;
+        let file = fs::openat(self.proc()?, of.join(b"statm").path(), Open::Read)?;
         let mut text = [0; 160];
         let length = fs::read(file.as_fd(), &mut text)?;
         Statm::parse(&text[..length]).ok_or(EINVAL)
@@ -260,7 +293,7 @@ impl MemoryWatch {
 
     /// Numbers of a file of lines `NAME: NUMBER`; 0 for a line that is not there.
     fn numbers<const N: usize>(&self, of: &Place, file: &[u8], names: [&'static [u8]; N]) -> Result<[u64; N]> {
-        let file = fs::openat(self.proc.as_fd(), of.join(file).path(), Open::Read)?;
+        let file = fs::openat(self.proc()?, of.join(file).path(), Open::Read)?;
         let mut lines = Lines::new(names);
         let mut text = [0; 2048];
         // One read mostly has all; the line of the groups may be long.
@@ -456,7 +489,14 @@ mod tests {
 
     /// Of all that this machine runs.
     fn of_the_host(limit: u64) -> MemoryWatch {
-        MemoryWatch::new(fs::openat(HERE, c"/proc", Open::Directory).expect("/proc"), None, limit)
+        through(c"/proc", limit)
+    }
+
+    fn through(proc: &CStr, limit: u64) -> MemoryWatch {
+        let mut watch = MemoryWatch::new(limit);
+        watch.hold(Message::Proc, fs::openat(HERE, proc, Open::Path).ok()).expect("a descriptor");
+        watch.next = Some(0);
+        watch
     }
 
     fn own() -> Place {
@@ -538,20 +578,22 @@ mod tests {
     fn a_look_has_a_verdict_and_a_peak_and_comes_in_time() {
         let mut wide = of_the_host(1 << 50);
         assert_eq!(wide.look(), Verdict::Under);
-        assert!(wide.peak() > 1 << 20 && wide.patience() > SOONEST && wide.patience() <= 10 * LATEST);
+        let patience = wide.patience().expect("more looks");
+        assert!(wide.peak > 1 << 20 && patience > SOONEST && patience <= 10 * LATEST);
         let mut narrow = of_the_host(1 << 20);
         assert_eq!(narrow.look(), Verdict::Over);
-        assert!(narrow.peak() > 1 << 20 && narrow.limit() == 1 << 20);
+        let Reached { value, peak, .. } = narrow.reached();
+        assert!(peak > 1 << 20 && value == 1 << 20);
         assert_eq!(narrow.look(), Verdict::Under, "not again before it is time");
     }
 
     #[test]
     fn a_watch_that_sees_nothing_says_so() {
-        let nothing = fs::openat(HERE, c"/proc/self/status", Open::Path).expect("a file");
-        let mut watch = MemoryWatch::new(nothing, None, 1);
+        let mut watch = through(c"/proc/self/status", 1);
+        assert!(watch.hold(Message::Store, None).is_err(), "what is not there is not counted");
         for _ in 1..PATIENCE {
             assert_eq!(watch.look(), Verdict::Under);
-            watch.next = 0;
+            watch.next = Some(0);
         }
         assert!(matches!(watch.look(), Verdict::Blind(_)));
     }

@@ -4,6 +4,7 @@
 mod channel;
 mod child;
 mod confine;
+mod exit;
 mod faults;
 mod fuse;
 mod fuse_root;
@@ -24,7 +25,7 @@ mod script;
 mod sources;
 
 pub use crate::sys::process::Ended;
-pub use monitor::{Event, Exit};
+pub use exit::{Event, Exit, Reached};
 pub use prepare::Told;
 
 use crate::error::{Error, Result};
