@@ -52,6 +52,7 @@ fn host() -> Host {
         delegation: Delegation { layout: Layout::Hybrid, ..Delegation::default() },
         disks: Vec::new(),
         has_swap: true,
+        processors: vec![0, 1, 2, 3],
         token: 0x1234_abcd,
         caller: caller(),
     }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use sbx::plan::bpf::{self, Action, Condition, Insn, Rules, Test, Verdict, Width};
-use sbx::plan::seccomp::{self, Init, Nesting, Policy, SetId};
+use sbx::plan::seccomp::{self, Affinity, Init, Nesting, Policy, SetId, Unmapped};
 use sbx::plan::setid;
 use sbx::plan::syscalls::Arch;
 use serde_json::Value;
@@ -469,6 +469,7 @@ fn every_switch_compiles_to_what_its_rules_say() {
         Policy { init: Init::Absent, set_id: SetId::Deny, ..Policy::default() },
         Policy { allow: name("unshare"), log: name("socket"), ..Policy::default() },
         Policy { cap_add: name("sys_admin"), deny: name("chroot"), ..Policy::default() },
+        Policy { unmapped: Unmapped::Deny, affinity: Affinity::Fixed, ..Policy::default() },
     ] {
         for arch in Arch::ALL {
             let rules = rules(&policy, arch);

@@ -27,11 +27,16 @@ pub fn effects(plan: &Plan, exit: &Exit) -> Vec<Effect> {
         let enforced = plan.limits().enforced.iter().find(|limit| limit.option == option);
         enforced.map(|limit| limit.value.clone()).unwrap_or_default()
     };
-    if let Some(overuse) = &exit.overuse {
-        let peak = overuse.peak.map(|peak| format!("; the peak was {}", shown_size(peak))).unwrap_or_default();
+    if let Some(reached) = &exit.limit {
         found.push(Effect {
-            text: format!("killed by the memory limit ({}){peak}", shown_size(overuse.limit)),
-            line: json!({ "option": "mem", "value": value("mem"), "event": "killed", "peak": overuse.peak }),
+            text: format!(
+                "killed by the memory limit ({}); the peak was {}",
+                shown_size(reached.value),
+                shown_size(reached.peak)
+            ),
+            line: json!({
+                "option": reached.option, "value": value(reached.option), "event": "killed", "peak": reached.peak,
+            }),
         });
     }
     let Some(usage) = &exit.usage else { return found };

@@ -94,6 +94,9 @@ pub struct Host {
     /// Whether the machine has swap; looked at likewise.
     #[serde(skip)]
     pub has_swap: bool,
+    /// The processors that this process may use; looked at likewise.
+    #[serde(skip)]
+    pub processors: Vec<u32>,
     /// Working directory, home and environment.
     #[serde(skip)]
     pub caller: Caller,
@@ -182,6 +185,7 @@ impl Host {
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             delegation: if limited { cgroup::Delegation::look(&caller, uid) } else { Default::default() },
             disks: spec.limits.io.iter().map(|io| (io.path.clone(), disk(io.path.as_path()))).collect(),
+            processors: if limited { processors() } else { Vec::new() },
             has_swap: limited && sys::host::swap_bytes() > 0,
             token: if kernel < TMPFS_XATTRS || on_disk { token() } else { 0 },
             user,
@@ -402,6 +406,11 @@ impl Spec {
             || self.groups_kept == Groups::Dropped
             || !self.groups.is_empty()
     }
+}
+
+/// Empty where the kernel does not tell.
+fn processors() -> Vec<u32> {
+    sys::sched::sched_getaffinity().map_or(Vec::new(), |mask| mask.iter().collect())
 }
 
 /// The disk that a path is or lies on. A partition has no rates of its own (blk-cgroup: ENODEV), its disk has.

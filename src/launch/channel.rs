@@ -9,6 +9,7 @@
 //!     | ---- Placed -------------------------> |  (in a scope of systemd's, before the cgroup namespace)
 //!     | <--- Done{step} ---------------------- |  (where somebody follows)
 //!     | <--- UserNs + it, Fuse + the store ---- |  (root by fuse-overlayfs, whose mount is awaited)
+//!     | <--- Proc + it, Store + each tmpfs --- |  (where the memory is watched)
 //!     | <--- Skipped{step, call, errno} ------ |  (for steps that may be)
 //!     | <--- Terminal + pty master ----------- |
 //!     | <--- Failed{step, call, errno} ------- |  and ends with 125
@@ -61,6 +62,10 @@ pub enum Message {
     UserNs,
     /// Child: wants fuse-overlayfs; carries a copy of the mounts that hold its layers.
     Fuse,
+    /// Child: carries the sandbox's own /proc, to be watched.
+    Proc,
+    /// Child: carries a tmpfs of the sandbox, likewise.
+    Store,
     /// Child: all is set up.
     AtGate,
     /// Child: the program could not be executed.
@@ -110,7 +115,7 @@ calls! {
     LandlockRule = "landlock_add_rule", Mkdir = "mkdirat", Mknod = "mknodat", MountSetattr = "mount_setattr",
     MoveMount = "move_mount", Open = "openat", Openat2 = "openat2", OpenTree = "open_tree", Pipe = "pipe2",
     Pivot = "pivot_root", Prctl = "prctl", Prlimit = "prlimit", ReadBack = "read back", Receive = "recvmsg",
-    Seccomp = "seccomp", Send = "sendmsg", Setgroups = "setgroups", Sethostname = "sethostname", Setns = "setns",
+    Affinity = "sched_setaffinity", Seccomp = "seccomp", Send = "sendmsg", Setgroups = "setgroups", Sethostname = "sethostname", Setns = "setns",
     Setpriority = "setpriority", Setresgid = "setresgid", Setresuid = "setresuid", Setsid = "setsid",
     Sigmask = "sigprocmask", Signalfd = "signalfd", Stat = "fstatat", Symlink = "symlinkat", Umount = "umount2",
     Unshare = "unshare", Write = "write", Terminal = "TIOCGPTPEER",
@@ -142,6 +147,8 @@ impl Message {
             Message::NotExecuted(errno) => (9, (errno.0, 0, 0)),
             Message::Started(pid) => (10, (pid, 0, 0)),
             Message::Placed => (16, (0, 0, 0)),
+            Message::Proc => (17, (0, 0, 0)),
+            Message::Store => (18, (0, 0, 0)),
             Message::Tree => (13, (0, 0, 0)),
             Message::Done(step) => (12, (i32::from(step), 0, 0)),
             Message::Fuse => (14, (0, 0, 0)),
@@ -174,6 +181,8 @@ impl Message {
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
             (16, true) => Message::Placed,
+            (17, true) => Message::Proc,
+            (18, true) => Message::Store,
             (13, true) => Message::Tree,
             (14, true) => Message::Fuse,
             (15, true) => Message::UserNs,
@@ -221,6 +230,8 @@ mod tests {
             Message::Terminal,
             Message::Fuse,
             Message::UserNs,
+            Message::Proc,
+            Message::Store,
             Message::AtGate,
             Message::NotExecuted(Errno(2)),
             Message::Started(3),

@@ -174,6 +174,7 @@ fn left_out(op: &Op) -> bool {
         Op::NoNewPrivs => c"no-new-privs",
         Op::Keyring => c"keyring",
         Op::Rlimit(..) => c"rlimits",
+        Op::Affinity(_) => c"affinity",
         Op::Landlock { .. } => c"landlock",
         Op::Filter(_) => c"seccomp",
         Op::Verify(_) => {

@@ -40,6 +40,7 @@ impl Confined {
                 self.ignored = verify(expected)?;
                 Ok(())
             }
+            Op::Affinity(cpus) => sys::sched::sched_setaffinity(cpus).called(Call::Affinity),
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
             Op::Landlock { ruleset, rules, file_rights } => {
                 rules.iter().try_for_each(|(place, rights)| allow(ruleset.as_fd(), place, *rights, *file_rights))?;

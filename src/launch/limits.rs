@@ -1,14 +1,14 @@
 //! The parent's part of the limits: the cgroup before the clone, systemd's scope after it, and at the end what they
 //! have counted.
 
-use super::Mapped;
 use super::channel::{Message, hear, tell};
 use super::faults::step_error;
+use super::{Mapped, Reached};
 use crate::cgroup::{Group, Usage, scope};
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::plan::Plan;
 use crate::plan::limits::Way;
-use crate::plan::{Plan, Step};
 use crate::sys::socket::Wait;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -76,24 +76,15 @@ impl Mapped<'_> {
     }
 }
 
-/// Who killed the sandbox for using too much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overuse {
-    /// Bytes that it might use.
-    pub limit: u64,
-    /// Bytes that it used at most, where that is known.
-    pub peak: Option<u64>,
-}
-
-/// Whether it was the memory limit that killed.
-pub(super) fn overuse(plan: &Plan, usage: Option<&Usage>) -> Option<Overuse> {
+/// The memory limit, where that was what killed.
+pub(super) fn reached(plan: &Plan, usage: Option<&Usage>) -> Option<Reached> {
     let usage = usage.filter(|usage| usage.memory_kills > 0)?;
-    Some(Overuse { limit: plan.limits.mem?, peak: usage.memory_peak })
+    let value = plan.limits.mem?;
+    Some(Reached { option: "mem", value, peak: usage.memory_peak.unwrap_or(value) })
 }
 
 /// The limit was too small for what sbx itself does before the program runs.
-pub(super) fn too_small(plan: &Plan, overuse: &Overuse) -> Error {
-    let number = plan.number(|step| matches!(step, Step::Exec(_)));
-    let why = format!("too little: the limit ended the sandbox before the program ran (step {number})");
-    Error::spec("--mem", crate::spec::text::shown_size(overuse.limit), why).or_try("at least --mem 8M")
+pub(super) fn too_small(limit: &Reached) -> Error {
+    let why = "too little: sbx's own set-up reached it before the program ran";
+    Error::spec("--mem", crate::spec::text::shown_size(limit.value), why).or_try("at least --mem 8M")
 }

@@ -4,6 +4,7 @@
 mod channel;
 mod child;
 mod confine;
+mod exit;
 mod faults;
 mod fuse;
 mod fuse_root;
@@ -13,6 +14,7 @@ mod kernel_fs;
 mod layers;
 mod limits;
 mod maps;
+mod memory;
 mod monitor;
 mod mounts;
 mod prepare;
@@ -25,8 +27,7 @@ mod sources;
 
 pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
-pub use limits::Overuse;
-pub use monitor::{Event, Exit};
+pub use exit::{Event, Exit, Reached};
 pub use prepare::Told;
 
 use crate::cgroup::Group;

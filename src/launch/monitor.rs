@@ -2,68 +2,23 @@
 //! the sandbox's full end. Allocates nothing while the program runs.
 
 use super::channel::{Fullness, Message, hear, tell};
+use super::exit::{Event, Exit, Reached};
 use super::faults::{skipped, step_error};
 use super::fuse::Fuse;
-use super::limits::{Overuse, overuse, too_small};
+use super::limits::{reached, too_small};
+use super::memory::{MemoryWatch, Verdict};
 use super::relay::{Pump, Terminal};
 use super::{Guard, Request, Upper};
-use crate::cgroup::{Group, Usage};
+use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
-use crate::state::{Claim, Record, Skipped};
+use crate::state::{Claim, Record};
 use crate::sys::event::{self, Watch};
 use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
 use crate::sys::{self, alloc};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
-
-/// How a sandbox ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// The program's own end.
-    pub ended: Ended,
-    /// Whether `--timeout` ran out.
-    pub timed_out: bool,
-    /// Whether the writable layer had no room left at the end.
-    pub layer_full: bool,
-    /// What the sandbox's cgroup has counted, where it has one.
-    pub usage: Option<Usage>,
-    /// Whether it was killed for using too much memory.
-    pub overuse: Option<Overuse>,
-}
-
-impl Exit {
-    /// The exit status of CLI.md.
-    pub fn status(&self) -> u8 {
-        match (self.timed_out, self.ended) {
-            (true, _) => 124,
-            (false, Ended::Code(code)) => code as u8,
-            (false, Ended::Signal(signal)) => 128u8.saturating_add(signal as u8),
-        }
-    }
-}
-
-/// What an observer is told.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The step of this number is done, or with the parent's own steps: is next.
-    Step(usize),
-    /// Something the user should know, as a sentence.
-    Note(&'a str),
-    /// A step was skipped.
-    Skipped(&'a Skipped),
-    /// The program runs.
-    Started {
-        /// pid of the program as the caller sees it, where it was asked for.
-        pid: Option<i32>,
-        /// pid of the sandbox's init as the caller sees it.
-        init: i32,
-    },
-    /// The time is over; TERM has been sent.
-    TimedOut(Duration),
-}
 
 /// What goes wrong in the set-up is an error; from `Running` on everything is an exit.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,8 +61,10 @@ pub(super) struct Monitor<'a> {
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
-    /// Whether the own text is still in memory.
-    text: bool,
+    watch: Option<MemoryWatch>,
+    limit: Option<Reached>,
+    /// Monotonic milliseconds at which the own text is given back, while it is still in memory.
+    text: Option<u64>,
 }
 
 /// Milliseconds after which who waits for the program is one that waits long, and gives its memory back: a short run
@@ -133,7 +90,9 @@ impl<'a> Monitor<'a> {
             deadline: None,
             timed_out: false,
             killed: false,
-            text: true,
+            watch: MemoryWatch::of(plan),
+            limit: None,
+            text: None,
         }
     }
 
@@ -167,6 +126,7 @@ impl<'a> Monitor<'a> {
                 self.signal(signal)?;
             }
             self.keep_time(observer);
+            self.keep_memory(observer);
             self.pump(&watches);
             if watches[2].ready() && !self.channel_open {
                 return self.finish();
@@ -247,6 +207,11 @@ impl<'a> Monitor<'a> {
             }
             Message::Done(step) => observer.event(&Event::Step(usize::from(step))),
             Message::Terminal => self.master = carried,
+            Message::Proc | Message::Store => {
+                if let Some(watch) = &mut self.watch {
+                    watch.hold(message, carried)?;
+                }
+            }
             Message::AtGate => self.phase = Phase::AtGate,
             Message::Started(_) => self.started(carried, observer),
             Message::Ended(ended, full) => {
@@ -269,6 +234,10 @@ impl<'a> Monitor<'a> {
     /// The exec has succeeded: from here on nothing is an error of sbx any more.
     fn started(&mut self, pidfd: Option<OwnedFd>, observer: &mut dyn super::Observer) {
         self.phase = Phase::Running;
+        if let Some(watch) = &mut self.watch {
+            watch.begin();
+        }
+        self.text = Some(event::monotonic_ms() + SETTLED);
         let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
             Some(pidfd) => {
@@ -355,15 +324,17 @@ impl<'a> Monitor<'a> {
 
     /// How long to wait for an event, in milliseconds.
     fn patience(&self) -> Option<u64> {
-        let left = self.deadline.map(|deadline| deadline.saturating_sub(event::monotonic_ms()));
-        let settling = (self.text && self.phase == Phase::Running).then_some(SETTLED);
+        let [left, settling] =
+            [self.deadline, self.text].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
         let background = self.terminal.as_ref().is_some_and(Terminal::in_background).then_some(BACKGROUND);
-        [left, settling, background].into_iter().flatten().min()
+        let look = self.watch.as_ref().and_then(MemoryWatch::patience);
+        [left, settling, background, look].into_iter().flatten().min()
     }
 
     /// Nothing has happened for a while.
     fn settle(&mut self) {
-        if std::mem::take(&mut self.text) {
+        if self.text.is_some_and(|at| event::monotonic_ms() >= at) {
+            self.text = None;
             alloc::drop_text();
         }
         if let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.in_background()) {
@@ -389,6 +360,20 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    /// Ends all at once when the memory is used up, or can be watched no longer.
+    fn keep_memory(&mut self, observer: &mut dyn super::Observer) {
+        let Some(watch) = &mut self.watch else { return };
+        match watch.look() {
+            Verdict::Under => return,
+            Verdict::Over => self.limit = Some(watch.reached()),
+            Verdict::Blind(errno) => {
+                observer.event(&Event::Note(&format!("the memory can be watched no longer ({errno}): all is ended")));
+            }
+        }
+        (self.watch, self.deadline) = (None, None);
+        let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+    }
+
     fn not_executed(&self, errno: sys::Errno) -> Error {
         let command = self.plan.process.command[0].to_string_lossy().into_owned();
         let why = match errno {
@@ -409,14 +394,15 @@ impl<'a> Monitor<'a> {
         }
         self.drain();
         let usage = self.sandbox.group.as_ref().map(Group::usage);
-        let overuse = overuse(self.plan, usage.as_ref());
-        if let (Phase::SettingUp | Phase::AtGate, Some(overuse)) = (self.phase, &overuse) {
-            return Err(too_small(self.plan, overuse));
+        self.limit = self.limit.or_else(|| reached(self.plan, usage.as_ref()));
+        match (self.phase, &self.limit) {
+            (Phase::SettingUp | Phase::AtGate, Some(limit)) => return Err(too_small(limit)),
+            _ => {}
         }
         match (self.phase, self.ended) {
             (Phase::Running, Some((ended, full))) => Ok(Exit { usage, ..self.exit(ended, full) }),
             // Without an init of ours its end is the program's; an init that said nothing was killed.
-            (Phase::Running, None) => Ok(Exit { usage, overuse, ..self.exit(init, Fullness::Room) }),
+            (Phase::Running, None) => Ok(Exit { usage, ..self.exit(init, Fullness::Room) }),
             // Killed when the word to start was out: the program may have run, so this is no refusal.
             (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
             (_, _) => Err(self.died(init)),
@@ -427,7 +413,9 @@ impl<'a> Monitor<'a> {
         // A layer on disk, or a root without one, is not in the tmpfs that was looked at.
         let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
         let layer_full = in_store && full == Fullness::Full;
-        Exit { ended, timed_out: self.timed_out, layer_full, usage: None, overuse: None }
+        // The program may have ended by itself in the same moment.
+        let limit = self.limit.filter(|_| self.ended.is_none());
+        Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None }
     }
 
     /// The child ended before the program ran and said nothing.

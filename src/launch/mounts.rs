@@ -5,7 +5,7 @@
 
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
-use super::channel::Call;
+use super::channel::{Call, Message, tell};
 use super::child::Child;
 use super::kernel_fs::{kernel_fs, open_terminal};
 use super::layers::{Seeded, Trees};
@@ -56,7 +56,10 @@ pub(super) const PLAIN: Attr = Attr::PLAIN;
 pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
     let tree = &mut child.tree;
     match op {
-        Op::Store(size) => tree.make_store(size),
+        Op::Store(size) => {
+            tree.make_store(size)?;
+            show(child, Message::Store, held(&child.tree.store)?)
+        }
         Op::Seed { overlay, dir, like, file, content } => tree.seed(overlay, dir, *like, file, content),
         Op::Overlay(overlay) => {
             let made = tree.overlay(overlay, PLAIN)?;
@@ -96,14 +99,27 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Tmpfs { size, mode, target, attr } => {
             let options = [(c"size", size.as_c_str()), (c"mode", mode.as_c_str())];
             let made = new_fs(c"tmpfs", &options, *attr)?;
-            tree.attach(made, target, Kind::Directory)
+            show(child, Message::Store, made.as_fd())?;
+            child.tree.attach(made, target, Kind::Directory)
         }
         Op::Device { src, target } => tree.device(src, target),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { uid } => open_terminal(child, *uid),
+        Op::Proc(_) => {
+            kernel_fs(tree, op)?;
+            show(child, Message::Proc, held(&child.tree.proc)?)
+        }
         other => kernel_fs(tree, other),
     }
+}
+
+/// Hands something over to be watched.
+fn show(child: &Child<'_>, what: Message, of: BorrowedFd<'_>) -> Done {
+    if !child.script.watched {
+        return Ok(());
+    }
+    tell(child.channel, what, Some(of)).called(Call::Send)
 }
 
 /// A new file system, detached. Its context stays open: see `attach_at`.

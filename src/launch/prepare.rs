@@ -7,7 +7,7 @@ use super::{ids, program, ruleset, sources};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
-use crate::plan::limits::Way;
+use crate::plan::limits::{Affinity, Way};
 use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
 use crate::spec::mount::{CGROUP, Mount, Source};
@@ -15,6 +15,7 @@ use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::Namespaces;
+use crate::sys::sched::CpuMask;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -49,6 +50,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         confine: Vec::new(),
         sysfs: false,
         host_proc: false,
+        watched: plan.limits.watched().is_some(),
         followed: told.steps,
         program: program::program(plan, told.pid)?,
     };
@@ -332,7 +334,7 @@ impl Context<'_> {
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
             Step::Landlock(plan) => ruleset::landlock(plan)?,
-            Step::Affinity(_) => return Err(Error::Bug("affinity is not prepared".into())),
+            Step::Affinity(affinity) => Op::Affinity(Box::new(processors(affinity, self.host)?)),
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,
         })
@@ -359,6 +361,24 @@ impl Context<'_> {
             _ => 0,
         })
     }
+}
+
+/// A number of processors is taken from a place that differs from start to start, so that not all sandboxes keep to
+/// the same ones.
+fn processors(affinity: &Affinity, host: &Host) -> Result<CpuMask> {
+    let count = match affinity {
+        Affinity::List(list) => return Ok(CpuMask::of(list.iter())),
+        Affinity::Count(count) => *count as usize,
+    };
+    let mut start = [0; 2];
+    crate::sys::fs::getrandom(&mut start).map_err(|errno| Error::Sys {
+        doing: "choose".into(),
+        on: "the processors".into(),
+        errno,
+    })?;
+    let own = &host.processors;
+    let from = usize::from(u16::from_ne_bytes(start)) % own.len().max(1);
+    Ok(CpuMask::of(own.iter().cycle().skip(from).take(count.min(own.len())).copied()))
 }
 
 fn resource(name: &str) -> Result<u32> {

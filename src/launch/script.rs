@@ -7,6 +7,7 @@ use crate::sys::Errno;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::{ArgvArea, Namespaces, Pointers};
+use crate::sys::sched::CpuMask;
 use crate::sys::seccomp::Insn;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -44,6 +45,8 @@ pub(crate) struct Script {
     pub sysfs: bool,
     /// Whether the host's /proc must be at hand in `own`.
     pub host_proc: bool,
+    /// Whether the parent is handed /proc and every tmpfs, to watch over the memory.
+    pub watched: bool,
     /// Whether each step is told when it is done.
     pub followed: bool,
     /// The program.
@@ -255,6 +258,8 @@ pub(crate) enum Op {
     Filter(Vec<Insn>),
     Verify(Expected),
     Rlimit(u32, Limit),
+    /// The processors that this process and all it makes keep to.
+    Affinity(Box<CpuMask>),
     Landlock {
         ruleset: OwnedFd,
         rules: Vec<(CString, u64)>,

@@ -3,7 +3,7 @@
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
 use super::seccomp::{NATIVE, Policy, default_program, program};
-use super::{Identities, Process, Stage, Step, Steps, mounts, rules, setid};
+use super::{Identities, Process, Stage, Step, Steps, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
 use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
@@ -179,7 +179,7 @@ fn places(steps: &Steps, spec: &Spec) -> Vec<(InnerPath, Grant)> {
 }
 
 /// The program's filters, in the order of loading: the policy's last, since it may forbid loading more.
-pub(super) fn filters(steps: &mut Steps, spec: &Spec) -> Result<Vec<Vec<Insn>>> {
+pub(super) fn filters(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<Vec<Vec<Insn>>> {
     let guarded = mounts::writable_host(spec) && spec.root.setid == SetId::Refused;
     let mut filters = Vec::new();
     let mut load = |name, filter: Vec<Insn>| {
@@ -193,7 +193,7 @@ pub(super) fn filters(steps: &mut Steps, spec: &Spec) -> Result<Vec<Vec<Insn>>> 
         Filter::Off if guarded => load("hidden modes", setid::hidden_modes_program(NATIVE)),
         Filter::Off => {}
         Filter::Default => {
-            let policy = policy(spec, guarded);
+            let policy = policy(spec, host, limits, guarded);
             let filter = match policy == Policy::default() {
                 true => default_program().to_vec(),
                 false => program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?,
@@ -205,7 +205,7 @@ pub(super) fn filters(steps: &mut Steps, spec: &Spec) -> Result<Vec<Vec<Insn>>> 
 }
 
 /// The system call policy of a spec. Capabilities beyond the default open what Moby's profile ties to them.
-fn policy(spec: &Spec, guarded: bool) -> Policy {
+fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, guarded: bool) -> Policy {
     let added = spec.capabilities.without(Capabilities::default_set());
     Policy {
         allow: spec.seccomp.allow.clone(),
@@ -221,5 +221,14 @@ fn policy(spec: &Spec, guarded: bool) -> Policy {
             Init::Program => rules::Init::Absent,
         },
         set_id: if guarded { rules::SetId::Deny } else { rules::SetId::Allow },
+        unmapped: match limits.watched() {
+            None => rules::Unmapped::Allow,
+            Some(_) if environment::bounds_segments(spec, host) => rules::Unmapped::DenyFiles,
+            Some(_) => rules::Unmapped::Deny,
+        },
+        affinity: match limits.affinity {
+            None => rules::Affinity::Free,
+            Some(_) => rules::Affinity::Fixed,
+        },
     }
 }

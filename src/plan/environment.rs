@@ -29,7 +29,7 @@ pub(super) fn namespaces(spec: &Spec, limits: &LimitsPlan) -> Vec<&'static str> 
 }
 
 /// Steps of `Enter`.
-pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str, limits: &LimitsPlan) {
+pub(super) fn enter(steps: &mut Steps, spec: &Spec, host: &Host, name: &str, limits: &LimitsPlan) {
     steps.must(Stage::Enter, Step::Session);
     if spec.time != TimeOffsets::default() {
         steps.may_degrade(Stage::Enter, Step::TimeOffset(spec.time));
@@ -49,10 +49,25 @@ pub(super) fn enter(steps: &mut Steps, spec: &Spec, name: &str, limits: &LimitsP
     for (key, value) in &spec.sysctls {
         steps.must(Stage::Enter, Step::Sysctl(key.clone(), value.clone()));
     }
+    if let Some(bytes) = limits.watched().filter(|_| bounds_segments(spec, host)) {
+        // Segments that no process has attached, which nobody sees, are at least no more than the limit.
+        steps.must(Stage::Enter, Step::Sysctl(SHMALL.into(), (bytes / PAGE).to_string()));
+    }
     // Last: systemd may not have answered yet.
     if limits.is_grouped() && !spec.share.cgroup {
         steps.may_degrade(Stage::Enter, Step::CgroupNamespace);
     }
+}
+
+/// Pages of all System V segments of an IPC namespace.
+const SHMALL: &str = "kernel.shmall";
+/// On every architecture of sbx's.
+const PAGE: u64 = 4096;
+
+/// Whether the kernel bounds what System V segments hold, by a setting of the sandbox's own IPC namespace, which a user
+/// may write since Linux 6.10. What the user has set stands.
+pub(super) fn bounds_segments(spec: &Spec, host: &Host) -> bool {
+    host.kernel >= (6, 10) && !spec.share.ipc && spec.sysctls.iter().all(|(key, _)| key != SHMALL)
 }
 
 /// The host name inside: as asked, else the sandbox's own name, which may be one byte too long for one.

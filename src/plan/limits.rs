@@ -132,6 +132,11 @@ impl LimitsPlan {
         self.is_grouped() && self.enforced.iter().any(|limit| limit.option == "pids")
     }
 
+    /// Bytes of memory that sbx itself watches over.
+    pub fn watched(&self) -> Option<u64> {
+        self.mem.filter(|_| self.way == Some(Way::Watch))
+    }
+
     /// Whether the sandbox has a cgroup of its own.
     pub fn is_grouped(&self) -> bool {
         matches!(self.way, Some(Way::Direct(_) | Way::Systemd(_)))

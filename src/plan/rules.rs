@@ -24,6 +24,12 @@ const NEEDED: [&str; 11] =
 pub const HIDDEN_MODES: [(&str, Action); 4] =
     [("openat2", ENOSYS), ("io_uring_setup", EPERM), ("io_uring_enter", EPERM), ("io_uring_register", EPERM)];
 
+/// The calls by which memory comes to be that no process maps, with their answer: who watches the processes' memory
+/// would not see it.
+///
+/// memfds and System V segments outlive every mapping of them; libraries take a file of /tmp instead.
+pub const UNMAPPED: [(&str, Action); 3] = [("memfd_create", ENOSYS), ("memfd_secret", ENOSYS), ("shmget", ENOSYS)];
+
 /// The tables of the default policy, as `policies/default.toml` has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
@@ -80,6 +86,28 @@ pub enum SetId {
     Deny,
 }
 
+/// Memory that no process maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmapped {
+    /// The program may make it.
+    #[default]
+    Allow,
+    /// It may not, but for System V segments: the kernel bounds what they hold.
+    DenyFiles,
+    /// It may not.
+    Deny,
+}
+
+/// The processors that the program runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// It may choose among all.
+    #[default]
+    Free,
+    /// They are chosen for it. The mask of `sched_setaffinity` lies in memory, so the call is refused as a whole.
+    Fixed,
+}
+
 /// The changes to the default policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -97,6 +125,10 @@ pub struct Policy {
     pub init: Init,
     /// Whether set-id bits may be set.
     pub set_id: SetId,
+    /// Whether there may be memory that no process maps.
+    pub unmapped: Unmapped,
+    /// Whether the program may choose its processors.
+    pub affinity: Affinity,
 }
 
 /// Why a policy could not become a filter.
@@ -197,10 +229,8 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
     if has(&policy.deny, name) {
         return Verdict::Always(denied);
     }
-    if policy.set_id == SetId::Deny
-        && let Some((_, answer)) = HIDDEN_MODES.iter().find(|(hidden, _)| *hidden == name)
-    {
-        return Verdict::Always(*answer);
+    if let Some(answer) = shut(policy, name) {
+        return Verdict::Always(answer);
     }
     let then = if has(&policy.log, name) { Action::Log } else { Action::Allow };
     let opened = match opening(base, policy, name) {
@@ -212,6 +242,19 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         return refuse_death_signal(opened, then);
     }
     opened
+}
+
+/// The answer of a call that a protection of the sandbox as a whole needs shut, whatever is allowed by name.
+fn shut(policy: &Policy, name: &str) -> Option<Action> {
+    let among = |calls: &[(&str, Action)]| calls.iter().find(|(call, _)| *call == name).map(|(_, answer)| *answer);
+    let modes = among(&HIDDEN_MODES).filter(|_| policy.set_id == SetId::Deny);
+    let memory = among(&UNMAPPED).filter(|_| match policy.unmapped {
+        Unmapped::Allow => false,
+        Unmapped::DenyFiles => name != "shmget",
+        Unmapped::Deny => true,
+    });
+    let processors = (policy.affinity == Affinity::Fixed && name == "sched_setaffinity").then_some(EPERM);
+    modes.or(memory).or(processors)
 }
 
 /// How far a call is open.

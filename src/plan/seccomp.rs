@@ -3,7 +3,7 @@
 //! `policies/default.toml` is read by the build script, which leaves its tables and the compiled
 //! default program here, so that a run without changes costs no work at all.
 
-pub use super::rules::{Init, Nesting, Policy, SeccompError, SetId};
+pub use super::rules::{Affinity, Init, Nesting, Policy, SeccompError, SetId, Unmapped};
 
 use super::bpf::{self, Condition, Insn, Rules, Test, Width};
 use super::rules::{self, Base, Guard};
@@ -130,6 +130,19 @@ mod tests {
         assert_eq!(verdict(&policy, "io_uring_setup"), EPERM);
         assert_eq!(verdict(&policy, "io_uring_enter"), EPERM);
         assert_eq!(verdict(&Policy::default(), "openat2"), ALLOW);
+    }
+
+    #[test]
+    fn what_a_watch_could_not_see_is_shut_even_when_allowed() {
+        let allow = names(&["memfd_create", "memfd_secret", "shmget", "sched_setaffinity"]);
+        let policy = |unmapped, affinity| Policy { allow: allow.clone(), unmapped, affinity, ..Policy::default() };
+        let all = policy(Unmapped::Deny, Affinity::Fixed);
+        assert_eq!(allow.iter().map(|name| verdict(&all, name)).collect::<Vec<_>>(), [ENOSYS, ENOSYS, ENOSYS, EPERM]);
+        let files = policy(Unmapped::DenyFiles, Affinity::Free);
+        assert_eq!(allow.iter().map(|name| verdict(&files, name)).collect::<Vec<_>>(), [ENOSYS, ENOSYS, ALLOW, ALLOW]);
+        let none = policy(Unmapped::Allow, Affinity::Free);
+        assert!(allow.iter().all(|name| verdict(&none, name) == ALLOW));
+        assert_eq!(verdict(&all, "shmat"), ALLOW);
     }
 
     #[test]

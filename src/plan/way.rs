@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::host::cgroup::{Delegation, Direct, Layout, drop_in};
 use crate::spec::Spec;
 use crate::spec::access::{Degrade, Filter, Nesting};
-use crate::spec::limits::By;
+use crate::spec::limits::{By, CpuSet};
 
 /// Decides who enforces the limits, and how.
 pub(super) fn limits(spec: &Spec, host: &Host, notes: &mut Vec<String>) -> Result<LimitsPlan> {
@@ -190,6 +190,7 @@ fn watch(spec: &Spec, host: &Host, asked: &[&Row], notes: &mut Vec<String>) -> R
             None => let_go(spec, row, unwatched(row, host), notes)?,
         }
     }
+    subset(plan.affinity.as_ref(), host)?;
     if plan.affinity.is_some() && spec.seccomp.filter == Filter::Off {
         let what = "without a cgroup processors are kept by affinity, which only the seccomp filter makes hold".into();
         return Err(Error::Usage { what, hint: Some("leave out --seccomp off".into()) });
@@ -200,6 +201,18 @@ fn watch(spec: &Spec, host: &Host, asked: &[&Row], notes: &mut Vec<String>) -> R
     };
     notes.push(format!("limits by watch, which stops accidents, not an attacker{why}"));
     Ok(plan)
+}
+
+/// What a cpuset of the caller's takes away cannot be given.
+fn subset(affinity: Option<&Affinity>, host: &Host) -> Result<()> {
+    match affinity {
+        Some(Affinity::List(list)) if !list.iter().all(|cpu| host.processors.contains(&cpu)) => {
+            let own = CpuSet::of(&host.processors);
+            let why = format!("this process may use the processors {own} only");
+            Err(Error::spec("--cpuset", list, why).or_try(format!("--cpuset {own}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Of a number of processors and a list of them, the number counts within the list.

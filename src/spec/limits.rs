@@ -172,6 +172,15 @@ impl CpuSet {
             }
             ranges.push((first, last));
         }
+        Ok(CpuSet::joined(ranges))
+    }
+
+    /// These, in any order.
+    pub fn of(cpus: &[u32]) -> CpuSet {
+        CpuSet::joined(cpus.iter().map(|cpu| (*cpu, *cpu)).collect())
+    }
+
+    fn joined(mut ranges: Vec<(u32, u32)>) -> CpuSet {
         ranges.sort_unstable();
         let mut joined: Vec<(u32, u32)> = Vec::new();
         for (first, last) in ranges {
@@ -180,7 +189,7 @@ impl CpuSet {
                 _ => joined.push((first, last)),
             }
         }
-        Ok(CpuSet(joined))
+        CpuSet(joined)
     }
 
     /// The first of them, at most this many.

@@ -176,6 +176,14 @@ pub fn monotonic_ms() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
+/// `CLOCK_THREAD_CPUTIME_ID` in microseconds: what the calling thread has cost so far.
+pub fn cpu_time_us() -> u64 {
+    let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the buffer is ours; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut used) };
+    used.tv_sec as u64 * 1_000_000 + used.tv_nsec as u64 / 1000
+}
+
 /// Whether a descriptor number is open.
 pub fn is_open(number: RawFd) -> bool {
     // SAFETY: takes integers.

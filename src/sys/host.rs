@@ -27,3 +27,20 @@ pub fn release() -> String {
     // SAFETY: the field is NUL-terminated and lives as long as `names`.
     unsafe { CStr::from_ptr(names.release.as_ptr()) }.to_string_lossy().into_owned()
 }
+
+/// `sysinfo(2)`: how much of the machine's swap is in use, in bytes; 0 where the call is refused.
+pub fn swap_used() -> u64 {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let info = unsafe {
+        let mut info: libc::sysinfo = zeroed();
+        libc::sysinfo(&mut info);
+        info
+    };
+    (info.totalswap as u64).saturating_sub(info.freeswap as u64).saturating_mul(info.mem_unit.into())
+}
+
+/// Bytes of a page of memory.
+pub fn page_size() -> u64 {
+    // SAFETY: takes a number; this one is always known.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+}

@@ -15,6 +15,7 @@ pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod process;
+pub mod sched;
 pub mod seccomp;
 pub mod socket;
 pub mod stream;

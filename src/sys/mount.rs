@@ -240,6 +240,13 @@ pub fn fstatfs(of: BorrowedFd<'_>) -> Result<Space> {
     Ok(space(&s))
 }
 
+impl Space {
+    /// What is taken, in bytes.
+    pub fn used(&self) -> u64 {
+        self.total.saturating_sub(self.free)
+    }
+}
+
 fn space(s: &libc::statfs) -> Space {
     let block = s.f_bsize as u64;
     Space {

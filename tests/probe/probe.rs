@@ -8,6 +8,7 @@
 mod callers;
 mod calls;
 mod facts;
+mod memory;
 
 use serde_json::Value;
 use std::os::raw::c_long;
@@ -28,6 +29,15 @@ fn main() {
         "forks" => calls::forks(args),
         "setuid" => calls::setuid(&args[0]),
         "deep" => calls::deep(&args[0]),
+        "fill" => memory::fill(args),
+        "inherit" => memory::inherit(args),
+        "shared" => memory::shared(args),
+        "leaderless" => memory::leaderless(args),
+        "vfork" => memory::vfork(args),
+        "read" => memory::read(args),
+        "bomb" => memory::bomb(args),
+        "segment" => memory::segment(&args[0]),
+        "processors" => memory::processors(),
         "hold" => callers::hold(args),
         "keyring" => callers::keyring(args),
         "flip" => callers::flip(args),
