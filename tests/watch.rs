@@ -47,6 +47,10 @@ fn memory_that_processes_share_counts_once() {
         watched(&["--mem", "64M"]).probe_with(kind, &["40", "7", "500"]).run().exits(0).prints("\"done\"");
         over(watched(&["--mem", "64M"]).probe_with(kind, &["100", "1", "5000"]).run(), "64M");
     }
+}
+
+#[test]
+fn a_child_in_its_parents_memory_counts_once() {
     watched(&["--mem", "64M"]).probe_with("vfork", &["40", "1000"]).run().exits(0).prints("\"done\"");
 }
 

@@ -234,6 +234,9 @@ impl MemoryWatch {
     /// Whether a process runs in its parent's memory, as between vfork and exec: that counts once. Asked only of those
     /// whose sizes are the same in every field, as those of a fork hardly ever are.
     fn is_in_its_parents(&self, process: &Process) -> Result<bool> {
+        if sabotaged(c"vfork") {
+            return Ok(false);
+        }
         let [parent] = self.numbers(&process.place, b"status", [b"PPid"]).or_else(gone)?;
         let mut digits = [0; 20];
         let parent = Place::new().join(decimal(parent, &mut digits));
