@@ -231,6 +231,66 @@ fn mount_points_behind_a_link_are_removed() {
     assert_eq!(fs::read_dir(tree).expect("list").count(), 0);
 }
 
+/// Places that links of ROOTFS and of volumes lead into a volume, or out of one.
+#[test]
+fn mount_points_that_links_lead_to_are_removed() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    let link = |to: &str, at: std::path::PathBuf| std::os::unix::fs::symlink(to, at).expect("symlink");
+    for (at, to) in [
+        ("var/run", "../run"),
+        ("absolute", "/run"),
+        ("chain", "var/../absolute"),
+        ("loop", "/loop"),
+        ("way", "opt"),
+        ("opt", "/var/lib"),
+    ] {
+        link(to, root.join(at));
+    }
+    let [file, one, other] = [scratch.file("file", "x"), scratch.dir("one"), scratch.dir("other")];
+    fs::create_dir(root.join("var/lib")).expect("mkdir");
+    link("/other/deep", one.join("across"));
+    link("/tmp", one.join("out"));
+    scratch.dir("other/deep");
+    let left = |dir: &str| names_in(&scratch.join(dir));
+    let before = ["rootfs", "one", "other"].map(left);
+    let state = scratch.join("state");
+    let run = |options: &[&str]| {
+        let volumes = [(&one, "/var/run"), (&other, "/other"), (&file, "/var/run/x.sock"), (&file, "/run/across/file")];
+        let asked = sandbox(options).root(&root).option("--state").option(&state);
+        let asked = volumes.into_iter().fold(asked, |asked, (src, at)| asked.option("-v").option(volume(src, at)));
+        ["/absolute/a/b", "/chain/c", "/chain/out/d", "/way/e/f", "/way/e/g"]
+            .into_iter()
+            .fold(asked, |asked, place| asked.option("--tmpfs").option(place))
+    };
+    let script = "cat /run/x.sock /other/deep/file; touch /run/a/b/x /run/c/x /tmp/d/x /var/lib/e/f/x /var/lib/e/g/x";
+    let kept = text(&scratch.join("kept"));
+    for options in [&[][..], &["--rw"], &["--upper", &kept]] {
+        run(options).sh(script).run().exits(0).prints("xx");
+        assert_eq!(["rootfs", "one", "other"].map(left), before, "{options:?}");
+        run(options).option("--tmpfs").option("/loop/x").sh("true").run().refused();
+        assert_eq!(["rootfs", "one", "other"].map(left), before, "{options:?} refused");
+    }
+    assert_eq!(fs::read_dir(scratch.join("kept/upper")).expect("the layer").count(), 0);
+    // Also where sbx is killed: by the next command.
+    let mut killed = run(&["--rw"]).sh("touch /run/c/x && echo up; sleep 1000").start();
+    while !one.join("c").exists() {
+        std::thread::yield_now();
+    }
+    killed.kill();
+    killed.wait();
+    plain().option("--state").option(&state).sh("true").run().exits(0);
+    assert_eq!(["rootfs", "one", "other"].map(left), before, "killed");
+}
+
+/// The names in a tree, and where its links lead.
+fn names_in(dir: &std::path::Path) -> String {
+    let list = std::process::Command::new("find").arg(dir).args(["-printf", "%P %y %l\\n"]).output().expect("find");
+    let mut lines: Vec<_> = String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines.join("\n")
+}
+
 #[test]
 fn a_kept_layer_is_used_again_and_by_one_at_a_time() {
     let scratch = Scratch::new();

@@ -17,6 +17,7 @@ mod maps;
 mod memory;
 mod monitor;
 mod mounts;
+mod places;
 mod prepare;
 mod program;
 mod relay;
@@ -321,7 +322,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
         GroupSet::Kept(_) => host.groups.clone(),
         GroupSet::Exactly(_) => Vec::new(),
     };
-    let (made, trees) = maps::mount_points(plan);
+    let (made, trees) = places::mount_points(plan);
     Record {
         version: crate::state::VERSION,
         name: plan.name.clone(),
@@ -340,7 +341,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
             _ => None,
         },
         upper: match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => Some(maps::without_links(path.as_path())),
+            Some(UpperAt::Dropped(path)) => Some(places::without_links(path.as_path())),
             _ => None,
         },
     }
