@@ -285,7 +285,11 @@ fn mount_points_that_links_lead_to_are_removed() {
 
 /// The names in a tree, and where its links lead.
 fn names_in(dir: &std::path::Path) -> String {
-    let list = std::process::Command::new("find").arg(dir).args(["-printf", "%P %y %l\\n"]).output().expect("find");
+    let list = std::process::Command::new("find")
+        .arg(dir)
+        .args(["-not", "-path", "*/bin/*", "-printf", "%P %y %l\\n"])
+        .output()
+        .expect("find");
     let mut lines: Vec<_> = String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
     lines.sort();
     lines.join("\n")
@@ -320,6 +324,35 @@ fn an_upper_layer_on_disk_leaves_nothing() {
     asked().sh("head -c 1000000 /dev/zero >/big; mkdir -m 000 /closed; ls -l /big | wc -l").run().exits(0).prints("1");
     let left: Vec<_> = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Users move their layers to a larger disk by a link, whatever that place is called.
+#[test]
+fn an_upper_layer_on_disk_behind_a_link_leaves_nothing() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let large = scratch.dir("large/disk");
+    for (at, to) in [("sbx/upper", "../../large/disk"), ("sbx", "../large/disk"), ("", "large/disk")] {
+        let home = scratch.join("home");
+        let link = if at.is_empty() { home.clone() } else { home.join(at) };
+        fs::create_dir_all(link.parent().expect("below the scratch")).expect("mkdir");
+        std::os::unix::fs::symlink(to, &link).expect("symlink");
+        let run = || sandbox(&["--upper", "disk", "--state"]).option(&state).env("XDG_DATA_HOME", &home);
+        let layers = || names_in(&large).lines().filter(|name| name.contains("-")).count();
+        run().sh("echo x >/x").run().exits(0);
+        assert_eq!(layers(), 0, "{at}");
+        let mut killed = run().sh("echo x >/x; sleep 1000").start();
+        while layers() == 0 {
+            std::thread::yield_now();
+        }
+        killed.kill();
+        killed.wait();
+        plain().option("--state").option(&state).sh("true").run().exits(0);
+        assert_eq!(layers(), 0, "{at}, killed");
+        assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
+        fs::remove_file(&link).expect("the link");
+        let _ = fs::remove_dir_all(&home);
+    }
 }
 
 #[test]

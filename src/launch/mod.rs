@@ -341,7 +341,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
             _ => None,
         },
         upper: match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => Some(places::without_links(path.as_path())),
+            Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
             _ => None,
         },
     }

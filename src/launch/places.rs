@@ -3,7 +3,7 @@
 //!
 //! One invariant: a place is where the child will find it, through the links of ROOTFS and of what is mounted before.
 
-use crate::host::files::c_path;
+use crate::host::files::{c_path, without_links};
 use crate::plan::{Etc, Layers, Plan, Step, UpperAt};
 use crate::spec::mount::{Access, Mount, Source};
 use crate::state::{Made, Tree};
@@ -37,15 +37,6 @@ fn written(step: &Step) -> Option<PathBuf> {
         _ => return None,
     };
     Some(without_links(&src))
-}
-
-/// The same path with the symlinks in it resolved, as far as it exists.
-pub(super) fn without_links(path: &Path) -> PathBuf {
-    match (path.canonicalize(), path.parent(), path.file_name()) {
-        (Ok(real), ..) => real,
-        (Err(_), Some(parent), Some(name)) => without_links(parent).join(name),
-        _ => path.to_owned(),
-    }
 }
 
 /// What a step shows inside.
