@@ -136,6 +136,33 @@ fn low_hard_limits_of_the_caller_are_kept_to() {
     }
 }
 
+/// Each holds for the program alone: what sbx itself has still to do would not fit.
+#[test]
+fn resource_limits_are_set_however_low() {
+    for value in ["0", "1", "3", "10", "40"] {
+        for options in [&[][..], &["--no-init"], &["--seccomp", "off"], &["--cap-drop", "all"]] {
+            let limit = format!("nofile={value}");
+            sandbox(&["--rlimit", &limit]).options(options).sh("ulimit -n").run().exits(0).prints(value);
+        }
+        for (name, row) in
+            [("nproc", "Max processes"), ("sigpending", "Max pending signals"), ("locks", "Max file locks")]
+        {
+            let asked = sandbox(&["--rlimit", &format!("{name}={value}")]);
+            let limits = asked.command(&["cat", "/proc/self/limits"]).run().exits(0).stdout;
+            let set = limits.lines().find_map(|line| line.strip_prefix(row)).unwrap_or_default();
+            assert!(set.split_whitespace().take(2).eq([value, value]), "{name}={value}: {limits}");
+        }
+    }
+    sandbox(&["--rlimit", "nproc=1"]).sh("(true) && echo forked").run().exits(2).says("can't fork");
+    for limit in ["as=1048576", "data=0"] {
+        let killed = sandbox(&["--rlimit", limit]).command(&["true"]).run();
+        assert!([128 + 9, 128 + 11].contains(&killed.status), "{limit}: {killed:?}");
+        killed.says(&format!("--rlimit {limit} may be too low"));
+    }
+    sandbox(&["--rlimit", "fsize=0"]).sh("echo x >/x").run().exits(128 + 25).says("--rlimit fsize=0 may be too low");
+    assert_eq!(sandbox(&["--rlimit", "fsize=9"]).sh("kill -SEGV $$").run().exits(128 + 11).stderr, "");
+}
+
 #[test]
 fn a_failed_start_leaves_no_pid_file() {
     let scratch = Scratch::new();
