@@ -403,6 +403,19 @@ fn a_planted_record_removes_no_tree() {
     }
 }
 
+/// What a record holds is read again, whatever the command line is: JSON takes six bytes for a control character.
+#[test]
+fn a_command_of_control_characters_leaves_nothing() {
+    let scratch = Scratch::new();
+    let (home, state) = (scratch.dir("home"), scratch.join("state"));
+    let script = "ulimit -s unlimited; w=$(head -c 120000 /dev/zero | tr '\\0' '\\1'); \
+                  for n in $(seq 40); do set -- \"$@\" \"$w\"; done; exec \"$@\"";
+    let asked = sandbox(&["--upper", "disk"]).under(&["sh", "-c", script, "sh"]).env("XDG_DATA_HOME", &home);
+    asked.option("--state").option(&state).command(&["true"]).run().exits(0);
+    assert_eq!(fs::read_dir(home.join("sbx/upper")).expect("layers").count(), 0);
+    assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
+}
+
 /// Files and directories of subordinate ids, which the caller itself may neither enter nor empty.
 #[test]
 fn an_upper_layer_on_disk_of_many_users_leaves_nothing() {

@@ -330,7 +330,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
         supervisor_pid: process::getpid(),
         pid: None,
         labels: plan.labels.clone(),
-        command: plan.process.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        command: crate::state::short(&plan.process.command),
         groups,
         skipped: Vec::new(),
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
