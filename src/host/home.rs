@@ -36,12 +36,14 @@ pub(super) fn of_passwd(uid: u32) -> Option<PathBuf> {
 }
 
 /// The directories that `@host` shows empty and their modes, the outer ones first: those of every machine and the
-/// caller's home, each as it is spelled and where it leads. A home that leads nowhere is not the one to hide.
+/// caller's home, each as it is spelled and where it leads. A home that leads nowhere is not the one to hide, and a file
+/// is none.
 pub(super) fn emptied(caller: &Caller, uid: u32) -> Vec<(PathBuf, u32)> {
     let real = |path: &Path| std::fs::canonicalize(path).ok();
-    let leads = |home: &Path| real(home).is_some_and(|real| real != Path::new("/"));
+    let leads = |home: &Path| real(home).is_some_and(|real| real != Path::new("/") && real.is_dir());
     let other = if leads(&caller.home) { None } else { of_passwd(uid) };
-    let homes = [Some(caller.home.clone()), other].into_iter().flatten().map(|home| (home, 0o700));
+    let homes = [Some(caller.home.clone()), other].into_iter().flatten();
+    let homes = homes.filter(|home| !home.exists() || home.is_dir()).map(|home| (home, 0o700));
     let mut found: Vec<(PathBuf, u32)> = Vec::new();
     for (path, mode) in EMPTIED.map(|(path, mode)| (PathBuf::from(path), mode)).into_iter().chain(homes) {
         let spelled: PathBuf = path.components().collect();
