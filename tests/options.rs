@@ -108,6 +108,25 @@ fn a_variable_on_the_command_line_wins_over_a_file() {
 }
 
 #[test]
+fn a_file_of_variables_may_be_a_pipe_and_is_text() {
+    // As a shell makes `<(…)`: a descriptor by its path, whose writer may be late.
+    let late = ["sh", "-c", "(sleep 0.2; echo A=late) | { exec 3<&0 </dev/null; exec \"$@\"; }", "sh"];
+    let run = |file: &std::path::Path| sandbox(&["--env-file"]).option(file).sh("echo A is $A");
+    run("/dev/fd/3".as_ref()).under(&late).run().exits(0).prints("A is late");
+    run("/dev/stdin".as_ref()).stdin(b"A=1").run().exits(0).prints("A is 1");
+    run("/dev/null".as_ref()).run().exits(0).prints("A is");
+    let scratch = Scratch::new();
+    for (content, why) in
+        [(&b"A=1\0"[..], "NUL byte"), (b"A=\xff", "not UTF-8, from byte 2"), (&[b'\n'; (1 << 20) + 1], "1 MiB")]
+    {
+        fs::write(scratch.join("env"), content).expect("write");
+        run(&scratch.join("env")).run().refused().says(why).says("try: ");
+    }
+    fs::write(scratch.join("env"), [&[b'\n'; (1 << 20) - 3][..], b"A=2"].concat()).expect("write");
+    run(&scratch.join("env")).run().exits(0).prints("A is 2");
+}
+
+#[test]
 fn low_hard_limits_of_the_caller_are_kept_to() {
     if !has("prlimit") {
         return;

@@ -273,7 +273,22 @@ fn masks(steps: &mut Steps, spec: &Spec) -> Result<()> {
         return Err(Error::spec("--mask", path, "with --net host /sys is empty").or_try("leave it out"));
     }
     for path in &spec.mask {
+        check_mask(path)?;
         steps.must(Stage::Root, Step::Mask(Masked { path: path.clone(), asked: true }));
+    }
+    Ok(())
+}
+
+/// What cannot be masked without taking from every sandbox what it is made of.
+fn check_mask(path: &InnerPath) -> Result<()> {
+    let refuse = |why: &str, hint: &str| Err(Error::spec("--mask", path, why).or_try(hint));
+    if ["/", "/proc", "/sys"].iter().any(|whole| path.as_path() == Path::new(whole)) {
+        return refuse("every sandbox has it, and sbx itself mounts on it", "paths below it");
+    }
+    let first = path.as_path().strip_prefix("/proc").ok().and_then(|below| below.iter().next()?.to_str());
+    let process = |name: &str| name.ends_with("self") || name.bytes().all(|byte| byte.is_ascii_digit());
+    if first.is_some_and(process) {
+        return refuse("a process's own, which comes and goes with it and which sbx reads", "other paths below /proc");
     }
     Ok(())
 }
