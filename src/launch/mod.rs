@@ -192,7 +192,8 @@ impl<'a> Cloned<'a> {
             Some(_) => Namespaces::USER,
             None => script.new,
         };
-        let (forked, lost) = child::clone(script, new, ChildOf::Caller, into).map_err(fail("clone3"))?;
+        let (forked, lost) =
+            child::clone(script, new, ChildOf::Caller, into).map_err(|errno| fail(process::clone_call())(errno))?;
         match forked {
             Forked::Child { missing } => {
                 drop(ours);
