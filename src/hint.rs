@@ -60,7 +60,7 @@ pub fn wants_facts(error: &Error) -> bool {
 
 /// The advice for an error.
 pub fn advice(error: &Error, facts: &Facts) -> Advice {
-    if let Error::Spec { why, .. } | Error::Unsupported { why, .. } = error
+    if let Error::Spec { why, .. } = error
         && let Some(hint) = exhausted(why)
     {
         return Advice { why: None, hint: Some(hint.to_owned()) };
@@ -105,8 +105,7 @@ pub fn advice(error: &Error, facts: &Facts) -> Advice {
     Advice { why: Some(why), hint: Some(hint) }
 }
 
-/// What to do where files or memory ran out, if these words say so: whatever was tried then, no option helps. The
-/// Landlock crate hands its error numbers on as words only.
+/// What to do where files or memory ran out, if these words say so: whatever was tried then, no value helps.
 fn exhausted(why: &str) -> Option<&'static str> {
     let ends = |errno: i32| Errno(errno).to_string().get(1..).is_some_and(|words| why.ends_with(words));
     if ends(EMFILE) || ends(ENFILE) {
@@ -410,16 +409,14 @@ mod tests {
     }
 
     #[test]
-    fn no_option_is_advised_where_files_or_memory_ran_out() {
+    fn no_value_is_advised_where_files_or_memory_ran_out() {
         let refused = |errno: i32| {
-            let why = format!("failed to create a ruleset: {}", std::io::Error::from_raw_os_error(errno));
-            let why = why.split(" (os error").next().unwrap_or_default().to_owned();
-            let error = Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) };
+            let error = Error::spec("ROOTFS", "./r", Errno(errno)).or_try("a directory");
             advice(&error, &Facts::default()).hint.unwrap_or_default()
         };
         assert!(refused(EMFILE).contains("ulimit -n") && refused(ENFILE).contains("ulimit -n"));
         assert!(refused(ENOMEM).contains("less busy"));
-        assert_eq!(refused(EPERM), "--landlock off");
+        assert_eq!(refused(EPERM), "a directory");
     }
 
     #[test]

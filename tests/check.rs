@@ -384,6 +384,8 @@ fn an_outer_filter_that_refuses_user_namespaces_is_named() {
     if let Some((status, said)) = run_behind(NAME, &DOCKER) {
         assert_eq!(status, Some(125), "{said}");
         assert!(said.contains("why: ") && said.contains("seccomp"), "{said}");
+        // What was refused, not what is missing and has a fall-back.
+        assert!(said.contains(": clone: operation not permitted"), "{said}");
     }
 }
 

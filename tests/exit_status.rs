@@ -61,6 +61,40 @@ fn signals_are_128_and_their_number() {
     place.assert_clean();
 }
 
+/// By the signals of the keyboard sbx dies as the program did: a shell's loop ends only then.
+#[test]
+fn sbx_dies_of_what_is_typed() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let script = "ulimit -c unlimited; exec \"$@\" 3>status";
+    let run = |inside: &str| {
+        let (sbx, root) = (support::sbx(), place.rootfs());
+        let words = [sbx.as_os_str(), "run".as_ref(), "--status-fd".as_ref(), "3".as_ref(), root.as_os_str()];
+        let words = ["-c", script, "sh"].map(std::ffi::OsStr::new).into_iter().chain(words);
+        let running = place.run("sh", words.chain(["sh", "-c", inside].map(std::ffi::OsStr::new))).start();
+        assert!(soon(|| place.processes().iter().any(|p| p.name == "sleep")), "{:?}", place.processes());
+        running
+    };
+    let ways = [
+        ("exec sleep 1000", "INT", 1002, "\"signal\":2"),
+        ("exec sleep 1000", "QUIT", 1003, "\"signal\":3"),
+        ("exec sleep 1000", "TERM", 143, "\"signal\":15"),
+        ("trap 'exit 130' INT; sleep 1000 & wait", "INT", 130, "\"code\":130"),
+        ("trap 'kill -KILL $$' INT; sleep 1000 & wait", "INT", 137, "\"signal\":9"),
+    ];
+    for (inside, signal, code, told) in ways {
+        let running = run(inside);
+        running.signal(signal);
+        let done = running.done().exits(code);
+        assert!(!std::os::unix::process::ExitStatusExt::core_dumped(&done.status), "{signal}");
+        let status = fs::read_to_string(place.path("status")).expect("status");
+        assert!(status.lines().last().is_some_and(|last| last.contains(told)), "{signal}: {status}");
+        place.assert_clean();
+    }
+}
+
 #[test]
 fn background_processes_end_with_the_program() {
     if lacks(&["userns"]) {
@@ -136,7 +170,7 @@ fn setting_up_is_interrupted_by_a_signal() {
         return;
     }
     // The child is held up for a second in the midst of its mounts, and sbx is told to end meanwhile.
-    for (signal, status) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
+    for (signal, status) in [("TERM", 143), ("INT", 1002), ("QUIT", 1003), ("HUP", 129)] {
         let place = Place::new();
         let sbx = support::sbx().into_os_string().into_string().expect("utf-8");
         let rootfs = place.rootfs().into_os_string().into_string().expect("utf-8");

@@ -67,6 +67,22 @@ fn a_caller_without_home_has_that_of_passwd() {
     }
 }
 
+/// It cannot be shown as an empty directory, and is no home: that of passwd is hidden.
+#[test]
+fn a_home_that_is_a_file_is_none() {
+    let scratch = Scratch::new();
+    let project = scratch.dir("project");
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_dir());
+    for file in ["/etc/passwd", "/bin/sh", "/dev/null"] {
+        let look = || here(&[], &project).env("HOME", file);
+        look().sh("echo $HOME").run().exits(0).prints(file);
+        if let Some(home) = &home {
+            let list = format!("ls -A {} 2>/dev/null; true", home.display());
+            look().sh(&list).run().exits(0).prints("");
+        }
+    }
+}
+
 #[test]
 fn changes_of_the_working_directory_are_dropped() {
     let scratch = Scratch::new();

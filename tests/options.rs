@@ -108,6 +108,25 @@ fn a_variable_on_the_command_line_wins_over_a_file() {
 }
 
 #[test]
+fn a_file_of_variables_may_be_a_pipe_and_is_text() {
+    // As a shell makes `<(…)`: a descriptor by its path, whose writer may be late.
+    let late = ["sh", "-c", "(sleep 0.2; echo A=late) | { exec 3<&0 </dev/null; exec \"$@\"; }", "sh"];
+    let run = |file: &std::path::Path| sandbox(&["--env-file"]).option(file).sh("echo A is $A");
+    run("/dev/fd/3".as_ref()).under(&late).run().exits(0).prints("A is late");
+    run("/dev/stdin".as_ref()).stdin(b"A=1").run().exits(0).prints("A is 1");
+    run("/dev/null".as_ref()).run().exits(0).prints("A is");
+    let scratch = Scratch::new();
+    for (content, why) in
+        [(&b"A=1\0"[..], "NUL byte"), (b"A=\xff", "not UTF-8, from byte 2"), (&[b'\n'; (1 << 20) + 1], "1 MiB")]
+    {
+        fs::write(scratch.join("env"), content).expect("write");
+        run(&scratch.join("env")).run().refused().says(why).says("try: ");
+    }
+    fs::write(scratch.join("env"), [&[b'\n'; (1 << 20) - 3][..], b"A=2"].concat()).expect("write");
+    run(&scratch.join("env")).run().exits(0).prints("A is 2");
+}
+
+#[test]
 fn low_hard_limits_of_the_caller_are_kept_to() {
     if !has("prlimit") {
         return;
@@ -134,6 +153,33 @@ fn low_hard_limits_of_the_caller_are_kept_to() {
     } else {
         closed.exits(0);
     }
+}
+
+/// Each holds for the program alone: what sbx itself has still to do would not fit.
+#[test]
+fn resource_limits_are_set_however_low() {
+    for value in ["0", "1", "3", "10", "40"] {
+        for options in [&[][..], &["--no-init"], &["--seccomp", "off"], &["--cap-drop", "all"]] {
+            let limit = format!("nofile={value}");
+            sandbox(&["--rlimit", &limit]).options(options).sh("ulimit -n").run().exits(0).prints(value);
+        }
+        for (name, row) in
+            [("nproc", "Max processes"), ("sigpending", "Max pending signals"), ("locks", "Max file locks")]
+        {
+            let asked = sandbox(&["--rlimit", &format!("{name}={value}")]);
+            let limits = asked.command(&["cat", "/proc/self/limits"]).run().exits(0).stdout;
+            let set = limits.lines().find_map(|line| line.strip_prefix(row)).unwrap_or_default();
+            assert!(set.split_whitespace().take(2).eq([value, value]), "{name}={value}: {limits}");
+        }
+    }
+    sandbox(&["--rlimit", "nproc=1"]).sh("(true) && echo forked").run().exits(2).says("can't fork");
+    for limit in ["as=1048576", "data=0"] {
+        let killed = sandbox(&["--rlimit", limit]).command(&["true"]).run();
+        assert!([128 + 9, 128 + 11].contains(&killed.status), "{limit}: {killed:?}");
+        killed.says(&format!("--rlimit {limit} may be too low"));
+    }
+    sandbox(&["--rlimit", "fsize=0"]).sh("echo x >/x").run().exits(128 + 25).says("--rlimit fsize=0 may be too low");
+    assert_eq!(sandbox(&["--rlimit", "fsize=9"]).sh("kill -SEGV $$").run().exits(128 + 11).stderr, "");
 }
 
 #[test]

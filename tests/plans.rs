@@ -54,6 +54,7 @@ fn host() -> Host {
         has_swap: true,
         processors: vec![0, 1, 2, 3],
         token: 0x1234_abcd,
+        layers: "/home/me/.local/share/sbx/upper".into(),
         caller: caller(),
     }
 }

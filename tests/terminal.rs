@@ -509,3 +509,27 @@ fn ctrl_z_without_a_terminal_of_its_own_stops_all_and_cont_resumes() {
     running.done();
     place.assert_clean();
 }
+
+#[test]
+fn ctrl_c_ends_the_loop_of_a_shell() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let sbx = support::sbx();
+    let (screen, running) = shell(&place);
+    screen.type_in(&format!(
+        "for n in 1 2 3; do echo loop=$n; {} run -T {} sleep 1000; echo next=$n; done\n",
+        sbx.display(),
+        rootfs(&place)
+    ));
+    screen.shows("loop=1\r\n");
+    assert!(soon(|| place.processes().iter().any(|p| p.name == "sleep")));
+    screen.type_in("\x03");
+    screen.type_in("echo status=$?\n");
+    screen.shows("status=130");
+    assert!(!screen.text().contains("next=1") && !screen.text().contains("loop=2"), "{}", screen.text());
+    screen.type_in("exit\n");
+    running.done();
+    place.assert_clean();
+}

@@ -231,6 +231,70 @@ fn mount_points_behind_a_link_are_removed() {
     assert_eq!(fs::read_dir(tree).expect("list").count(), 0);
 }
 
+/// Places that links of ROOTFS and of volumes lead into a volume, or out of one.
+#[test]
+fn mount_points_that_links_lead_to_are_removed() {
+    let scratch = Scratch::new();
+    let root = scratch.rootfs();
+    let link = |to: &str, at: std::path::PathBuf| std::os::unix::fs::symlink(to, at).expect("symlink");
+    for (at, to) in [
+        ("var/run", "../run"),
+        ("absolute", "/run"),
+        ("chain", "var/../absolute"),
+        ("loop", "/loop"),
+        ("way", "opt"),
+        ("opt", "/var/lib"),
+    ] {
+        link(to, root.join(at));
+    }
+    let [file, one, other] = [scratch.file("file", "x"), scratch.dir("one"), scratch.dir("other")];
+    fs::create_dir(root.join("var/lib")).expect("mkdir");
+    link("/other/deep", one.join("across"));
+    link("/tmp", one.join("out"));
+    scratch.dir("other/deep");
+    let left = |dir: &str| names_in(&scratch.join(dir));
+    let before = ["rootfs", "one", "other"].map(left);
+    let state = scratch.join("state");
+    let run = |options: &[&str]| {
+        let volumes = [(&one, "/var/run"), (&other, "/other"), (&file, "/var/run/x.sock"), (&file, "/run/across/file")];
+        let asked = sandbox(options).root(&root).option("--state").option(&state);
+        let asked = volumes.into_iter().fold(asked, |asked, (src, at)| asked.option("-v").option(volume(src, at)));
+        ["/absolute/a/b", "/chain/c", "/chain/out/d", "/way/e/f", "/way/e/g"]
+            .into_iter()
+            .fold(asked, |asked, place| asked.option("--tmpfs").option(place))
+    };
+    let script = "cat /run/x.sock /other/deep/file; touch /run/a/b/x /run/c/x /tmp/d/x /var/lib/e/f/x /var/lib/e/g/x";
+    let kept = text(&scratch.join("kept"));
+    for options in [&[][..], &["--rw"], &["--upper", &kept]] {
+        run(options).sh(script).run().exits(0).prints("xx");
+        assert_eq!(["rootfs", "one", "other"].map(left), before, "{options:?}");
+        run(options).option("--tmpfs").option("/loop/x").sh("true").run().refused();
+        assert_eq!(["rootfs", "one", "other"].map(left), before, "{options:?} refused");
+    }
+    assert_eq!(fs::read_dir(scratch.join("kept/upper")).expect("the layer").count(), 0);
+    // Also where sbx is killed: by the next command.
+    let mut killed = run(&["--rw"]).sh("touch /run/c/x && echo up; sleep 1000").start();
+    while !one.join("c").exists() {
+        std::thread::yield_now();
+    }
+    killed.kill();
+    killed.wait();
+    plain().option("--state").option(&state).sh("true").run().exits(0);
+    assert_eq!(["rootfs", "one", "other"].map(left), before, "killed");
+}
+
+/// The names in a tree, and where its links lead.
+fn names_in(dir: &std::path::Path) -> String {
+    let list = std::process::Command::new("find")
+        .arg(dir)
+        .args(["-not", "-path", "*/bin/*", "-printf", "%P %y %l\\n"])
+        .output()
+        .expect("find");
+    let mut lines: Vec<_> = String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines.join("\n")
+}
+
 #[test]
 fn a_kept_layer_is_used_again_and_by_one_at_a_time() {
     let scratch = Scratch::new();
@@ -260,6 +324,35 @@ fn an_upper_layer_on_disk_leaves_nothing() {
     asked().sh("head -c 1000000 /dev/zero >/big; mkdir -m 000 /closed; ls -l /big | wc -l").run().exits(0).prints("1");
     let left: Vec<_> = fs::read_dir(home.join("sbx/upper")).into_iter().flatten().flatten().map(|e| e.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Users move their layers to a larger disk by a link, whatever that place is called.
+#[test]
+fn an_upper_layer_on_disk_behind_a_link_leaves_nothing() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let large = scratch.dir("large/disk");
+    for (at, to) in [("sbx/upper", "../../large/disk"), ("sbx", "../large/disk"), ("", "large/disk")] {
+        let home = scratch.join("home");
+        let link = if at.is_empty() { home.clone() } else { home.join(at) };
+        fs::create_dir_all(link.parent().expect("below the scratch")).expect("mkdir");
+        std::os::unix::fs::symlink(to, &link).expect("symlink");
+        let run = || sandbox(&["--upper", "disk", "--state"]).option(&state).env("XDG_DATA_HOME", &home);
+        let layers = || names_in(&large).lines().filter(|name| name.contains("-")).count();
+        run().sh("echo x >/x").run().exits(0);
+        assert_eq!(layers(), 0, "{at}");
+        let mut killed = run().sh("echo x >/x; sleep 1000").start();
+        while layers() == 0 {
+            std::thread::yield_now();
+        }
+        killed.kill();
+        killed.wait();
+        plain().option("--state").option(&state).sh("true").run().exits(0);
+        assert_eq!(layers(), 0, "{at}, killed");
+        assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
+        fs::remove_file(&link).expect("the link");
+        let _ = fs::remove_dir_all(&home);
+    }
 }
 
 #[test]
@@ -308,6 +401,19 @@ fn a_planted_record_removes_no_tree() {
         run().sh("true").run().exits(0);
         assert!(!state.join("dead").exists() && precious.exists() && inside.exists(), "{name:?} {upper}");
     }
+}
+
+/// What a record holds is read again, whatever the command line is: JSON takes six bytes for a control character.
+#[test]
+fn a_command_of_control_characters_leaves_nothing() {
+    let scratch = Scratch::new();
+    let (home, state) = (scratch.dir("home"), scratch.join("state"));
+    let script = "ulimit -s unlimited; w=$(head -c 120000 /dev/zero | tr '\\0' '\\1'); \
+                  for n in $(seq 40); do set -- \"$@\" \"$w\"; done; exec \"$@\"";
+    let asked = sandbox(&["--upper", "disk"]).under(&["sh", "-c", script, "sh"]).env("XDG_DATA_HOME", &home);
+    asked.option("--state").option(&state).command(&["true"]).run().exits(0);
+    assert_eq!(fs::read_dir(home.join("sbx/upper")).expect("layers").count(), 0);
+    assert_eq!(fs::read_dir(&state).expect("state").count(), 0);
 }
 
 /// Files and directories of subordinate ids, which the caller itself may neither enter nor empty.

@@ -11,6 +11,7 @@ mod run;
 use crate::hint;
 use sbx::error::{Error, Result, visible};
 use sbx::spec::Caller;
+use sbx::sys::event;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
@@ -45,7 +46,13 @@ pub fn main() -> u8 {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     match unelevated().and_then(|()| dispatch(words)) {
         Ok(status) => status,
-        Err(error) => fail(&error),
+        Err(error) => {
+            let status = fail(&error);
+            if let Error::Interrupted(signal @ (event::SIGINT | event::SIGQUIT)) = error {
+                event::die_of(signal);
+            }
+            status
+        }
     }
 }
 

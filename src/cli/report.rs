@@ -5,6 +5,7 @@ use sbx::error::{Error, Result, visible};
 use sbx::host::files::c_path;
 use sbx::launch::{Ended, Event, Exit, Observer};
 use sbx::plan::{Plan, Step};
+use sbx::spec::Rlimit;
 use sbx::sys::fs::{HERE, Open, openat_mode};
 use serde_json::json;
 use std::fs::{File, Metadata};
@@ -36,6 +37,12 @@ pub struct Reporter<'a> {
 }
 
 const SIGSYS: i32 = 31;
+const ENDED_BY_LIMIT: [(i32, &str, &[&str]); 4] = [
+    (9, "SIGKILL", &["as", "data", "stack", "cpu"]),
+    (11, "SIGSEGV", &["as", "data", "stack"]),
+    (24, "SIGXCPU", &["cpu"]),
+    (25, "SIGXFSZ", &["fsize"]),
+];
 
 impl<'a> Reporter<'a> {
     /// Checks before anything is started that the pid file can be written.
@@ -93,6 +100,17 @@ impl<'a> Reporter<'a> {
         }
     }
 
+    /// The signal's name and the limit that was asked for, where the kernel ends with this signal who meets that
+    /// limit: getrlimit(2), and execve(2) for those that leave a new program too little memory.
+    fn limit_met(&self, signal: i32) -> Option<(&'static str, &Rlimit)> {
+        let (_, name, limits) = ENDED_BY_LIMIT.iter().find(|(number, ..)| *number == signal)?;
+        let mut asked = self.plan.steps().iter().filter_map(|planned| match &planned.step {
+            Step::Rlimit(limit) if limits.contains(&limit.name.as_str()) && limit.soft != u64::MAX => Some(limit),
+            _ => None,
+        });
+        Some((*name, asked.next_back()?))
+    }
+
     /// The end of the run.
     pub fn ended(&self, exit: &Exit) {
         self.used(exit);
@@ -105,6 +123,12 @@ impl<'a> Reporter<'a> {
         let filtered = || self.plan.steps().iter().any(|planned| matches!(planned.step, Step::Filter("policy", _)));
         if exit.ended == Ended::Signal(SIGSYS) && filtered() {
             self.say("the program was killed by SIGSYS; it may have made a system call of a foreign ABI (i386 or x32), which the seccomp policy forbids; --seccomp off lets it run");
+        }
+        if let (Ended::Signal(signal), false, None) = (exit.ended, exit.timed_out, exit.limit)
+            && let Some((name, limit)) = self.limit_met(signal)
+        {
+            let set = format!("--rlimit {}={}", limit.name, limit.soft);
+            self.say(&format!("the program was killed by {name}; {set} may be too low for it"));
         }
         let how = match exit.ended {
             Ended::Code(code) => json!({ "code": code }),

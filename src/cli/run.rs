@@ -50,6 +50,10 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let request = Request { state: &state, told };
     let exit = launch(&plan, &host, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
+    // All is given back by now.
+    if let Some(signal) = exit.dies_of() {
+        sbx::sys::event::die_of(signal);
+    }
     Ok(exit.status())
 }
 

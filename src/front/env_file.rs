@@ -1,28 +1,25 @@
 //! `--env-file`: lines of `K=V`, or `K` for the caller's value; `#` starts a comment line, as Docker has it.
 
 use crate::error::{Error, Result};
-use crate::host::files::read_text;
 use crate::spec::layer::{Env, Layer};
 use crate::spec::text::Caller;
+use std::io::Read;
+use std::path::Path;
 
 /// A file of variables is a few lines; more than this is some other file.
-const LIMIT: usize = 1 << 20;
+const LIMIT: u64 = 1 << 20;
 
 /// Reads the files that a layer's `[env]` names, each into a layer of its own: they come before it, so that what the
 /// table itself sets or passes wins.
 ///
 /// # Errors
-/// `Sys` where a file cannot be read, `Policy` with the line where one is wrong.
+/// `Sys` where a file cannot be read, `Spec` where it is no text, `Policy` with the line where one is wrong.
 pub fn read(layer: &mut Layer, caller: &Caller) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
     for file in std::mem::take(&mut layer.env.env_file) {
         let mut env = Env::default();
         let path = caller.host_path("--env-file", &file)?;
-        let text = read_text(path.as_path(), LIMIT).map_err(|errno| Error::Sys {
-            doing: "read".into(),
-            on: file.clone(),
-            errno,
-        })?;
+        let text = text(&file, path.as_path())?;
         for (number, line) in text.lines().enumerate() {
             one(&mut env, line).map_err(|why| Error::Policy {
                 file: file.clone(),
@@ -34,6 +31,21 @@ pub fn read(layer: &mut Layer, caller: &Caller) -> Result<Vec<Layer>> {
         layers.push(Layer { origin: layer.origin.clone(), env, ..Layer::default() });
     }
     Ok(layers)
+}
+
+/// Waits for a pipe's writer, as a shell's `<(…)` needs.
+fn text(file: &str, path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|open| open.take(LIMIT + 1).read_to_end(&mut bytes));
+    read.map_err(|error| Error::Sys { doing: "read".into(), on: file.into(), errno: error.into() })?;
+    let refuse = |why: String| Error::spec("--env-file", file, why).or_try("a text with a line K=V for each variable");
+    if bytes.contains(&0) {
+        return Err(refuse("holds a NUL byte, so it is no text".into()));
+    }
+    if bytes.len() as u64 > LIMIT {
+        return Err(refuse("larger than 1 MiB".into()));
+    }
+    String::from_utf8(bytes).map_err(|e| refuse(format!("not UTF-8, from byte {} on", e.utf8_error().valid_up_to())))
 }
 
 fn one(env: &mut Env, line: &str) -> std::result::Result<(), &'static str> {

@@ -5,7 +5,7 @@ use crate::sys::{EINVAL, Errno, Result};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A path as the kernel takes it. A NUL byte, which no parser of sbx lets through, ends it.
 pub fn c_path(path: &Path) -> CString {
@@ -82,6 +82,15 @@ pub fn release() -> String {
 pub fn cpus_possible() -> usize {
     let text = read_text(Path::new("/sys/devices/system/cpu/possible"), 256).unwrap_or_default();
     text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok()).map_or(1, |last| last + 1)
+}
+
+/// The same path with the symlinks in it resolved, as far as it exists.
+pub(crate) fn without_links(path: &Path) -> PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => without_links(parent).join(name),
+        _ => path.to_owned(),
+    }
 }
 
 /// Whether a path of the host leads to something.

@@ -1,6 +1,7 @@
-//! Where the caller's home really lies: `@host` hides it however it is spelled, through links and all.
+//! Where the caller's home really lies: `@host` hides it however it is spelled, through links and all. And where
+//! upper layers on disk lie below it.
 
-use super::files;
+use super::{Power, files};
 use crate::spec::ids::{self, Account};
 use crate::spec::text::Caller;
 use std::path::{Component, Path, PathBuf};
@@ -8,6 +9,20 @@ use std::path::{Component, Path, PathBuf};
 /// What `@host` always shows empty, and with which mode.
 const EMPTIED: [(&str, u32); 5] =
     [("/home", 0o755), ("/root", 0o700), ("/mnt", 0o755), ("/media", 0o755), ("/var/tmp", 0o1777)];
+
+/// The directory for upper layers on disk. Its last two names are always these: by them a record is believed that
+/// names a layer to be removed (`state/leftovers.rs`). Where it is a link to a place of another name, it lies in there.
+pub(super) fn layers(caller: &Caller, power: Power) -> PathBuf {
+    const NAME: &str = "sbx/upper";
+    let data = || {
+        let named = caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
+        named.map_or_else(|| caller.home.join(".local/share"), Path::to_owned)
+    };
+    // Root's own home is closed to the ids of its sandboxes.
+    let base = if power == Power::Ordinary { data() } else { "/var/lib".into() };
+    let real = files::without_links(&base.join(NAME));
+    if real.ends_with(NAME) { real } else { real.join(NAME) }
+}
 
 /// The line of /etc/passwd of a user.
 pub(super) fn account(uid: u32) -> Option<Account> {
@@ -21,12 +36,14 @@ pub(super) fn of_passwd(uid: u32) -> Option<PathBuf> {
 }
 
 /// The directories that `@host` shows empty and their modes, the outer ones first: those of every machine and the
-/// caller's home, each as it is spelled and where it leads. A home that leads nowhere is not the one to hide.
+/// caller's home, each as it is spelled and where it leads. A home that leads nowhere is not the one to hide, and a file
+/// is none.
 pub(super) fn emptied(caller: &Caller, uid: u32) -> Vec<(PathBuf, u32)> {
     let real = |path: &Path| std::fs::canonicalize(path).ok();
-    let leads = |home: &Path| real(home).is_some_and(|real| real != Path::new("/"));
+    let leads = |home: &Path| real(home).is_some_and(|real| real != Path::new("/") && real.is_dir());
     let other = if leads(&caller.home) { None } else { of_passwd(uid) };
-    let homes = [Some(caller.home.clone()), other].into_iter().flatten().map(|home| (home, 0o700));
+    let homes = [Some(caller.home.clone()), other].into_iter().flatten();
+    let homes = homes.filter(|home| !home.exists() || home.is_dir()).map(|home| (home, 0o700));
     let mut found: Vec<(PathBuf, u32)> = Vec::new();
     for (path, mode) in EMPTIED.map(|(path, mode)| (PathBuf::from(path), mode)).into_iter().chain(homes) {
         let spelled: PathBuf = path.components().collect();

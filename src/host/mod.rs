@@ -97,6 +97,9 @@ pub struct Host {
     /// The processors that this process may use; looked at likewise.
     #[serde(skip)]
     pub processors: Vec<u32>,
+    /// The directory for layers on disk, without links; empty where there is none.
+    #[serde(skip)]
+    pub layers: PathBuf,
     /// Working directory, home and environment.
     #[serde(skip)]
     pub caller: Caller,
@@ -157,8 +160,9 @@ impl Host {
         let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
         let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
-        let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk));
         let limited = spec.wants_group();
+        let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk))
+            || kernel < TMPFS_XATTRS;
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Ok(Host {
             kernel,
@@ -187,7 +191,8 @@ impl Host {
             disks: spec.limits.io.iter().map(|io| (io.path.clone(), disk(io.path.as_path()))).collect(),
             processors: if limited { processors() } else { Vec::new() },
             has_swap: limited && sys::host::swap_bytes() > 0,
-            token: if kernel < TMPFS_XATTRS || on_disk { token() } else { 0 },
+            token: if on_disk { token() } else { 0 },
+            layers: if on_disk { home::layers(&caller, power) } else { PathBuf::new() },
             user,
             caller,
         })

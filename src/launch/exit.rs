@@ -18,6 +18,8 @@ pub struct Exit {
     pub limit: Option<Reached>,
     /// What the sandbox's cgroup has counted, where it has one.
     pub usage: Option<Usage>,
+    /// Whether what ended the program had come to sbx first, from the keyboard: SIGINT or SIGQUIT.
+    pub typed: bool,
 }
 
 /// A limit that was reached.
@@ -38,6 +40,14 @@ impl Exit {
             (true, _) => 124,
             (false, Ended::Code(code)) => code as u8,
             (false, Ended::Signal(signal)) => 128u8.saturating_add(signal as u8),
+        }
+    }
+
+    /// The signal that sbx itself should die of: a shell ends its own loop after Ctrl-C only if its child did.
+    pub fn dies_of(&self) -> Option<i32> {
+        match self.ended {
+            Ended::Signal(signal) if self.typed && !self.timed_out => Some(signal),
+            _ => None,
         }
     }
 }

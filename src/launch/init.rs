@@ -80,12 +80,19 @@ fn enter(launch: &mut Launch<'_>) -> c_int {
     FAILED
 }
 
-/// The way to the exec: session and terminal, descriptors, signals, umask, then the filter and nothing after it
-/// but the exec itself. Returns only when that failed, with its errno unless `fault` says more.
+/// The way to the exec: session and terminal, descriptors, signals, umask, limits, then the filter and nothing after
+/// it but the exec itself. Returns only when that failed, with its errno unless `fault` says more.
 fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
     if let Err(failure) = ready(launch) {
         launch.fault = Some(failure.at(launch.program.step));
         return None;
+    }
+    let limits: &[_] = if sys::sabotaged(c"rlimits") { &[] } else { &launch.program.limits };
+    for (step, resource, limit) in limits {
+        if let Err(failure) = sys::cred::setrlimit(*resource, *limit).called(Call::Prlimit) {
+            launch.fault = Some(failure.at(*step));
+            return None;
+        }
     }
     let filters: &[_] = if sys::sabotaged(c"seccomp") { &[] } else { &launch.program.filters };
     for (step, filter) in filters {

@@ -17,6 +17,7 @@ mod maps;
 mod memory;
 mod monitor;
 mod mounts;
+mod places;
 mod prepare;
 mod program;
 mod relay;
@@ -191,7 +192,8 @@ impl<'a> Cloned<'a> {
             Some(_) => Namespaces::USER,
             None => script.new,
         };
-        let (forked, lost) = child::clone(script, new, ChildOf::Caller, into).map_err(fail("clone3"))?;
+        let (forked, lost) =
+            child::clone(script, new, ChildOf::Caller, into).map_err(|errno| fail(process::clone_call())(errno))?;
         match forked {
             Forked::Child { missing } => {
                 drop(ours);
@@ -321,7 +323,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
         GroupSet::Kept(_) => host.groups.clone(),
         GroupSet::Exactly(_) => Vec::new(),
     };
-    let (made, trees) = maps::mount_points(plan);
+    let (made, trees) = places::mount_points(plan);
     Record {
         version: crate::state::VERSION,
         name: plan.name.clone(),
@@ -329,7 +331,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
         supervisor_pid: process::getpid(),
         pid: None,
         labels: plan.labels.clone(),
-        command: plan.process.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        command: crate::state::short(&plan.process.command),
         groups,
         skipped: Vec::new(),
         landlock: plan.landlock.as_ref().map_or(0, |l| l.abi),
@@ -340,7 +342,7 @@ fn record(plan: &Plan, host: &Host) -> Record {
             _ => None,
         },
         upper: match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => Some(maps::without_links(path.as_path())),
+            Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
             _ => None,
         },
     }

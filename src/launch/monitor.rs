@@ -61,6 +61,8 @@ pub(super) struct Monitor<'a> {
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
+    /// The last signal of the keyboard.
+    typed: Option<i32>,
     watch: Option<MemoryWatch>,
     limit: Option<Reached>,
     /// Monotonic milliseconds at which the own text is given back, while it is still in memory.
@@ -90,6 +92,7 @@ impl<'a> Monitor<'a> {
             deadline: None,
             timed_out: false,
             killed: false,
+            typed: None,
             watch: MemoryWatch::of(plan),
             limit: None,
             text: None,
@@ -289,7 +292,12 @@ impl<'a> Monitor<'a> {
                 }
                 self.pass(event::SIGCONT);
             }
-            (Phase::Running, signal) => self.pass(signal),
+            (Phase::Running, signal) => {
+                if matches!(signal, event::SIGINT | event::SIGQUIT) {
+                    self.typed = Some(signal);
+                }
+                self.pass(signal);
+            }
             (_, signal) if ends(signal) => return Err(Error::Interrupted(signal)),
             _ => {}
         }
@@ -413,9 +421,10 @@ impl<'a> Monitor<'a> {
         // A layer on disk, or a root without one, is not in the tmpfs that was looked at.
         let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
         let layer_full = in_store && full == Fullness::Full;
+        let typed = matches!(ended, Ended::Signal(signal) if self.typed == Some(signal));
         // The program may have ended by itself in the same moment.
         let limit = self.limit.filter(|_| self.ended.is_none());
-        Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None }
+        Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None, typed }
     }
 
     /// The child ended before the program ran and said nothing.

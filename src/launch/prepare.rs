@@ -114,9 +114,8 @@ impl Context<'_> {
             Step::Filter(..) if script.program.inherits_filter => {
                 script.program.init_filter.take().map(Op::Filter).into_iter().collect()
             }
-            Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) | Step::Exec(_) | Step::Filter(..) => {
-                Vec::new()
-            }
+            Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) => Vec::new(),
+            _ if planned.stage == Stage::Exec => Vec::new(),
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
                 if crate::sys::sabotaged(c"namespaces") {
@@ -381,7 +380,7 @@ fn processors(affinity: &Affinity, host: &Host) -> Result<CpuMask> {
     Ok(CpuMask::of(own.iter().cycle().skip(from).take(count.min(own.len())).copied()))
 }
 
-fn resource(name: &str) -> Result<u32> {
+pub(super) fn resource(name: &str) -> Result<u32> {
     crate::sys::cred::resource(name).ok_or_else(|| Error::Bug(format!("no resource limit {name}")))
 }
 

@@ -1,11 +1,12 @@
 //! The program as the child executes it: its strings, its filters, its descriptors.
 
-use super::prepare::c_text;
+use super::prepare::{c_text, resource};
 use super::script::Program;
 use crate::error::{Error, Result};
 use crate::plan::seccomp::default_program;
-use crate::plan::{Plan, Step, Terminal, bpf};
-use crate::spec::Init;
+use crate::plan::{Plan, Stage, Step, Terminal, bpf};
+use crate::spec::{Init, Rlimit};
+use crate::sys::cred::Limit;
 use crate::sys::process::{Pointers, argv_area};
 use crate::sys::seccomp::Insn;
 use std::ffi::{CString, OsString};
@@ -39,12 +40,21 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
     // The filter that guards set-id bits is the first of two.
     let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
     let numbered = (1..).zip(&plan.steps);
+    let limits = numbered.clone().filter(|(_, planned)| planned.stage == Stage::Exec);
+    let limits = limits.filter_map(|(number, planned)| match &planned.step {
+        Step::Rlimit(limit) => Some((number, limit)),
+        _ => None,
+    });
+    let limit = |(number, asked): (u16, &Rlimit)| {
+        Ok((number, resource(&asked.name)?, Limit { soft: asked.soft, hard: asked.hard }))
+    };
     let steps = numbered.filter(|(_, planned)| matches!(planned.step, Step::Filter(..))).map(|(number, _)| number);
     Ok(Program {
         step: plan.steps.len() as u16,
         candidates: process.candidates.iter().map(|path| c_text(path.as_bytes())).collect::<Result<_>>()?,
         argv: pointers(&argv)?,
         env: pointers(&process.env)?,
+        limits: limits.map(limit).collect::<Result<_>>()?,
         filters: steps.zip(&plan.filters).skip(skipped).map(|(step, filter)| (step, instructions(filter))).collect(),
         inherits_filter,
         init_filter: (!unfiltered).then(|| instructions(default_program())),

@@ -5,6 +5,7 @@ use super::script::Op;
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::plan::{Grant, LandlockPlan};
+use crate::sys::{EMFILE, ENFILE, ENOMEM, Errno};
 use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use std::os::fd::OwnedFd;
 
@@ -24,22 +25,33 @@ fn abi(number: u32) -> ABI {
 /// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
 pub(super) fn landlock(plan: &LandlockPlan) -> Result<Op> {
     let abi = abi(plan.abi);
-    // The crate's words end in a bare error number.
-    let refuse = |why: String| {
-        let why = why.split(" (os error").next().unwrap_or("").into();
-        Error::Unsupported { feature: "Landlock".into(), why, hint: Some("--landlock off".into()) }
-    };
     let all = AccessFs::from_all(abi);
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    ruleset = ruleset.handle_access(all).map_err(|e| refuse(e.to_string()))?;
+    ruleset = ruleset.handle_access(all).map_err(|e| refused(&e))?;
     if plan.abi >= 6 {
-        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|e| refuse(e.to_string()))?;
+        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|e| refused(&e))?;
     }
-    let created = ruleset.create().map_err(|e| refuse(e.to_string()))?;
-    let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| refuse("the kernel gave no ruleset".into()))?;
+    let created = ruleset.create().map_err(|e| refused(&e))?;
+    let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| unsupported("the kernel gave no ruleset"))?;
     let rules =
         plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
     Ok(Op::Landlock { ruleset, rules, file_rights: AccessFs::from_file(abi).bits() })
+}
+
+fn unsupported(why: &str) -> Error {
+    Error::Unsupported { feature: "Landlock".into(), why: why.into(), hint: Some("--landlock off".into()) }
+}
+
+/// Where files or memory ran out no option helps, and the number tells; the crate's own words end in it.
+fn refused(error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut sources = std::iter::successors(Some(error), |error| error.source());
+    let failed = sources.find_map(|source| source.downcast_ref::<std::io::Error>()?.raw_os_error()).map(Errno);
+    match failed {
+        Some(errno @ (EMFILE | ENFILE | ENOMEM)) => {
+            Error::Sys { doing: "make".into(), on: "the Landlock ruleset".into(), errno }
+        }
+        _ => unsupported(error.to_string().split(" (os error").next().unwrap_or_default()),
+    }
 }
 
 fn rights(grant: Grant, handled: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
@@ -53,4 +65,36 @@ fn rights(grant: Grant, handled: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
             Grant::Change => handled & !devices,
             Grant::Devices => handled & !(AccessFs::MakeChar | AccessFs::MakeBlock),
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the crate's: words that end in its source's.
+    #[derive(Debug)]
+    struct Outer(std::io::Error);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "failed to create a ruleset: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Outer {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn no_option_is_advised_where_files_or_memory_ran_out() {
+        let of = |errno: Errno| refused(&Outer(std::io::Error::from_raw_os_error(errno.0)));
+        for ran_out in [EMFILE, ENFILE, ENOMEM] {
+            assert!(matches!(of(ran_out), Error::Sys { errno, .. } if errno == ran_out), "{ran_out}");
+        }
+        let other = of(crate::sys::EPERM);
+        assert_eq!(other.hint(), Some("--landlock off"));
+        assert!(!other.to_string().contains("os error"), "{other}");
+    }
 }

@@ -288,6 +288,8 @@ pub(crate) struct Program {
     pub candidates: Vec<CString>,
     pub argv: Pointers,
     pub env: Pointers,
+    /// Limits that were asked for, of its process alone; with the steps, for faults.
+    pub limits: Vec<(u16, u32, Limit)>,
     /// Loaded in this order, right before the exec; with the steps, for faults.
     pub filters: Vec<(u16, Vec<Insn>)>,
     /// Init's own, where the program gets others: loaded when that has started.

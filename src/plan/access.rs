@@ -69,7 +69,7 @@ pub(super) fn confine(
     limits: &LimitsPlan,
 ) -> Result<Option<LandlockPlan>> {
     steps.must(Stage::Confine, Step::Verify);
-    rlimits(steps, spec, host, limits)?;
+    processes_and_cores(steps, spec, host, limits)?;
     if let Some(affinity) = &limits.affinity {
         steps.must(Stage::Confine, Step::Affinity(affinity.clone()));
     }
@@ -96,10 +96,14 @@ pub(super) fn processes(spec: &Spec, host: &Host, limits: &LimitsPlan, init: u64
     }
 }
 
-/// The resource limits, the one on processes first.
-fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<()> {
-    let processes = processes(spec, host, limits, u64::from(spec.program.init == Init::Own))?;
-    steps.must(Stage::Confine, Step::Pids(processes));
+/// The processes of a whole sandbox, sbx's init among them.
+fn all_processes(spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<u64> {
+    processes(spec, host, limits, u64::from(spec.program.init == Init::Own))
+}
+
+/// The limits that every sandbox has.
+fn processes_and_cores(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<()> {
+    steps.must(Stage::Confine, Step::Pids(all_processes(spec, host, limits)?));
     if host.core_piped && spec.limits.rlimits.iter().all(|limit| limit.name != "core") {
         // A limit of 1 is what the kernel takes as "no pipe to a program of the host" (coredump.c, since 2.6.32).
         let unpiped = Step::Rlimit(Rlimit { name: "core".into(), soft: 1, hard: 1 });
@@ -112,6 +116,13 @@ fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> 
             _ => steps.must(Stage::Confine, unpiped),
         }
     }
+    Ok(())
+}
+
+/// The limits that were asked for. They are the program's alone and come right before its filter: what sbx itself has
+/// still to do would not fit into the low ones.
+pub(super) fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<()> {
+    let processes = all_processes(spec, host, limits)?;
     for limit in &spec.limits.rlimits {
         let most = if limit.name == "nproc" { processes } else { host.hard_limit(&limit.name) };
         if limit.hard > most {
@@ -119,7 +130,7 @@ fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> 
             let fitting = format!("--rlimit {}={}:{most}", limit.name, limit.soft.min(most));
             return Err(Error::spec("--rlimit", &limit.name, why).or_try(fitting));
         }
-        steps.must(Stage::Confine, Step::Rlimit(limit.clone()));
+        steps.must(Stage::Exec, Step::Rlimit(limit.clone()));
     }
     Ok(())
 }

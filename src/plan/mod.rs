@@ -56,11 +56,12 @@ pub enum Stage {
     Pivot,
     /// Child. Groups, ids, capabilities, no_new_privs, non-dumpable; read back. Must not mount any more.
     Identity,
-    /// Child. Limits, Landlock, working directory. Must not gain anything any more.
+    /// Child. Limits of every sandbox, Landlock, working directory. Must not gain anything any more.
     Confine,
     /// Child. Waits for the word to start.
     Gate,
-    /// Child. The program loads its filter and is executed; nothing stands between the two.
+    /// Child. The program takes the limits that were asked for, loads its filter and is executed; nothing stands between
+    /// the two last.
     Exec,
 }
 
@@ -180,6 +181,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     access::identity(&mut steps, spec, &identities);
     let landlock = access::confine(&mut steps, spec, host, &process, &limits)?;
     steps.must(Stage::Gate, Step::Gate);
+    access::rlimits(&mut steps, spec, host, &limits)?;
     let filters = access::filters(&mut steps, spec, host, &limits)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));

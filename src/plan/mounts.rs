@@ -42,7 +42,7 @@ fn store_size(spec: &Spec) -> Option<u64> {
 /// Where the root's upper layer lies on this host.
 pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> {
     // A name belongs to one state directory, and there may be several.
-    let dropped = || UpperAt::Dropped(upper_home(host).join(format!("{name}-{:08x}", host.token)));
+    let dropped = || UpperAt::Dropped(host.layers.join(format!("{name}-{:08x}", host.token)).into());
     match &spec.root.writes {
         Writes::Through => None,
         Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => {
@@ -51,17 +51,6 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
         Writes::Upper(Upper::Directory(at)) | Writes::ReadOnly(Upper::Directory(at)) => Some(UpperAt::Kept(at.clone())),
         Writes::Upper(_) | Writes::ReadOnly(_) => Some(dropped()),
     }
-}
-
-/// The directory that holds dropped upper layers on disk.
-pub(crate) fn upper_home(host: &Host) -> HostPath {
-    // Root's own home is closed to the ids of its sandboxes.
-    if host.power != Power::Ordinary {
-        return HostPath::from(PathBuf::from("/var/lib/sbx/upper"));
-    }
-    let base = host.caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
-    let base = base.map_or_else(|| host.caller.home.join(".local/share"), Path::to_owned);
-    HostPath::new(base.join("sbx/upper")).unwrap_or_else(|| InnerPath::known("/var/tmp").as_path().to_owned().into())
 }
 
 impl From<PathBuf> for HostPath {
@@ -284,7 +273,22 @@ fn masks(steps: &mut Steps, spec: &Spec) -> Result<()> {
         return Err(Error::spec("--mask", path, "with --net host /sys is empty").or_try("leave it out"));
     }
     for path in &spec.mask {
+        check_mask(path)?;
         steps.must(Stage::Root, Step::Mask(Masked { path: path.clone(), asked: true }));
+    }
+    Ok(())
+}
+
+/// What cannot be masked without taking from every sandbox what it is made of.
+fn check_mask(path: &InnerPath) -> Result<()> {
+    let refuse = |why: &str, hint: &str| Err(Error::spec("--mask", path, why).or_try(hint));
+    if ["/", "/proc", "/sys"].iter().any(|whole| path.as_path() == Path::new(whole)) {
+        return refuse("every sandbox has it, and sbx itself mounts on it", "paths below it");
+    }
+    let first = path.as_path().strip_prefix("/proc").ok().and_then(|below| below.iter().next()?.to_str());
+    let process = |name: &str| name.ends_with("self") || name.bytes().all(|byte| byte.is_ascii_digit());
+    if first.is_some_and(process) {
+        return refuse("a process's own, which comes and goes with it and which sbx reads", "other paths below /proc");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! private upper layer. Never follows a link, never leaves the directory it was told, takes only what is empty.
 
 use super::RECORD;
-use super::record::{Made, Record, VERSION};
+use super::record::{MOST, Made, Record, VERSION};
 use crate::cgroup::remove_left;
 use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_regular};
@@ -66,7 +66,7 @@ fn is_layer_of(upper: &Path, name: &str) -> bool {
 
 pub(super) fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
     let file = fs::openat(dir, RECORD, Open::Read).ok()?;
-    let record: Record = serde_json::from_str(&read_regular(file.as_fd(), 1 << 24).ok()?).ok()?;
+    let record: Record = serde_json::from_str(&read_regular(file.as_fd(), MOST).ok()?).ok()?;
     let own = record.name.as_bytes() == name.to_bytes() && text::name("name", &record.name).is_ok();
     own.then_some(record)
 }

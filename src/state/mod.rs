@@ -9,6 +9,7 @@ mod path;
 mod record;
 
 pub use names::generate;
+pub(crate) use record::short;
 pub use record::{Made, Record, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
@@ -265,6 +266,11 @@ impl Claim<'_> {
     /// `State` where there is no space or the file system is read-only.
     pub fn write(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).map_err(|e| Error::Bug(e.to_string()))?;
+        if text.len() > record::MOST {
+            let why = "the paths of its mounts and its labels are more than a record may hold (16 MiB)";
+            let hint = Some("fewer or shorter ones".into());
+            return Err(Error::State { on: self.path.display().to_string(), why: why.into(), hint });
+        }
         let new = || fs::openat(self.dir.as_fd(), NEW_RECORD, Open::New);
         let write = || {
             let file = match new() {
@@ -314,6 +320,24 @@ mod tests {
             });
             state.claim("x").expect("the name");
         });
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(&dir.path().join("state")).expect("a state directory");
+        let claim = state.claim("x").expect("the name");
+        let mut record: Record = serde_json::from_str(
+            r#"{"version":1,"name":"x","state":"","supervisor_pid":1,"pid":null,"labels":{},"command":[],"groups":[],
+            "skipped":[],"landlock":0,"made":[],"upper":null}"#,
+        )
+        .expect("a record");
+        record.labels.insert("l".into(), "\u{1}".repeat(2 << 20));
+        claim.write(&record).expect("12 MiB");
+        assert!(leftovers::read(claim.dir.as_fd(), c"x").is_some());
+        record.labels.insert("m".into(), "\u{1}".repeat(1 << 20));
+        let refused = claim.write(&record).expect_err("18 MiB");
+        assert!(refused.to_string().contains("16 MiB"), "{refused}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Version of this form; a record of a newer one is left alone.
@@ -22,7 +23,7 @@ pub struct Record {
     pub pid: Option<i32>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// The command.
+    /// The command, or as much of a long one as is recorded.
     pub command: Vec<String>,
     /// Supplementary groups that the program keeps.
     pub groups: Vec<u32>,
@@ -41,6 +42,31 @@ pub struct Record {
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
+}
+
+/// How much of a command a record holds, in bytes.
+const COMMAND: usize = 4096;
+
+/// The most that a record may have, in bytes. A record that cannot be read again clears nothing.
+pub(super) const MOST: usize = 1 << 24;
+
+/// A command as it is recorded: its start, and an ellipsis where more would have come. It is for people, and may be as
+/// long as the kernel lets it.
+pub(crate) fn short(command: &[OsString]) -> Vec<String> {
+    let mut left = COMMAND;
+    let mut shown = Vec::new();
+    for word in command {
+        let word = word.to_string_lossy();
+        // Each word costs something, however short it is.
+        if word.len() >= left {
+            let end = (0..left).rev().find(|end| word.is_char_boundary(*end)).unwrap_or(0);
+            shown.push(format!("{}…", &word[..end]));
+            break;
+        }
+        left -= word.len() + 1;
+        shown.push(word.into_owned());
+    }
+    shown
 }
 
 /// A step that could not be done and was allowed to be left out.
@@ -65,4 +91,20 @@ pub struct Made {
     /// The place below it; no symlinks on the way, which were resolved as if `tree` were the root.
     #[serde(with = "super::path")]
     pub path: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_command_is_cut_and_says_so() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(short(&words(&["sh", "-c", "ü"])), ["sh", "-c", "ü"]);
+        let long = "ü".repeat(COMMAND);
+        let cut = short(&words(&["sh", &long, "x"]));
+        assert!(cut.len() == 2 && cut[1].ends_with("ü…") && cut[1].len() < COMMAND + 4, "{cut:?}");
+        let many = short(&vec![OsString::new(); 2 * COMMAND]);
+        assert!(many.len() <= COMMAND + 1 && many.last().is_some_and(|last| last == "…"), "{}", many.len());
+    }
 }

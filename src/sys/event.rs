@@ -57,6 +57,14 @@ pub fn raise(signal: i32) -> Result<()> {
     super::process::kill(super::process::getpid(), signal)
 }
 
+/// Ends this process by a signal, without a core file. Returns only where the kernel spares it, as it does pid 1.
+pub fn die_of(signal: i32) {
+    let _ = super::process::not_dumpable();
+    default_action(signal);
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set_of(&[signal])), None);
+    let _ = raise(signal);
+}
+
 /// Signals that are blocked and wait in a descriptor, and SIGCHLD at its default action, without which no child can be
 /// waited for. Dropped, mask and action are the caller's again, and what came meanwhile is forgotten.
 #[derive(Debug)]

@@ -40,6 +40,12 @@ pub type Result<T> = std::result::Result<T, Errno>;
 pub const EEXIST: Errno = Errno(libc::EEXIST);
 /// A name that is not there.
 pub const ENOENT: Errno = Errno(libc::ENOENT);
+/// This process has as many files open as it may.
+pub const EMFILE: Errno = Errno(libc::EMFILE);
+/// The machine has.
+pub const ENFILE: Errno = Errno(libc::ENFILE);
+/// No memory.
+pub const ENOMEM: Errno = Errno(libc::ENOMEM);
 /// The kernel, or a filter above us, does not have the call.
 pub const ENOSYS: Errno = Errno(libc::ENOSYS);
 /// Not allowed by a privilege check.

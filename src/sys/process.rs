@@ -115,6 +115,11 @@ pub fn has_clone3() -> bool {
     ok(returned).err() != Some(super::ENOSYS)
 }
 
+/// The call that [`clone3`] comes down to, for errors.
+pub fn clone_call() -> &'static str {
+    if has_clone3() { "clone3" } else { "clone" }
+}
+
 /// clone(2) with fork's meaning; the pidfd comes where the parent's tid pointer would be.
 fn clone_old(flags: u64, pidfd: &mut c_int) -> Result<c_long> {
     // SAFETY: a null stack means "go on on a copy of this one"; `pidfd` outlives the call.
