@@ -210,6 +210,20 @@ impl Sandbox {
     }
 }
 
+/// In the user's own session of systemd's, where there is one: the tests have a runtime directory of their own.
+pub fn in_session(sandbox: Sandbox) -> Sandbox {
+    match session_dir().join("systemd/private").exists() {
+        true => sandbox.env("XDG_RUNTIME_DIR", session_dir()),
+        false => sandbox,
+    }
+}
+
+/// What `systemctl --user` says.
+pub fn user_systemctl(args: &[&str]) -> String {
+    let output = Command::new("systemctl").arg("--user").args(args).env("XDG_RUNTIME_DIR", session_dir()).output();
+    String::from_utf8_lossy(&output.expect("systemctl").stdout).into_owned()
+}
+
 type Reader = Option<std::thread::JoinHandle<Vec<u8>>>;
 
 fn drain(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {

@@ -85,6 +85,11 @@ pub fn missing(feature: &str) -> Option<String> {
             let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
             opened.err().map(|error| format!("/dev/fuse: {error}"))
         }
+        // Controllers, as sbx finds them: what a lane has it declares, so sbx cannot talk itself out of a test.
+        "cgroup" => planned(&["--mem", "64M", "--cpus", "1", "--pids", "9"]),
+        "cpuset" => planned(&["--cpuset", "0"]),
+        "io" => planned(&["--io-weight", "100"]),
+        "systemd" => (!session_dir().join("systemd/private").exists()).then(|| "no systemd of the user's own".into()),
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
@@ -95,6 +100,23 @@ pub fn missing(feature: &str) -> Option<String> {
             (!there).then(|| format!("{program} is not installed"))
         }
     }
+}
+
+/// Where the user's own systemd listens, if there is one.
+pub fn session_dir() -> PathBuf {
+    format!("/run/user/{}", host_facts()["uid"]).into()
+}
+
+/// Why sbx would not put such limits into a cgroup here.
+fn planned(limits: &[&str]) -> Option<String> {
+    let mut sbx = Command::new(sbx());
+    if session_dir().join("systemd/private").exists() {
+        sbx.env("XDG_RUNTIME_DIR", session_dir());
+    }
+    let planned = sbx.args(["run", "--dry-run", "--limits", "cgroup"]).args(limits).arg(rootfs()).output();
+    let planned = planned.expect("sbx run --dry-run");
+    let said = || String::from_utf8_lossy(&planned.stderr).lines().next().unwrap_or("no word").to_owned();
+    (!planned.status.success()).then(said)
 }
 
 /// What the probe says outside any sandbox: `{uid, gid, user, landlock, userns, …}`.

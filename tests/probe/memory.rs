@@ -121,6 +121,26 @@ pub fn read(args: &[String]) -> Value {
     json!({ "sum": sum, "resident": resident * PAGE })
 }
 
+/// `direct FILE MIB`: reads so much past the page cache, from the file's start over and over; how much it was.
+pub fn direct(args: &[String]) -> Value {
+    use std::io::{Read, Seek};
+    use std::os::unix::fs::OpenOptionsExt;
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&args[0]);
+    let mut file = opened.expect("the file, past the page cache");
+    let layout = std::alloc::Layout::from_size_align(1 << 20, PAGE).expect("a layout");
+    // SAFETY: the size is not 0, and the memory is never given back.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(std::alloc::alloc_zeroed(layout), 1 << 20) };
+    let wanted = number(&args[1]) << 20;
+    let mut read = 0;
+    while read < wanted {
+        match file.read(buffer).expect("a read") {
+            0 => file.rewind().expect("the start"),
+            some => read += some,
+        }
+    }
+    json!(read >> 20)
+}
+
 /// `bomb MS`: every process makes two, for that long; how many there were at most.
 pub fn bomb(args: &[String]) -> Value {
     let end = std::time::Instant::now() + Duration::from_millis(number(&args[0]) as u64);

@@ -35,6 +35,7 @@ fn main() {
         "leaderless" => memory::leaderless(args),
         "vfork" => memory::vfork(args),
         "read" => memory::read(args),
+        "direct" => memory::direct(args),
         "bomb" => memory::bomb(args),
         "segment" => memory::segment(&args[0]),
         "processors" => memory::processors(),
