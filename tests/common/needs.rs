@@ -85,6 +85,11 @@ pub fn missing(feature: &str) -> Option<String> {
             let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
             opened.err().map(|error| format!("/dev/fuse: {error}"))
         }
+        "user-systemd" => {
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_default();
+            let there = Path::new(&runtime).join("systemd/private").exists();
+            (!there).then(|| "no systemd of this user runs".into())
+        }
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
