@@ -282,6 +282,13 @@ impl Drop for Bus<'_> {
 }
 
 impl Refusal {
+    /// The manager has no name on this bus: not yet, or never.
+    pub fn no_manager(&self) -> bool {
+        const NOBODY: [&str; 2] =
+            ["org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.ServiceUnknown"];
+        NOBODY.contains(&self.name.as_str())
+    }
+
     fn of(message: &Message) -> Refusal {
         let words = if message.signature.starts_with('s') { message.body().text().unwrap_or_default() } else { "" };
         Refusal { name: short(&message.error), words: short(words) }

@@ -29,8 +29,17 @@ const DEEPEST: u32 = 64;
 pub struct Group {
     dir: OwnedFd,
     path: PathBuf,
-    /// Where sbx made it; `None` for a scope, which systemd takes away by itself.
-    made: Option<Made>,
+    holder: Holder,
+}
+
+/// Who takes the group away.
+#[derive(Debug)]
+enum Holder {
+    /// sbx, who made it.
+    Own(Made),
+    /// systemd, at once when the last process is gone. What it had counted goes with it, but for what the group above
+    /// counts too: that one, and the processes that memory limits had killed in it before.
+    Systemd(OwnedFd, u64),
 }
 
 /// What sbx made, and what it did for that.
@@ -83,7 +92,7 @@ impl Group {
             errno => fail("divided", errno),
         })?;
         let path = at.at.join(name_of(sandbox));
-        let group = Group { dir, path, made: Some(made) };
+        let group = Group { dir, path, holder: Holder::Own(made) };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -94,8 +103,12 @@ impl Group {
     /// # Errors
     /// `Spec` for a value that the kernel refuses, `Unsupported` where the group cannot be opened or lacks a controller.
     pub fn scope(path: PathBuf, settings: &[Setting]) -> Result<Group> {
-        let dir = fs::openat(HERE, &c_path(&path), Open::List).map_err(|errno| refused(&path, "opened", errno))?;
-        let group = Group { dir, path, made: None };
+        let open = |path: &Path| fs::openat(HERE, &c_path(path), Open::List);
+        let dir = open(&path).map_err(|errno| refused(&path, "opened", errno))?;
+        let above = path.parent().unwrap_or(&path);
+        let above = open(above).map_err(|errno| refused(above, "opened", errno))?;
+        let before = Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills;
+        let group = Group { dir, path, holder: Holder::Systemd(above, before) };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -110,9 +123,24 @@ impl Group {
         self.dir.as_fd()
     }
 
-    /// What all of it has used, and what limits did.
-    pub fn usage(&self) -> Usage {
-        Usage::read(|file| text(self.fd(), file).ok())
+    /// What all of it has used, and what limits did; `None` where systemd was faster.
+    pub fn usage(&self) -> Option<Usage> {
+        let usage = Usage::read(|file| text(self.fd(), file).ok());
+        text(self.fd(), "cgroup.events").ok().map(|_there| usage)
+    }
+
+    /// Whether systemd takes it away.
+    pub fn is_scope(&self) -> bool {
+        matches!(self.holder, Holder::Systemd(..))
+    }
+
+    /// Whether a memory limit has killed in the group above since this one was made: what is known of a scope that is
+    /// gone. The kernel counts a kill in all groups above (cgroup-v2.rst, memory.events).
+    pub fn killed_above(&self) -> bool {
+        match &self.holder {
+            Holder::Own(_) => false,
+            Holder::Systemd(above, before) => Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills > *before,
+        }
     }
 
     fn set(&self, setting: &Setting) -> Result<()> {
@@ -121,6 +149,10 @@ impl Group {
         {
             Ok(()) => {}
             Err(ENOENT) if setting.optional => return Ok(()),
+            Err(EINVAL | ERANGE) if setting.reads == ReadBack::Cpus => {
+                let all = text(self.fd(), "cpuset.cpus.effective").unwrap_or_default();
+                return Err(foreign(setting, all.trim()));
+            }
             Err(errno) => return Err(unset(setting, errno)),
         }
         let read = text(self.fd(), &setting.file).map_err(|errno| unset(setting, errno))?;
@@ -131,8 +163,7 @@ impl Group {
         if setting.reads == ReadBack::Cpus {
             let given = text(self.fd(), "cpuset.cpus.effective").map_err(|errno| unset(setting, errno))?;
             if given.trim() != setting.value {
-                let why = format!("of these only {} can be had here", given.trim());
-                return Err(Error::spec("--cpuset", &setting.asked, why).or_try(format!("--cpuset {}", given.trim())));
+                return Err(foreign(setting, given.trim()));
             }
         }
         Ok(())
@@ -147,7 +178,7 @@ impl Drop for Group {
         {
             let _ = fs::write_all(kill.as_fd(), b"1");
         }
-        let Some(made) = &self.made else { return };
+        let Holder::Own(made) = &self.holder else { return };
         empty(self.fd(), PATIENCE);
         let _ = remove(made.parent.as_fd(), &made.name);
     }
@@ -247,6 +278,12 @@ fn refused(at: &Path, doing: &str, errno: Errno) -> Error {
     };
     let why = format!("{} cannot be {doing}: {why}", at.display());
     Error::Unsupported { feature: "a cgroup of its own".into(), why, hint: Some(hint.into()) }
+}
+
+/// Processors that there are not, or that are not given to this group.
+fn foreign(setting: &Setting, given: &str) -> Error {
+    let why = format!("not all of them can be had here: {given}");
+    Error::spec("--cpuset", &setting.asked, why).or_try(format!("processors among {given}"))
 }
 
 /// Why a limit could not be set.

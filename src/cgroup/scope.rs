@@ -47,6 +47,8 @@ pub struct Starting<'a> {
     unit: String,
     request: Body,
     asked: u32,
+    /// Where to ask when the manager is not at this door.
+    beside: Option<Door>,
 }
 
 /// What became of a job of systemd's.
@@ -69,16 +71,13 @@ pub fn start(door: &Door, scope: &Scope<'_>, interrupt: Option<BorrowedFd<'_>>) 
 /// # Errors
 /// `Unsupported` where nobody trusted listens.
 pub fn begin<'a>(door: &Door, scope: &Scope<'_>) -> Result<Starting<'a>> {
-    begin_within(door, scope, LIMIT_MS)
-}
-
-fn begin_within<'a>(door: &Door, scope: &Scope<'_>, limit_ms: u64) -> Result<Starting<'a>> {
-    let mut bus = Bus::open(door, limit_ms)?;
+    let mut bus = Bus::open(door, LIMIT_MS)?;
     bus.listen(&format!(
         "type='signal',sender='org.freedesktop.systemd1',interface='{MANAGER}',member='JobRemoved',arg2='{}'",
         scope.name
     ));
-    let mut starting = Starting { bus, unit: scope.name.into(), request: request(scope), asked: 0 };
+    let (unit, request) = (scope.name.into(), request(scope));
+    let mut starting = Starting { bus, unit, request, asked: 0, beside: door.beside() };
     starting.ask();
     starting.bus.send()?;
     Ok(starting)
@@ -95,14 +94,21 @@ impl<'a> Starting<'a> {
     /// `State` where the name is in use; `Unsupported` where systemd refuses, or answers not at all or not in time;
     /// `Interrupted` by a signal that `interrupt`, a descriptor of signalfd(2), holds.
     pub fn finish(mut self, interrupt: Option<BorrowedFd<'a>>) -> Result<()> {
-        self.bus.interrupted_by(interrupt);
         let mut patience = None;
         loop {
+            self.bus.interrupted_by(interrupt);
             match self.job(self.asked)? {
                 Job::Done => return Ok(()),
                 Job::Ended(how) => return Err(self.ended(&how)),
                 Job::Refused(refusal) if refusal.name == UNIT_EXISTS => {}
-                Job::Refused(refusal) => return Err(refused("your systemd", &refusal)),
+                Job::Refused(refusal) => match self.beside.take() {
+                    Some(door) if refusal.no_manager() => {
+                        self.bus = Bus::open(&door, LIMIT_MS)?;
+                        self.ask();
+                        continue;
+                    }
+                    _ => return Err(refused("your systemd", &refusal)),
+                },
             }
             let cleared = self.clear()?;
             let until = *patience.get_or_insert(monotonic_ms() + PATIENCE_MS);
@@ -191,10 +197,22 @@ pub fn stop(door: &Door, unit: &str) -> Result<()> {
     // By itself, stopping would be a SIGTERM and a wait of 90 s.
     bus.call(PATH, MANAGER, "KillUnit", "ssi", &kill);
     let stopped = bus.call(PATH, MANAGER, "StopUnit", "ss", &stop);
-    match bus.answer(stopped)? {
-        Err(refusal) if refusal.name != NO_SUCH_UNIT => Err(refused("your systemd", &refusal)),
+    let answer = bus.answer(stopped)?;
+    drop(bus);
+    match (answer, door.beside()) {
+        (Err(refusal), Some(beside)) if refusal.no_manager() => self::stop(&beside, unit),
+        (Err(refusal), _) if refusal.name != NO_SUCH_UNIT => Err(refused("your systemd", &refusal)),
         _ => Ok(()),
     }
+}
+
+/// Clears a scope that a killed sbx left empty. False where somebody lives in it.
+///
+/// # Errors
+/// `Unsupported` where nobody trusted listens or answers.
+pub fn clear(door: &Door, unit: &str) -> Result<bool> {
+    let bus = Bus::open(door, LIMIT_MS)?;
+    Starting { bus, unit: unit.into(), request: Body::default(), asked: 0, beside: None }.clear()
 }
 
 /// The arguments of StartTransientUnit.

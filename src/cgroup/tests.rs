@@ -213,6 +213,30 @@ fn the_request_says_what_was_asked_for() {
     assert_eq!(served(false, serve, |door| start(door, &scope(&limits), None)), Ok(()));
 }
 
+#[test]
+fn a_manager_that_is_not_on_the_bus_is_asked_beside_it() {
+    const NOBODY: &str = "org.freedesktop.DBus.Error.NameHasNoOwner";
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(dir.path().join("systemd")).expect("a directory");
+    let bus = UnixListener::bind(dir.path().join("bus")).expect("bound");
+    let private = UnixListener::bind(dir.path().join("systemd/private")).expect("bound");
+    let server = thread::spawn(move || {
+        let accepted = |listener: &UnixListener| Served::new(listener.accept().expect("a connection").0);
+        for wanted in ["StartTransientUnit", "StopUnit"] {
+            let called = accepted(&bus).answers(|method, serial| match method {
+                "Hello" | "AddMatch" => returned(serial, "", |_| {}),
+                _ => error(serial, NOBODY, ""),
+            });
+            assert!(called.iter().any(|method| method == wanted), "{called:?}");
+            assert!(accepted(&private).answers(|_, serial| job(serial, "done")).iter().any(|method| method == wanted));
+        }
+    });
+    let door = Door::Bus(dir.path().join("bus"));
+    assert_eq!(start(&door, &scope(&[]), None), Ok(()));
+    assert_eq!(stop(&door, UNIT), Ok(()));
+    server.join().expect("the server");
+}
+
 // --- A name that is still there ---
 
 /// A manager that has the unit until it is cleared by the method of this name.

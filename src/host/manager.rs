@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+/// The manager's own socket, in the runtime directory.
+const PRIVATE: &str = "systemd/private";
+
 /// Where a user's systemd can be spoken to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -29,12 +32,21 @@ impl Door {
             Door::Bus(path) | Door::Private(path) => path,
         }
     }
+
+    /// The manager's own socket, beside the bus. A bus that our connection has just started, as in a fresh ssh session,
+    /// is up before the manager has its name there.
+    pub fn beside(&self) -> Option<Door> {
+        match self {
+            Door::Bus(path) => Some(Door::Private(path.with_file_name(PRIVATE))),
+            Door::Private(_) => None,
+        }
+    }
 }
 
 /// The door to this user's manager, where one runs. Without the bus (no dbus-user-session) its own socket is left.
 pub fn door(caller: &Caller, uid: u32) -> Option<Door> {
     let runtime = runtime(caller, uid)?;
-    let private = runtime.join("systemd/private");
+    let private = runtime.join(PRIVATE);
     let theirs = lstat(HERE, &c_path(&private)).is_ok_and(|stat| stat.kind == Kind::Socket && stat.uid == uid);
     if !theirs {
         return None;
@@ -91,6 +103,7 @@ mod tests {
     fn the_bus_is_the_first_choice() {
         let (door, dir) = found(&["bus", "systemd/private"], &[]);
         assert_eq!(door, Some(Door::Bus(dir.join("bus"))));
+        assert_eq!(door.and_then(|door| door.beside()), Some(Door::Private(dir.join("systemd/private"))));
     }
 
     #[test]

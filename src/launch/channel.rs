@@ -20,6 +20,7 @@
 //!     | ---- Go -----------------------------> |  (where a pidfd was carried: its pid is known)
 //!     | ---- Signal{number} -----------------> |  passes it on
 //!     | <--- Ended{code, signal, full} ------- |  and ends, with everything in its pid namespace
+//!     | ---- Go -----------------------------> |  (before that, in a scope of systemd's: it has been read)
 //! ```
 //!
 //! A step's number is enough in a message, for both sides hold the same Plan; the parent makes the

@@ -171,7 +171,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
     }
     if pidfd.is_some() {
         // The parent reads the program's pid from the descriptor: until it has, nothing may be reaped.
-        while matches!(hear(channel, Wait::Yes), Ok(Some((message, _))) if message != Message::Go) {}
+        await_word(channel);
     }
     drop(pidfd);
     keep_only(channel, signals.as_fd());
@@ -196,9 +196,17 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
         let _ = event::next_signal(signals.as_fd());
         if let Some(ended) = reap(pid) {
             let _ = tell(channel, Message::Ended(ended, fullness()), None);
+            if program.counted {
+                await_word(channel);
+            }
             process::exit_now(0)
         }
     }
+}
+
+/// Waits until the parent has done its part, or is gone.
+fn await_word(channel: BorrowedFd<'_>) {
+    while matches!(hear(channel, Wait::Yes), Ok(Some((message, _))) if message != Message::Go) {}
 }
 
 /// Init needs two descriptors; what built the root would only keep mounts alive.

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plan::Plan;
 use crate::plan::limits::Way;
+use crate::sys::event::SIGKILL;
+use crate::sys::process::Ended;
 use crate::sys::socket::Wait;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -76,11 +78,46 @@ impl Mapped<'_> {
     }
 }
 
-/// The memory limit, where that was what killed.
-pub(super) fn reached(plan: &Plan, usage: Option<&Usage>) -> Option<Reached> {
-    let usage = usage.filter(|usage| usage.memory_kills > 0)?;
-    let value = plan.limits.mem?;
-    Some(Reached { option: "mem", value, peak: usage.memory_peak.unwrap_or(value) })
+/// The sandbox's cgroup and what it has counted, as far as it had to be read before the end.
+#[derive(Debug)]
+pub(super) struct Counts {
+    group: Option<Group>,
+    usage: Option<Usage>,
+}
+
+impl Counts {
+    pub(super) fn of(group: Option<Group>) -> Counts {
+        Counts { group, usage: None }
+    }
+
+    /// Reads a scope that systemd is about to take away with its last process.
+    pub(super) fn read(&mut self) {
+        if let Some(group) = self.group.as_ref().filter(|group| group.is_scope()) {
+            self.usage = group.usage();
+        }
+    }
+
+    /// The same when the program has ended; init waits for the word that it is done.
+    pub(super) fn read_at_end(&mut self, channel: BorrowedFd<'_>) {
+        if self.group.as_ref().is_some_and(Group::is_scope) {
+            self.read();
+            let _ = tell(channel, Message::Go, None);
+        }
+    }
+
+    /// What was used, and whether the memory limit was what killed init.
+    pub(super) fn at_end(&self, plan: &Plan, init: Ended) -> (Option<Usage>, Option<Reached>) {
+        let Some(group) = &self.group else { return (None, None) };
+        let usage = self.usage.or_else(|| group.usage());
+        let killed = match &usage {
+            Some(usage) => usage.memory_kills > 0,
+            // Gone before it could be read; but the limit kills all at once, so init too.
+            None => init == Ended::Signal(SIGKILL) && group.killed_above(),
+        };
+        let value = plan.limits.mem.filter(|_| killed);
+        let peak = usage.and_then(|usage| usage.memory_peak);
+        (usage, value.map(|value| Reached { option: "mem", value, peak: peak.unwrap_or(value) }))
+    }
 }
 
 /// The limit was too small for what sbx itself does before the program runs.

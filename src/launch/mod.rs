@@ -37,7 +37,7 @@ use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
-use crate::state::{Claim, Record, Skipped, StateDir};
+use crate::state::{Claim, Record, Scope, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
 use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -128,7 +128,7 @@ fn attempt(
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = record(plan, host);
-    if !record.trees.is_empty() || record.upper.is_some() || record.group.is_some() {
+    if !record.trees.is_empty() || record.upper.is_some() || record.group.is_some() || record.scope.is_some() {
         claim.write(&record)?;
     }
     let range = root::Range::take(plan, host)?;
@@ -139,12 +139,15 @@ fn attempt(
     record.skipped = left_out(mapped.lost);
     record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     group = mapped.place(plan, host, signals.as_fd())?.or(group);
+    // systemd clears what has run in it; what never did it may keep.
+    record.scope = None;
     mapped.go();
     record.pid = Some(mapped.pid);
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
     let signals = signals.as_fd();
-    let sandbox = Sandbox { init, group, channel, signals, record, claim: Some(claim), _upper: upper };
+    let counts = limits::Counts::of(group);
+    let sandbox = Sandbox { init, counts, channel, signals, record, claim: Some(claim), _upper: upper };
     Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
 }
 
@@ -339,6 +342,10 @@ fn record(plan: &Plan, host: &Host) -> Record {
         trees,
         group: match &plan.limits.way {
             Some(Way::Direct(direct)) => Some(direct.at.join(crate::cgroup::name_of(&plan.name))),
+            _ => None,
+        },
+        scope: match &plan.limits.way {
+            Some(Way::Systemd(door)) => Some(Scope { unit: limits::unit(plan), door: door.clone() }),
             _ => None,
         },
         upper: match Upper::place(plan) {

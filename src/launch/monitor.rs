@@ -5,11 +5,10 @@ use super::channel::{Fullness, Message, hear, tell};
 use super::exit::{Event, Exit, Reached};
 use super::faults::{skipped, step_error};
 use super::fuse::Fuse;
-use super::limits::{reached, too_small};
+use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
 use super::relay::{Pump, Terminal};
 use super::{Guard, Request, Upper};
-use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
@@ -33,7 +32,7 @@ enum Phase {
 pub(super) struct Sandbox<'a> {
     pub init: Guard,
     /// Its cgroup.
-    pub group: Option<Group>,
+    pub counts: Counts,
     /// Our end of the channel to init.
     pub channel: OwnedFd,
     /// The signals that sbx takes from a descriptor.
@@ -219,6 +218,7 @@ impl<'a> Monitor<'a> {
             Message::Started(_) => self.started(carried, observer),
             Message::Ended(ended, full) => {
                 self.ended = Some((ended, full));
+                self.sandbox.counts.read_at_end(self.sandbox.channel.as_fd());
                 // The kernel takes as long to end init as this takes. What lies outside its namespaces it may still hold.
                 self.sandbox.claim.take_if(|claim| !claim.leaves_something());
                 // Nothing more comes; what is left is to wait for the end of init.
@@ -364,6 +364,7 @@ impl<'a> Monitor<'a> {
         } else if !self.killed {
             self.killed = true;
             self.deadline = None;
+            self.sandbox.counts.read();
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
         }
     }
@@ -401,8 +402,8 @@ impl<'a> Monitor<'a> {
             fuse.finish();
         }
         self.drain();
-        let usage = self.sandbox.group.as_ref().map(Group::usage);
-        self.limit = self.limit.or_else(|| reached(self.plan, usage.as_ref()));
+        let (usage, reached) = self.sandbox.counts.at_end(self.plan, init);
+        self.limit = self.limit.or(reached);
         match (self.phase, &self.limit) {
             (Phase::SettingUp | Phase::AtGate, Some(limit)) => return Err(too_small(limit)),
             _ => {}

@@ -3,6 +3,7 @@
 use super::prepare::{c_text, resource};
 use super::script::Program;
 use crate::error::{Error, Result};
+use crate::plan::limits::Way;
 use crate::plan::seccomp::default_program;
 use crate::plan::{Plan, Stage, Step, Terminal, bpf};
 use crate::spec::{Init, Rlimit};
@@ -67,6 +68,7 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         },
         is_init: process.init == Init::Program,
         stdin: None,
+        counted: matches!(plan.limits.way, Some(Way::Systemd(_))),
         want_pidfd,
         argv_area: argv_area(),
     })

@@ -304,6 +304,8 @@ pub(crate) struct Program {
     pub is_init: bool,
     /// What becomes descriptor 0 in place of the caller's.
     pub stdin: Option<OwnedFd>,
+    /// Whether init waits with its end until the parent has read what systemd takes away with it.
+    pub counted: bool,
     /// Whether the parent wants the program's pidfd.
     pub want_pidfd: bool,
     /// Where this process's arguments lie, to be overwritten.

@@ -3,7 +3,8 @@
 
 use super::RECORD;
 use super::record::{MOST, Made, Record, VERSION};
-use crate::cgroup::remove_left;
+use crate::cgroup::scope::clear as clear_scope;
+use crate::cgroup::{name_of, remove_left};
 use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_regular};
 use crate::host::ranges;
@@ -44,6 +45,11 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record)
     let why = |errno| format!("a cgroup of the sandbox {} is still in use: {errno}", record.name);
     if let Some(group) = &record.group {
         remove_left(group, &record.name).map_err(|errno| left(group.display().to_string(), why(errno)))?;
+    }
+    // Without a manager there is no scope of its either, and one that somebody lives in is not ours.
+    if let Some(scope) = record.scope.as_ref().filter(|scope| scope.unit == format!("{}.scope", name_of(&record.name)))
+    {
+        let _ = clear_scope(&scope.door, &scope.unit);
     }
     // The deepest first, so that a directory is empty when its turn comes.
     record.made.iter().rev().for_each(|made| {

@@ -10,7 +10,7 @@ mod record;
 
 pub use names::generate;
 pub(crate) use record::short;
-pub use record::{Made, Record, Skipped, Tree, VERSION};
+pub use record::{Made, Record, Scope, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
@@ -280,6 +280,8 @@ impl Claim<'_> {
             }?;
             fs::write_all(file.as_fd(), &text)?;
             self.leaves.set(!record.made.is_empty() || record.upper.is_some() || record.group.is_some());
+            // A scope in which the program runs is systemd's to clear.
+            self.leaves.set(self.leaves.get() || record.scope.is_some());
             fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
         };
         write().map_err(|errno| unusable(&self.path, format!("cannot write the record: {errno}")))

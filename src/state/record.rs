@@ -1,5 +1,6 @@
 //! The record of one sandbox: what later commands, and the clearing of a killed one, know of it.
 
+use crate::host::manager::Door;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -39,6 +40,9 @@ pub struct Record {
     /// A cgroup that sbx made, to be removed.
     #[serde(default, with = "super::path::optional")]
     pub group: Option<PathBuf>,
+    /// A scope of systemd's that may stay empty, for it was asked for and nothing has run in it yet.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
@@ -67,6 +71,15 @@ pub(crate) fn short(command: &[OsString]) -> Vec<String> {
         shown.push(word.into_owned());
     }
     shown
+}
+
+/// A scope of the user's systemd, and where that listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    /// The unit's name.
+    pub unit: String,
+    /// Where.
+    pub door: Door,
 }
 
 /// A step that could not be done and was allowed to be left out.
