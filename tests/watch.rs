@@ -92,6 +92,8 @@ fn memory_that_nobody_maps_cannot_be_made() {
     assert!([28, 38].map(|errno| json!(errno)).contains(&segment(80 << 20)), "ENOSPC, or ENOSYS on older kernels");
     let small = segment(1 << 20);
     assert!([0, 38].map(|errno| json!(errno)).contains(&small), "{small}");
+    // Only user 0 inside may set how much all segments hold.
+    assert_eq!(watched(&["--mem", "64M", "--map", "keep"]).probe_with("segment", &["4096"]).sees(), 38);
 }
 
 #[test]

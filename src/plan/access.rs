@@ -190,7 +190,13 @@ fn places(steps: &Steps, spec: &Spec) -> Vec<(InnerPath, Grant)> {
 }
 
 /// The program's filters, in the order of loading: the policy's last, since it may forbid loading more.
-pub(super) fn filters(steps: &mut Steps, spec: &Spec, host: &Host, limits: &LimitsPlan) -> Result<Vec<Vec<Insn>>> {
+pub(super) fn filters(
+    steps: &mut Steps,
+    spec: &Spec,
+    host: &Host,
+    limits: &LimitsPlan,
+    who: &Identities,
+) -> Result<Vec<Vec<Insn>>> {
     let guarded = mounts::writable_host(spec) && spec.root.setid == SetId::Refused;
     let mut filters = Vec::new();
     let mut load = |name, filter: Vec<Insn>| {
@@ -204,7 +210,7 @@ pub(super) fn filters(steps: &mut Steps, spec: &Spec, host: &Host, limits: &Limi
         Filter::Off if guarded => load("hidden modes", setid::hidden_modes_program(NATIVE)),
         Filter::Off => {}
         Filter::Default => {
-            let policy = policy(spec, host, limits, guarded);
+            let policy = policy(spec, host, limits, who, guarded);
             let filter = match policy == Policy::default() {
                 true => default_program().to_vec(),
                 false => program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?,
@@ -216,7 +222,7 @@ pub(super) fn filters(steps: &mut Steps, spec: &Spec, host: &Host, limits: &Limi
 }
 
 /// The system call policy of a spec. Capabilities beyond the default open what Moby's profile ties to them.
-fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, guarded: bool) -> Policy {
+fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guarded: bool) -> Policy {
     let added = spec.capabilities.without(Capabilities::default_set());
     Policy {
         allow: spec.seccomp.allow.clone(),
@@ -234,7 +240,7 @@ fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, guarded: bool) -> Polic
         set_id: if guarded { rules::SetId::Deny } else { rules::SetId::Allow },
         unmapped: match limits.watched() {
             None => rules::Unmapped::Allow,
-            Some(_) if environment::bounds_segments(spec, host) => rules::Unmapped::DenyFiles,
+            Some(_) if environment::bounds_segments(spec, host, who) => rules::Unmapped::DenyFiles,
             Some(_) => rules::Unmapped::Deny,
         },
         affinity: match limits.affinity {

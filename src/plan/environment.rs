@@ -4,6 +4,7 @@ use super::limits::LimitsPlan;
 use super::{Identities, Process, Stage, Step, Steps, Terminal, own_network};
 use crate::error::Result;
 use crate::host::Host;
+use crate::spec::ids::outer;
 use crate::spec::{BaseEnv, RootSource, Spec, TimeOffsets};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -29,7 +30,7 @@ pub(super) fn namespaces(spec: &Spec, limits: &LimitsPlan) -> Vec<&'static str> 
 }
 
 /// Steps of `Enter`.
-pub(super) fn enter(steps: &mut Steps, spec: &Spec, host: &Host, name: &str, limits: &LimitsPlan) {
+pub(super) fn enter(steps: &mut Steps, spec: &Spec, host: &Host, name: &str, limits: &LimitsPlan, who: &Identities) {
     steps.must(Stage::Enter, Step::Session);
     if spec.time != TimeOffsets::default() {
         steps.may_degrade(Stage::Enter, Step::TimeOffset(spec.time));
@@ -49,7 +50,7 @@ pub(super) fn enter(steps: &mut Steps, spec: &Spec, host: &Host, name: &str, lim
     for (key, value) in &spec.sysctls {
         steps.must(Stage::Enter, Step::Sysctl(key.clone(), value.clone()));
     }
-    if let Some(bytes) = limits.watched().filter(|_| bounds_segments(spec, host)) {
+    if let Some(bytes) = limits.watched().filter(|_| bounds_segments(spec, host, who)) {
         // Segments that no process has attached, which nobody sees, are at least no more than the limit.
         steps.must(Stage::Enter, Step::Sysctl(SHMALL.into(), (bytes / PAGE).to_string()));
     }
@@ -64,10 +65,13 @@ const SHMALL: &str = "kernel.shmall";
 /// On every architecture of sbx's.
 const PAGE: u64 = 4096;
 
-/// Whether the kernel bounds what System V segments hold, by a setting of the sandbox's own IPC namespace, which a user
-/// may write since Linux 6.10. What the user has set stands.
-pub(super) fn bounds_segments(spec: &Spec, host: &Host) -> bool {
-    host.kernel >= (6, 10) && !spec.share.ipc && spec.sysctls.iter().all(|(key, _)| key != SHMALL)
+/// Whether the kernel bounds what System V segments hold, by a setting of the sandbox's own IPC namespace. Since Linux
+/// 6.10 user 0 inside may write it, who the child is where the map makes it that, or has no place for the caller. What
+/// the user has set stands.
+pub(super) fn bounds_segments(spec: &Spec, host: &Host, who: &Identities) -> bool {
+    let caller = who.uids.iter().any(|e| host.uid >= e.outer && host.uid - e.outer < e.count);
+    let root = outer(&who.uids, 0).is_some_and(|id| id == host.uid || !caller);
+    root && host.kernel >= (6, 10) && !spec.share.ipc && spec.sysctls.iter().all(|(key, _)| key != SHMALL)
 }
 
 /// The host name inside: as asked, else the sandbox's own name, which may be one byte too long for one.

@@ -174,7 +174,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     steps.must(Stage::Clone, Step::Clone(environment::namespaces(spec, &limits)));
     steps.must(Stage::Maps, Step::Maps(identities.clone()));
     way::place(&mut steps, &limits, Stage::Place);
-    environment::enter(&mut steps, spec, host, name, &limits);
+    environment::enter(&mut steps, spec, host, name, &limits, &identities);
     let group = if limits.is_grouped() && !spec.share.cgroup { mounts::Group::Own } else { mounts::Group::None };
     mounts::root(&mut steps, spec, host, &mounts::Around { name, terminal, group })?;
     steps.must(Stage::Pivot, Step::Pivot);
@@ -182,7 +182,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let landlock = access::confine(&mut steps, spec, host, &process, &limits)?;
     steps.must(Stage::Gate, Step::Gate);
     access::rlimits(&mut steps, spec, host, &limits)?;
-    let filters = access::filters(&mut steps, spec, host, &limits)?;
+    let filters = access::filters(&mut steps, spec, host, &limits, &identities)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
     Ok(Plan {
