@@ -102,10 +102,38 @@ fn numbers_sizes_and_durations() {
 }
 
 #[test]
+fn limits_that_mean_nothing_are_refused() {
+    let huge = (1u128 << 64).to_string();
+    all_refused(&[
+        (&["--mem", "0"], &["--mem \"0\"", "a size of 0"]),
+        (&["--mem", "-1"], &["--mem \"-1\"", "not a size"]),
+        (&["--mem", &huge], &["--mem", "not a size"]),
+        (&["--mem", "512X"], &["--mem", "not a size", "512M"]),
+        (&["--mem", "1e9G"], &["--mem", "not a size"]),
+        (&["--mem", "０５"], &["--mem", "not a size"]),
+        (&["--mem", "4K"], &["--mem", "too little"]),
+        (&["--swap", "x"], &["--swap"]),
+        (&["--cpus", "0"], &["--cpus", "less than 0.01"]),
+        (&["--cpus", "NaN"], &["--cpus", "not a number"]),
+        (&["--cpus", "1000000000"], &["--cpus"]),
+        (&["--cpus", "0.001"], &["--cpus", "0.01"]),
+        (&["--cpuset", "3-1"], &["--cpuset", "ends before"]),
+        (&["--cpuset", "x"], &["--cpuset", "0-3,5"]),
+        (&["--cpu-weight", "0"], &["--cpu-weight", "1 to 10000"]),
+        (&["--io-weight", "10001"], &["--io-weight", "1 to 10000"]),
+        (&["--io", "/dev/null"], &["--io", "rbps"]),
+        (&["--hugetlb", "3M=1G"], &["--hugetlb", "2M=512M"]),
+        (&["--pids", "0"], &["--pids"]),
+        (&["--limits", "always"], &["--limits", "auto, cgroup, watch, off"]),
+        (&["--limits", "off", "--mem", "1G"], &["--limits off and --mem"]),
+        (&["--mount", "type=cgroup,dst=/proc/x"], &["--mount"]),
+        (&["--mount", "type=cgroup", "--limits", "watch"], &["--limits watch"]),
+    ]);
+}
+
+#[test]
 fn options_of_a_later_issue_are_unknown() {
     all_refused(&[
-        (&["--mem", "512M"], &["--mem"]),
-        (&["--cpus", "2"], &["--cpus"]),
         (&["-p", "80:80"], &["-p"]),
         (&["--publish", "80:80"], &["--publish"]),
         (&["-d"], &["-d"]),
@@ -122,9 +150,10 @@ fn options_of_other_programs_are_explained() {
         (&["-it"], &["-i", "terminal"]),
         (&["-p", "80:80"], &["-p", "--net host"]),
         (&["--publish=80:80"], &["--publish", "--net host"]),
-        (&["-m", "512M"], &["-m", "MemoryMax"]),
-        (&["--memory=512M"], &["--memory", "MemoryMax"]),
-        (&["--cpus", "2"], &["--cpus", "CPUQuota"]),
+        (&["-m", "512M"], &["-m", "--mem 512M"]),
+        (&["--memory=512M"], &["--memory", "--mem 512M"]),
+        (&["--memory-swap", "1G"], &["--memory-swap", "--swap"]),
+        (&["--pids-limit", "9"], &["--pids-limit", "--pids"]),
     ]);
     let place = Place::new();
     let rootfs = place.own_rootfs("rootfs");

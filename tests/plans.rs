@@ -3,7 +3,7 @@
 
 use sbx::host::cgroup::{Delegation, Direct, Layout};
 use sbx::host::manager::Door;
-use sbx::host::{Entry, EntryKind, Host, Power, RootFacts, Stdio};
+use sbx::host::{Disk, Entry, EntryKind, Host, Power, RootFacts, Stdio};
 use sbx::plan::{Plan, plan};
 use sbx::spec::layer::{Count, Layer, Origin};
 use sbx::spec::{Caller, Spec};
@@ -153,7 +153,7 @@ fn every_limit(limits: &mut sbx::spec::layer::Limits) {
 fn limits() {
     let disks = |host: Host| {
         let disk = sbx::spec::HostPath::new("/dev/vda").expect("absolute");
-        Host { disks: vec![(disk, Ok((254, 0)))], ..host }
+        Host { disks: vec![Disk { path: disk, device: Ok((254, 0)) }], ..host }
     };
     golden("limits-direct", limited(every_limit), &disks(delegated(&ALL)));
     golden("limits-systemd", limited(every_limit), &disks(managed(&ALL)));
@@ -199,7 +199,7 @@ fn limits_that_nobody_can_enforce_are_refused() {
     };
     refused(limited(off), &delegated(&ALL), &["--limits off and --mem"]);
     let only = |l: &mut sbx::spec::layer::Limits| l.limits = Some("cgroup".into());
-    refused(limited(only), &host(), &["a cgroup of its own", "hybrid", "--limits watch"]);
+    refused(limited(only), &host(), &["--limits cgroup", "hybrid", "--limits watch"]);
     let mut open = delegated(&ALL);
     open.delegation.nsdelegate = false;
     let nested = layer(|l| {

@@ -133,6 +133,7 @@ fn a_scope_that_failed_is_cleared() {
     let unit = "sbx-test.failed.scope";
     for door in doors() {
         let mut run = Command::new("systemd-run");
+        run.env("XDG_RUNTIME_DIR", common::session_dir());
         run.args(["--user", "--scope", "--quiet", "-p", "RuntimeMaxSec=1", "--unit", unit, "sleep", "100"]);
         assert!(!run.status().expect("systemd-run").success());
         let end = Instant::now() + Duration::from_secs(5);

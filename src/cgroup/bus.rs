@@ -135,7 +135,7 @@ impl<'a> Bus<'a> {
     /// As [`Bus::next`].
     pub fn answer(&mut self, serial: u32) -> Result<std::result::Result<Message, Refusal>> {
         loop {
-            let message = self.next()?;
+            let message = self.message()?;
             match message.kind {
                 Kind::Return if message.reply_to == Some(serial) => return Ok(Ok(message)),
                 Kind::Error if message.reply_to == Some(serial) => return Ok(Err(Refusal::of(&message))),
@@ -149,7 +149,7 @@ impl<'a> Bus<'a> {
     /// # Errors
     /// `Unsupported` where the other end refuses us, closes, breaks the protocol or is too slow; `Interrupted` by a
     /// signal.
-    pub fn next(&mut self) -> Result<Message> {
+    pub fn message(&mut self) -> Result<Message> {
         self.send()?;
         loop {
             while !self.welcome && self.greeted()? {}

@@ -130,7 +130,7 @@ impl<'a> Starting<'a> {
             Err(refusal) => return Ok(Job::Refused(refusal)),
         };
         loop {
-            let message = self.bus.next()?;
+            let message = self.bus.message()?;
             if message.kind == Kind::Signal && message.interface == MANAGER && message.member == "JobRemoved" {
                 let (of, result) = removed(&message).map_err(|why| self.bus.garbled(why))?;
                 match (of == job, result) {

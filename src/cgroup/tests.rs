@@ -367,7 +367,7 @@ fn silence_ends_by_the_deadline() {
         while socket.read(&mut served).is_ok_and(|count| count > 0) {}
     };
     let before = monotonic_ms();
-    let result = served(true, serve, |door| Bus::open(door, 50)?.next().map(drop));
+    let result = served(true, serve, |door| Bus::open(door, 50)?.message().map(drop));
     assert!(why(result).contains("in time"));
     assert!(monotonic_ms() - before < 5000);
 }

@@ -88,9 +88,9 @@ pub struct Host {
     /// What of the control groups is the caller's; looked at only where a limit asks for one.
     #[serde(skip)]
     pub delegation: cgroup::Delegation,
-    /// The disks of `--io` by their paths: major and minor number, or why it is none.
+    /// The disks of `--io`.
     #[serde(skip)]
-    pub disks: Vec<(HostPath, std::result::Result<(u32, u32), String>)>,
+    pub disks: Vec<Disk>,
     /// Whether the machine has swap; looked at likewise.
     #[serde(skip)]
     pub has_swap: bool,
@@ -103,6 +103,15 @@ pub struct Host {
     /// Working directory, home and environment.
     #[serde(skip)]
     pub caller: Caller,
+}
+
+/// A path and the disk that it is or lies on.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// As the user gave it.
+    pub path: HostPath,
+    /// Major and minor number, or why it is none.
+    pub device: std::result::Result<(u32, u32), String>,
 }
 
 /// How far uid 0 reaches here.
@@ -188,7 +197,12 @@ impl Host {
             fuse: (spec.root.overlay == Overlay::Fuse).then(|| fuse::look(&caller, power)),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             delegation: if limited { cgroup::Delegation::look(&caller, uid) } else { Default::default() },
-            disks: spec.limits.io.iter().map(|io| (io.path.clone(), disk(io.path.as_path()))).collect(),
+            disks: spec
+                .limits
+                .io
+                .iter()
+                .map(|io| Disk { path: io.path.clone(), device: disk(io.path.as_path()) })
+                .collect(),
             processors: if limited { processors() } else { Vec::new() },
             has_swap: limited && sys::host::swap_bytes() > 0,
             token: if on_disk { token() } else { 0 },

@@ -182,7 +182,7 @@ impl Tree {
 
     /// Takes the sysfs that init made in the sandbox's network namespace.
     pub(super) fn attach_sys(&mut self, target: &Target) -> Done {
-        let sysfs = self.from_init()?;
+        let sysfs = self.handed_mount()?;
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
         attach_at(&sysfs, at.as_fd(), Kind::Directory)?;
         std::mem::forget(at);
@@ -192,7 +192,7 @@ impl Tree {
 
     /// Takes the mount that init made in the sandbox's cgroup namespace.
     fn attach_cgroup(&self, target: &Target) -> Done {
-        let cgroup = self.from_init()?;
+        let cgroup = self.handed_mount()?;
         let at = open_target(held(&self.root)?, target, Kind::Directory)?;
         attach_at(&cgroup, at.as_fd(), Kind::Directory)?;
         std::mem::forget((cgroup, at));
@@ -200,7 +200,7 @@ impl Tree {
     }
 
     /// The next mount that init hands over, by its number in the table that both share, or why there is none.
-    fn from_init(&self) -> Result<OwnedFd, Failure> {
+    fn handed_mount(&self) -> Result<OwnedFd, Failure> {
         let mut number = [0; 4];
         let length = fs::read(held(&self.mounts_from)?, &mut number).called(Call::Fsmount)?;
         match i32::from_ne_bytes(number) {

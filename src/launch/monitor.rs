@@ -404,9 +404,8 @@ impl<'a> Monitor<'a> {
         self.drain();
         let (usage, reached) = self.sandbox.counts.at_end(self.plan, init);
         self.limit = self.limit.or(reached);
-        match (self.phase, &self.limit) {
-            (Phase::SettingUp | Phase::AtGate, Some(limit)) => return Err(too_small(limit)),
-            _ => {}
+        if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
+            return Err(too_small(limit));
         }
         match (self.phase, self.ended) {
             (Phase::Running, Some((ended, full))) => Ok(Exit { usage, ..self.exit(ended, full) }),

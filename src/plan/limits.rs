@@ -164,6 +164,9 @@ pub(super) enum Alone {
     Nobody,
 }
 
+/// File, value, and how it reads.
+pub(super) type Files = Vec<(String, String, ReadBack)>;
+
 /// One limit of the table.
 pub(super) struct Row {
     /// The option, which is the key too.
@@ -172,7 +175,7 @@ pub(super) struct Row {
     /// What was asked for, as text; `None` where nothing was.
     pub asked: fn(&Limits) -> Option<String>,
     /// File, value, and how it reads.
-    pub files: fn(&Limits, &Host) -> Result<Vec<(String, String, ReadBack)>>,
+    pub files: fn(&Limits, &Host) -> Result<Files>,
     /// The same for systemd.
     pub properties: fn(&Limits, &Host) -> Vec<Property>,
     /// What there is without a cgroup.
@@ -317,10 +320,10 @@ fn rates_text(limits: &Limits) -> String {
     limits.io.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-fn rates(limits: &Limits, host: &Host) -> Result<Vec<(String, String, ReadBack)>> {
+fn rates(limits: &Limits, host: &Host) -> Result<Files> {
     let mut found = Vec::new();
     for io in &limits.io {
-        let disk = host.disks.iter().find(|(path, _)| *path == io.path).map(|(_, disk)| disk);
+        let disk = host.disks.iter().find(|disk| disk.path == io.path).map(|disk| &disk.device);
         let (major, minor) = match disk {
             Some(Ok(disk)) => *disk,
             Some(Err(why)) => {
@@ -346,8 +349,8 @@ fn rate_properties(limits: &Limits, host: &Host) -> Vec<Property> {
     for (key, name) in names {
         let rate = |io: &IoLimit| {
             let (_, rate) = io.rates.iter().find(|(known, _)| *known == key)?;
-            let (_, disk) = host.disks.iter().find(|(path, _)| *path == io.path)?;
-            let (major, minor) = disk.as_ref().ok()?;
+            let disk = host.disks.iter().find(|disk| disk.path == io.path)?;
+            let (major, minor) = disk.device.as_ref().ok()?;
             Some((format!("/dev/block/{major}:{minor}"), *rate))
         };
         let paths: Vec<(String, u64)> = limits.io.iter().filter_map(rate).collect();

@@ -225,26 +225,36 @@ fn shown(property: &Property) -> Option<String> {
     Some(format!("{}={value}", property.name))
 }
 
+/// The steps of who enforces the limits.
+fn limit(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
+    match step {
+        Step::Group(at, settings) => {
+            let set = |s: &Setting| format!("{} {}", s.file, s.value);
+            write!(f, "make a cgroup in {}: {}", at.display(), list(settings.iter().map(set), ", "))
+        }
+        Step::Scope(properties) => {
+            write!(f, "have systemd make a scope for it: {}", list(properties.iter().filter_map(shown), " "))
+        }
+        Step::Watch(bytes) => write!(f, "watch the memory: at most {bytes} bytes"),
+        Step::CgroupNamespace => write!(f, "make a cgroup namespace in its cgroup"),
+        Step::CgroupMount => write!(f, "mount the sandbox's cgroup on /sys/fs/cgroup, read-only"),
+        Step::Affinity(Affinity::Count(count)) => write!(f, "keep to {count} processors"),
+        Step::Affinity(Affinity::List(cpus)) => write!(f, "keep to the processors {cpus}"),
+        _ => Ok(()),
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Claim(name) => write!(f, "claim the name {name}"),
             Step::Clone(new) => write!(f, "make new namespaces: {}", list(new, " ")),
-            Step::Group(at, settings) => {
-                let set = |s: &Setting| format!("{} {}", s.file, s.value);
-                write!(f, "make a cgroup in {}: {}", at.display(), list(settings.iter().map(set), ", "))
-            }
-            Step::Scope(properties) => {
-                write!(f, "have systemd make a scope for it: {}", list(properties.iter().filter_map(shown), " "))
-            }
-            Step::Watch(bytes) => write!(f, "watch the memory: at most {bytes} bytes"),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
             Step::TimeOffset(t) => {
                 write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", t.monotonic, t.boottime)
             }
             Step::Network => write!(f, "make a network namespace with its loopback up"),
-            Step::CgroupNamespace => write!(f, "make a cgroup namespace in its cgroup"),
             Step::HostName(name) => write!(f, "set the host name {name}"),
             Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
             Step::OomScoreAdj(score) => write!(f, "set oom_score_adj to {score}"),
@@ -270,7 +280,6 @@ impl fmt::Display for Step {
             Step::Mask(mask) => write!(f, "mask {}", mask.path),
             Step::Sys(SysKind::Fresh) => write!(f, "mount a fresh /sys, read-only"),
             Step::Sys(SysKind::Empty) => write!(f, "mount an empty /sys"),
-            Step::CgroupMount => write!(f, "mount the sandbox's cgroup on /sys/fs/cgroup, read-only"),
             Step::Mount(mount) => mount.fmt(f),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
@@ -286,13 +295,17 @@ impl fmt::Display for Step {
             Step::Hide => write!(f, "make init non-dumpable"),
             Step::Verify => write!(f, "read back ids, groups, capabilities and no_new_privs"),
             Step::Pids(count) => write!(f, "limit the processes to {count}"),
-            Step::Affinity(Affinity::Count(count)) => write!(f, "keep to {count} processors"),
-            Step::Affinity(Affinity::List(cpus)) => write!(f, "keep to the processors {cpus}"),
             Step::Rlimit(limit) => write!(f, "limit {} to {}:{}", limit.name, limit.soft, limit.hard),
             Step::Landlock(plan) => write!(f, "restrict by Landlock ABI {}: {} places", plan.abi, plan.places.len()),
             Step::Workdir(path) => write!(f, "enter the working directory {}", path.display()),
             Step::Gate => write!(f, "wait for the word to start"),
             Step::Filter(name, length) => write!(f, "load the seccomp filter {name} ({length} instructions)"),
+            Step::Group(..)
+            | Step::Scope(_)
+            | Step::Watch(_)
+            | Step::CgroupNamespace
+            | Step::CgroupMount
+            | Step::Affinity(_) => limit(f, self),
             Step::Exec(command) => {
                 write!(f, "execute {}", list(command.iter().map(|word| word.to_string_lossy().into_owned()), " "))
             }

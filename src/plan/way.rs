@@ -48,7 +48,7 @@ fn way(spec: &Spec, host: &Host, asked: &[&Row]) -> Result<Option<Way>> {
             (Some(door), _) => Ok(Some(Way::Systemd(door.clone()))),
             (None, Some(direct)) if !bare(found.layout, direct, asked) => Ok(Some(Way::Direct(direct.clone()))),
             _ if spec.limits.by == By::Auto && !spec.mounts_cgroup() => Ok(Some(Way::Watch)),
-            _ => Err(none(host)),
+            _ => Err(none(spec, host)),
         },
     }
 }
@@ -69,9 +69,10 @@ fn no_group(found: &Delegation) -> String {
     }
 }
 
-fn none(host: &Host) -> Error {
+fn none(spec: &Spec, host: &Host) -> Error {
     let found = &host.delegation;
-    Error::Unsupported { feature: "a cgroup of its own".into(), why: no_group(found), hint: Some(remedy(found).into()) }
+    let feature = if spec.mounts_cgroup() { "--mount type=cgroup" } else { "--limits cgroup" };
+    Error::Unsupported { feature: feature.into(), why: no_group(found), hint: Some(remedy(found).into()) }
 }
 
 /// The narrowest thing that would give one.
