@@ -10,7 +10,7 @@ use crate::host::files::{c_path, read_bytes_of};
 use crate::plan::limits::{ReadBack, Setting};
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, Errno, mount, process};
+use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -121,6 +121,22 @@ impl Group {
     /// For clone3(2), or to attach a process.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// Lets nothing in it run, or lets it run again, and waits until that is so.
+    ///
+    /// # Errors
+    /// Of the file; `ETIMEDOUT` where a process does not stop within a second (it waits in the kernel).
+    pub fn freeze(&self, frozen: bool) -> crate::sys::Result<()> {
+        let (word, line) = if frozen { ("1", "frozen 1") } else { ("0", "frozen 0") };
+        write(self.fd(), c"cgroup.freeze", word)?;
+        for _ in 0..1000 {
+            if text(self.fd(), "cgroup.events")?.lines().any(|read| read == line) {
+                return Ok(());
+            }
+            let _ = poll(&mut [], Some(1));
+        }
+        Err(ETIMEDOUT)
     }
 
     /// What all of it has used, and what limits did; `None` where systemd was faster.

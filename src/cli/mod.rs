@@ -3,8 +3,11 @@
 
 mod args;
 mod check;
+mod command;
 mod files;
+mod lifecycle;
 mod limits;
+mod list;
 mod report;
 mod run;
 
@@ -28,6 +31,13 @@ Usage: sbx [--state DIR] [--verbose] [-q|--quiet] [--color auto|always|never] CO
 
 Commands:
   run [OPTIONS] ROOTFS [COMMAND [ARG…]]  run a program in a new sandbox
+  ps [-a] [--json]                       list sandboxes
+  inspect NAME…                          all that is known of them, as JSON
+  wait NAME…                             wait for their ends, print their statuses
+  stop [-t SECONDS] NAME…                end them: TERM, then KILL
+  kill [-s SIGNAL] NAME…                 send a signal (KILL)
+  pause NAME…, resume NAME…              let nothing in them run; let them run again
+  rm [-f] NAME…, prune                   forget those that have ended
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -36,6 +46,25 @@ Commands:
 
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
+
+const COMMANDS: [&str; 16] = [
+    "run",
+    "ps",
+    "inspect",
+    "wait",
+    "stop",
+    "kill",
+    "pause",
+    "resume",
+    "rm",
+    "prune",
+    "check",
+    "doctor",
+    "completions",
+    "man",
+    "--help",
+    "--version",
+];
 
 /// The program: returns the exit status.
 pub fn main() -> u8 {
@@ -88,6 +117,15 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     let rest: Vec<OsString> = globals.into_iter().chain(own.iter().cloned()).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
+        Some("ps") => list::ps(&rest),
+        Some("inspect") => list::inspect(&rest),
+        Some("wait") => lifecycle::wait(&rest),
+        Some("stop") => lifecycle::stop(&rest),
+        Some("kill") => lifecycle::kill(&rest),
+        Some("pause") => lifecycle::pause(&rest),
+        Some("resume") => lifecycle::resume(&rest),
+        Some("rm") => lifecycle::rm(&rest),
+        Some("prune") => lifecycle::prune(&rest),
         Some("check" | "doctor") => check::check(&rest),
         Some("completions") => files::completions(&own),
         Some("man") => files::man(&own),
@@ -107,7 +145,7 @@ fn usage_of(what: &str, hint: &str) -> Result<u8> {
 
 fn unknown(command: &OsStr) -> Result<u8> {
     let text = command.to_string_lossy();
-    let near = sbx::spec::text::nearest(&text, ["run", "check", "doctor", "completions", "man", "--help", "--version"]);
+    let near = sbx::spec::text::nearest(&text, COMMANDS);
     let hint = near.map_or_else(|| "sbx --help".to_owned(), |near| format!("sbx {near}"));
     Err(Error::Usage { what: format!("{text} is not a command of sbx"), hint: Some(hint) })
 }

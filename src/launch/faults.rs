@@ -8,7 +8,8 @@ use crate::plan::{Layers, Plan, Stage, Step, UpperAt};
 use crate::spec::Overlay;
 use crate::spec::mount::{Access, Mount, Source};
 use crate::state::Skipped;
-use crate::sys::{EACCES, EINVAL, EISDIR, ENOENT, ENOTDIR, EPERM};
+use crate::sys::process::Ended;
+use crate::sys::{EACCES, EINVAL, EISDIR, ENOENT, ENOEXEC, ENOTDIR, EPERM, Errno};
 
 /// The error of a step that failed.
 pub(super) fn step_error(plan: &Plan, fault: Fault) -> Error {
@@ -96,6 +97,49 @@ fn refused_mount(mount: &Mount, fault: Fault) -> Option<Error> {
         }
         _ => return None,
     })
+}
+
+/// Why the program could not be executed.
+pub(super) fn not_executed(plan: &Plan, errno: Errno) -> Error {
+    let command = plan.process.command[0].to_string_lossy().into_owned();
+    let why = match errno {
+        ENOENT if command.contains('/') => Some("not in ROOTFS, or its interpreter is not"),
+        ENOENT => Some("not in any directory of PATH"),
+        EACCES => Some("a directory, without the x permission, or on a noexec mount"),
+        ENOEXEC => Some("no format that this machine runs; a script needs a first line like #!/bin/sh"),
+        _ => None,
+    };
+    Error::Command { command, errno, why: why.map(str::to_owned) }
+}
+
+/// The child ended before the program ran and said nothing.
+pub(super) fn died(plan: &Plan, how: Ended) -> Error {
+    match how {
+        Ended::Code(127) => not_executed(plan, ENOENT),
+        Ended::Code(126) => not_executed(plan, EACCES),
+        Ended::Signal(signal) => {
+            let why = format!("the sandbox's first process was killed by signal {signal} while it was set up");
+            Error::Unsupported {
+                feature: "run".into(),
+                why,
+                hint: Some("try again; `sbx check` tells what is in the way".into()),
+            }
+        }
+        // It told why, unless it could not: then it or its helper was killed, or sending is forbidden.
+        Ended::Code(super::child::FAILED) => {
+            let why = "the sandbox's first process ended while it was set up and could not say why: its helper \
+                was killed, or a seccomp filter around sbx forbids sendmsg";
+            Error::Unsupported {
+                feature: "run".into(),
+                why: why.into(),
+                hint: Some("try again; `sbx check` tells what is in the way".into()),
+            }
+        }
+        Ended::Code(code) => {
+            let step = plan.number(|step| matches!(step, Step::Session));
+            Error::Bug(format!("the child ended with {code} after step {step} and said nothing"))
+        }
+    }
 }
 
 /// A skipped step, for the record and the user.

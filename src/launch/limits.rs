@@ -8,7 +8,8 @@ use crate::cgroup::{Group, Usage, scope};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plan::Plan;
-use crate::plan::limits::Way;
+use crate::plan::limits::{Enforced, Way};
+use crate::state::Limit;
 use crate::sys::event::SIGKILL;
 use crate::sys::process::Ended;
 use crate::sys::socket::Wait;
@@ -20,6 +21,13 @@ pub(super) fn make(plan: &Plan) -> Result<Option<Group>> {
         Some(Way::Direct(at)) => Group::make(at, &plan.name, &plan.limits.controllers, &plan.limits.settings).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Who enforces which limit, for the record.
+pub(super) fn recorded(plan: &Plan) -> Vec<Limit> {
+    let limit =
+        |limit: &Enforced| Limit { option: limit.option.into(), value: limit.value.clone(), by: limit.by.into() };
+    plan.limits.enforced.iter().map(limit).collect()
 }
 
 /// The name of a sandbox's scope.
@@ -88,6 +96,11 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn of(group: Option<Group>) -> Counts {
         Counts { group, usage: None }
+    }
+
+    /// The cgroup, where there is one.
+    pub(super) fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
     }
 
     /// Reads a scope that systemd is about to take away with its last process.

@@ -24,6 +24,7 @@ mod relay;
 mod root;
 mod ruleset;
 mod script;
+mod service;
 mod sources;
 
 pub use crate::cgroup::Usage;
@@ -331,6 +332,11 @@ fn record(plan: &Plan, host: &Host) -> Record {
         version: crate::state::VERSION,
         name: plan.name.clone(),
         state: "starting".into(),
+        started: None,
+        ended: None,
+        exit_status: None,
+        rootfs: plan.root.clone(),
+        limits: limits::recorded(plan),
         supervisor_pid: process::getpid(),
         pid: None,
         labels: plan.labels.clone(),

@@ -3,14 +3,15 @@
 
 use super::channel::{Fullness, Message, hear, tell};
 use super::exit::{Event, Exit, Reached};
-use super::faults::{skipped, step_error};
+use super::faults::{died, not_executed, skipped, step_error};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
 use super::relay::{Pump, Terminal};
+use super::service::{Service, WATCHES};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Stage, Step, UpperAt};
+use crate::plan::{Plan, Stage, UpperAt};
 use crate::spec::Init;
 use crate::state::{Claim, Record};
 use crate::sys::event::{self, Watch};
@@ -46,10 +47,11 @@ pub(super) struct Sandbox<'a> {
 
 /// The supervisor's state.
 pub(super) struct Monitor<'a> {
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     request: &'a Request<'a>,
     fuse: Option<Fuse>,
-    sandbox: Sandbox<'a>,
+    pub(super) sandbox: Sandbox<'a>,
+    pub(super) service: Service,
     phase: Phase,
     channel_open: bool,
     terminal: Option<Terminal>,
@@ -59,7 +61,9 @@ pub(super) struct Monitor<'a> {
     /// Monotonic milliseconds at which TERM, then KILL is due.
     deadline: Option<u64>,
     timed_out: bool,
-    killed: bool,
+    pub(super) killed: bool,
+    /// Monotonic milliseconds at which KILL follows the signal of `sbx stop`.
+    pub(super) stop_at: Option<u64>,
     /// The last signal of the keyboard.
     typed: Option<i32>,
     watch: Option<MemoryWatch>,
@@ -72,6 +76,9 @@ pub(super) struct Monitor<'a> {
 /// would pay for that and gain nothing.
 pub(super) const SETTLED: u64 = 50;
 
+/// How many descriptors the supervisor watches besides those of its clients.
+const OWN: usize = 6;
+
 /// Milliseconds between two looks whether a job in the background has come to the front.
 const BACKGROUND: u64 = 200;
 
@@ -82,6 +89,7 @@ impl<'a> Monitor<'a> {
             request,
             fuse: None,
             sandbox,
+            service: Service::default(),
             phase: Phase::SettingUp,
             channel_open: true,
             terminal: None,
@@ -91,6 +99,7 @@ impl<'a> Monitor<'a> {
             deadline: None,
             timed_out: false,
             killed: false,
+            stop_at: None,
             typed: None,
             watch: MemoryWatch::of(plan),
             limit: None,
@@ -115,7 +124,7 @@ impl<'a> Monitor<'a> {
         loop {
             let mut watches = self.watches();
             match event::poll(&mut watches, self.patience()) {
-                Ok(0) => self.settle(),
+                Ok(0) => self.idle(),
                 Ok(_) | Err(sys::EINTR) => {}
                 Err(errno) => return Err(Error::Sys { doing: "wait for".into(), on: "the sandbox".into(), errno }),
             }
@@ -128,7 +137,10 @@ impl<'a> Monitor<'a> {
                 self.signal(signal)?;
             }
             self.keep_time(observer);
+            self.keep_stop();
             self.keep_memory(observer);
+            self.settle(observer);
+            self.serve(&watches[OWN..]);
             self.pump(&watches);
             if watches[2].ready() && !self.channel_open {
                 return self.finish();
@@ -136,22 +148,26 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    fn watches(&self) -> [Watch; 6] {
+    fn watches(&self) -> [Watch; OWN + WATCHES] {
         let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Terminal::watches);
         // What is read of a file before the root is made would be lost to a second attempt.
         let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
-        [
+        let own = [
             Watch::read_if(self.channel_open.then_some(self.sandbox.channel.as_fd())),
             Watch::read(self.sandbox.signals),
             Watch::read(self.sandbox.init.fd()),
             input,
             output,
             stdin,
-        ]
+        ];
+        let mut all = [Watch::off(); OWN + WATCHES];
+        all[..OWN].copy_from_slice(&own);
+        all[OWN..].copy_from_slice(&self.service.watches());
+        all
     }
 
-    fn pump(&mut self, watches: &[Watch; 6]) {
+    fn pump(&mut self, watches: &[Watch]) {
         if let Some(terminal) = &mut self.terminal {
             terminal.work([watches[3].ready(), watches[4].ready()]);
         }
@@ -201,7 +217,7 @@ impl<'a> Monitor<'a> {
                     fuse.runs_in(carried);
                 }
             }
-            Message::NotExecuted(errno) => return Err(self.not_executed(errno)),
+            Message::NotExecuted(errno) => return Err(not_executed(self.plan, errno)),
             Message::Skipped(fault) => {
                 let skipped = skipped(self.plan, fault);
                 observer.event(&Event::Skipped(&skipped));
@@ -219,6 +235,7 @@ impl<'a> Monitor<'a> {
             Message::Ended(ended, full) => {
                 self.ended = Some((ended, full));
                 self.sandbox.counts.read_at_end(self.sandbox.channel.as_fd());
+                self.service.close();
                 // The kernel takes as long to end init as this takes. What lies outside its namespaces it may still hold.
                 self.sandbox.claim.take_if(|claim| !claim.leaves_something());
                 // Nothing more comes; what is left is to wait for the end of init.
@@ -241,6 +258,7 @@ impl<'a> Monitor<'a> {
             watch.begin();
         }
         self.text = Some(event::monotonic_ms() + SETTLED);
+        self.sandbox.record.started = Some(event::unix_ms());
         let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
             Some(pidfd) => {
@@ -255,12 +273,6 @@ impl<'a> Monitor<'a> {
             observer.event(&Event::Note(
                 "the program's pid is not known: the kernel tells it neither by pidfd_open nor in /proc",
             ));
-        }
-        // Not before: until here init may have to share a processor with us.
-        if let Some(claim) = &self.sandbox.claim
-            && let Err(error) = claim.write(&self.sandbox.record)
-        {
-            observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
@@ -305,7 +317,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
-    fn pass(&self, signal: i32) {
+    pub(super) fn pass(&self, signal: i32) {
         if self.plan.process.init == Init::Program {
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), signal);
         } else {
@@ -332,19 +344,29 @@ impl<'a> Monitor<'a> {
 
     /// How long to wait for an event, in milliseconds.
     fn patience(&self) -> Option<u64> {
-        let [left, settling] =
-            [self.deadline, self.text].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
+        let [left, settling, stop] =
+            [self.deadline, self.text, self.stop_at].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
         let background = self.terminal.as_ref().is_some_and(Terminal::in_background).then_some(BACKGROUND);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
-        [left, settling, background, look].into_iter().flatten().min()
+        [left, settling, stop, background, look].into_iter().flatten().min()
+    }
+
+    /// The program runs longer than a moment: other commands may want to know of it. A short run is spared all that.
+    fn settle(&mut self, observer: &mut dyn super::Observer) {
+        if !self.text.is_some_and(|at| event::monotonic_ms() >= at) {
+            return;
+        }
+        self.text = None;
+        if let Some(claim) = &self.sandbox.claim
+            && let Err(error) = claim.write(&self.sandbox.record).and_then(|()| self.service.open(claim))
+        {
+            observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
+        }
+        alloc::drop_text();
     }
 
     /// Nothing has happened for a while.
-    fn settle(&mut self) {
-        if self.text.is_some_and(|at| event::monotonic_ms() >= at) {
-            self.text = None;
-            alloc::drop_text();
-        }
+    fn idle(&mut self) {
         if let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.in_background()) {
             terminal.resume();
         }
@@ -362,10 +384,8 @@ impl<'a> Monitor<'a> {
             // A stopped program would never see it.
             self.pass(event::SIGCONT);
         } else if !self.killed {
-            self.killed = true;
             self.deadline = None;
-            self.sandbox.counts.read();
-            let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+            self.kill();
         }
     }
 
@@ -383,18 +403,6 @@ impl<'a> Monitor<'a> {
         let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
     }
 
-    fn not_executed(&self, errno: sys::Errno) -> Error {
-        let command = self.plan.process.command[0].to_string_lossy().into_owned();
-        let why = match errno {
-            sys::ENOENT if command.contains('/') => Some("not in ROOTFS, or its interpreter is not"),
-            sys::ENOENT => Some("not in any directory of PATH"),
-            sys::EACCES => Some("a directory, without the x permission, or on a noexec mount"),
-            sys::ENOEXEC => Some("no format that this machine runs; a script needs a first line like #!/bin/sh"),
-            _ => None,
-        };
-        Error::Command { command, errno, why: why.map(str::to_owned) }
-    }
-
     /// Init is gone and with it everything inside. The pid namespace is empty when its init can be waited for.
     fn finish(mut self) -> Result<Exit> {
         let init = self.sandbox.init.wait().unwrap_or(Ended::Signal(event::SIGKILL));
@@ -407,14 +415,15 @@ impl<'a> Monitor<'a> {
         if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
             return Err(too_small(limit));
         }
-        match (self.phase, self.ended) {
+        let exit = match (self.phase, self.ended) {
             (Phase::Running, Some((ended, full))) => Ok(Exit { usage, ..self.exit(ended, full) }),
             // Without an init of ours its end is the program's; an init that said nothing was killed.
             (Phase::Running, None) => Ok(Exit { usage, ..self.exit(init, Fullness::Room) }),
             // Killed when the word to start was out: the program may have run, so this is no refusal.
             (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
-            (_, _) => Err(self.died(init)),
-        }
+            (_, _) => Err(died(self.plan, init)),
+        };
+        exit.inspect(|exit| self.service.ended(exit.status()))
     }
 
     fn exit(&self, ended: Ended, full: Fullness) -> Exit {
@@ -425,36 +434,6 @@ impl<'a> Monitor<'a> {
         // The program may have ended by itself in the same moment.
         let limit = self.limit.filter(|_| self.ended.is_none());
         Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None, typed }
-    }
-
-    /// The child ended before the program ran and said nothing.
-    fn died(&self, how: Ended) -> Error {
-        match how {
-            Ended::Code(127) => self.not_executed(sys::ENOENT),
-            Ended::Code(126) => self.not_executed(sys::EACCES),
-            Ended::Signal(signal) => {
-                let why = format!("the sandbox's first process was killed by signal {signal} while it was set up");
-                Error::Unsupported {
-                    feature: "run".into(),
-                    why,
-                    hint: Some("try again; `sbx check` tells what is in the way".into()),
-                }
-            }
-            // It told why, unless it could not: then it or its helper was killed, or sending is forbidden.
-            Ended::Code(super::child::FAILED) => {
-                let why = "the sandbox's first process ended while it was set up and could not say why: its helper \
-                    was killed, or a seccomp filter around sbx forbids sendmsg";
-                Error::Unsupported {
-                    feature: "run".into(),
-                    why: why.into(),
-                    hint: Some("try again; `sbx check` tells what is in the way".into()),
-                }
-            }
-            Ended::Code(code) => {
-                let step = self.plan.number(|step| matches!(step, Step::Session));
-                Error::Bug(format!("the child ended with {code} after step {step} and said nothing"))
-            }
-        }
     }
 
     /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.

@@ -24,7 +24,7 @@ pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use crate::error::{Error, Place, Result};
 use crate::host::Host;
 use crate::spec::access::Degrade;
-use crate::spec::{Init, NetMode, Spec, Tty};
+use crate::spec::{Init, NetMode, RootSource, Spec, Tty};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -110,6 +110,8 @@ pub struct Planned {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) name: String,
+    /// ROOTFS as it is meant, for the record.
+    pub(crate) root: String,
     pub(crate) steps: Vec<Planned>,
     pub(crate) identities: Identities,
     pub(crate) process: Process,
@@ -187,6 +189,10 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     notes.extend(mounts::notes(spec, host));
     Ok(Plan {
         name: name.into(),
+        root: match &spec.root.source {
+            RootSource::Host => "@host".into(),
+            RootSource::Layers(layers) => layers.first().map(ToString::to_string).unwrap_or_default(),
+        },
         steps: steps.list,
         identities,
         process,

@@ -3,20 +3,24 @@
 //! A sandbox is alive exactly as long as its directory is locked; the kernel frees the lock with its holder, so
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
+pub mod control;
 mod leftovers;
+mod list;
 mod names;
 mod path;
 mod record;
 
+pub use list::{Found, Standing};
 pub use names::generate;
 pub(crate) use record::short;
-pub use record::{Made, Record, Scope, Skipped, Tree, VERSION};
+pub use record::{Limit, Made, Record, Scope, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
+use control::{Listener, SOCKET};
 use leftovers::Cleared;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
@@ -49,6 +53,8 @@ const SWEEPS: u32 = 20;
 const CROWD: u32 = 32;
 const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
+/// Its being there says that the sandbox is paused.
+const PAUSED: &CStr = c"paused";
 
 fn unusable(on: &Path, why: impl ToString) -> Error {
     let hint = "--state DIR with a directory of yours on a local file system";
@@ -197,6 +203,33 @@ impl StateDir {
         self.left.take()
     }
 
+    /// Forgets a sandbox that has ended, and clears what is left of it.
+    ///
+    /// # Errors
+    /// `State` where it lives, or something cannot be cleared.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let text = c_path(Path::new(name));
+        let fail = |errno: Errno| unusable(&self.path.join(name), errno);
+        let dir = match fs::open_beneath(self.dir.as_fd(), &text, Open::List) {
+            Err(ENOENT) => return Ok(()),
+            other => other.map_err(fail)?,
+        };
+        if !fs::try_lock(dir.as_fd()).map_err(fail)? {
+            let why = "it is running".to_owned();
+            return Err(Error::State { on: name.into(), why, hint: Some(format!("sbx stop {name}")) });
+        }
+        match self.clear(dir.as_fd(), &text)? {
+            Cleared::All => {
+                unlist(self.dir.as_fd(), dir.as_fd(), &text);
+                Ok(())
+            }
+            Cleared::Later => {
+                let why = "another sandbox still uses the mount points that it made".to_owned();
+                Err(Error::State { on: name.into(), why, hint: Some("try again when that has ended".into()) })
+            }
+        }
+    }
+
     fn sweep_one(&self, name: &CStr) -> crate::sys::Result<()> {
         let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
         if fs::try_lock(dir.as_fd())? {
@@ -251,15 +284,39 @@ impl StateDir {
 
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
 fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
-    let _ = fs::unlinkat(dir, RECORD, Kind::File);
+    // A short run has written nothing.
     if fs::unlinkat(parent, name, Kind::Directory).is_err() {
-        // Left by a writer that was killed.
-        let _ = fs::unlinkat(dir, NEW_RECORD, Kind::File);
+        for file in [RECORD, SOCKET, PAUSED, NEW_RECORD] {
+            let _ = fs::unlinkat(dir, file, Kind::File);
+        }
         let _ = fs::unlinkat(parent, name, Kind::Directory);
     }
 }
 
 impl Claim<'_> {
+    /// Lets other commands of the same user speak to the supervisor.
+    ///
+    /// # Errors
+    /// `State` where the socket cannot be made.
+    pub fn listen(&self) -> Result<Listener> {
+        Listener::new(self.dir.as_fd())
+            .map_err(|errno| unusable(&self.path, format!("no socket for commands: {errno}")))
+    }
+
+    /// Says whether the sandbox is paused.
+    ///
+    /// # Errors
+    /// Of the directory.
+    pub fn mark_paused(&self, paused: bool) -> crate::sys::Result<()> {
+        match paused {
+            true => fs::openat(self.dir.as_fd(), PAUSED, Open::Lock).map(drop),
+            false => match fs::unlinkat(self.dir.as_fd(), PAUSED, Kind::File) {
+                Err(ENOENT) => Ok(()),
+                other => other,
+            },
+        }
+    }
+
     /// Writes the record, whole or not at all.
     ///
     /// # Errors

@@ -18,6 +18,21 @@ pub struct Record {
     pub name: String,
     /// `starting`, `running`.
     pub state: String,
+    /// When the program began to run, in milliseconds since 1970.
+    #[serde(default)]
+    pub started: Option<u64>,
+    /// When it had ended.
+    #[serde(default)]
+    pub ended: Option<u64>,
+    /// The exit status of CLI.md.
+    #[serde(default)]
+    pub exit_status: Option<i32>,
+    /// ROOTFS: a directory, or `@host`.
+    #[serde(default)]
+    pub rootfs: String,
+    /// Who enforces which limit.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
     /// pid of the sbx process that looks after it.
     pub supervisor_pid: i32,
     /// pid of its init, as the supervisor sees it.
@@ -80,6 +95,17 @@ pub struct Scope {
     pub unit: String,
     /// Where.
     pub door: Door,
+}
+
+/// A limit and who enforces it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The option, without dashes.
+    pub option: String,
+    /// What was asked for.
+    pub value: String,
+    /// `cgroup`, `systemd`, `kernel`, `affinity` or `watch`.
+    pub by: String,
 }
 
 /// A step that could not be done and was allowed to be left out.

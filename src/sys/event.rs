@@ -52,6 +52,11 @@ pub fn default_action(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
+/// The number of a signal by its name in signal(7), such as `SIGTERM`.
+pub fn signal_named(name: &str) -> Option<i32> {
+    name.parse::<Signal>().ok().map(|signal| signal as i32)
+}
+
 /// Sends a signal to the calling process by number; the mask decides whether it acts now.
 pub fn raise(signal: i32) -> Result<()> {
     super::process::kill(super::process::getpid(), signal)
@@ -190,6 +195,12 @@ pub fn cpu_time_us() -> u64 {
     // SAFETY: the buffer is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut used) };
     used.tv_sec as u64 * 1_000_000 + used.tv_nsec as u64 / 1000
+}
+
+/// Milliseconds since 1970, by the wall clock.
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Whether a descriptor number is open.

@@ -4,6 +4,7 @@
 
 use super::{Result, done, fd, ok, retry};
 use libc::{c_int, c_void};
+use std::ffi::CStr;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -85,6 +86,56 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usi
         rights.then(|| libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned())
     };
     Ok((n as usize, carried.map(fd).transpose()?))
+}
+
+/// A new SOCK_SEQPACKET socket with a path as its address.
+fn named(
+    path: &CStr,
+    flags: c_int,
+    take: impl Fn(RawFd, *const libc::sockaddr, libc::socklen_t) -> c_int,
+) -> Result<OwnedFd> {
+    // SAFETY: takes integers.
+    let socket = fd(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | flags, 0) })?;
+    // SAFETY: all zero is a valid address.
+    let mut address: libc::sockaddr_un = unsafe { zeroed() };
+    address.sun_family = libc::AF_UNIX as _;
+    let bytes = path.to_bytes_with_nul();
+    let Some(into) = address.sun_path.get_mut(..bytes.len()) else { return Err(super::Errno(libc::ENAMETOOLONG)) };
+    into.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from as _);
+    let size = size_of_val(&address) as libc::socklen_t;
+    retry(|| done(take(socket.as_raw_fd(), (&raw const address).cast(), size)))?;
+    Ok(socket)
+}
+
+/// `bind(2)` to a path, which is not to exist, and `listen(2)` there; nobody is waited for.
+pub fn listen(path: &CStr, backlog: i32) -> Result<OwnedFd> {
+    // SAFETY: the address is one of that size, and only read.
+    let socket =
+        named(path, libc::SOCK_NONBLOCK, |socket, address, size| unsafe { libc::bind(socket, address, size) })?;
+    // SAFETY: takes integers.
+    done(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    Ok(socket)
+}
+
+/// `connect(2)` to the listener of a path.
+pub fn connect(path: &CStr) -> Result<OwnedFd> {
+    // SAFETY: as in `listen`.
+    named(path, 0, |socket, address, size| unsafe { libc::connect(socket, address, size) })
+}
+
+/// `accept4(2)`: the next that waits, close-on-exec; `EAGAIN` where nobody does.
+pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC;
+    // SAFETY: null pointers mean that nobody wants the peer's address.
+    let socket = unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+    fd(socket)
+}
+
+/// `send(2)` of one message, for whose room nobody waits: `EAGAIN`. No SIGPIPE.
+pub fn send_now(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the pointer and the length describe the slice.
+    retry(|| done(unsafe { libc::send(to.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) } as i64))
 }
 
 /// Whether the other end of a socket is gone, without taking a message.

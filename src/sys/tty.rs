@@ -83,6 +83,11 @@ pub fn size(of: BorrowedFd<'_>) -> Result<Size> {
     Ok(size)
 }
 
+/// How many columns a terminal has; `None` where it does not tell.
+pub fn columns(of: BorrowedFd<'_>) -> Option<u16> {
+    size(of).ok().map(|size| size.0[1]).filter(|columns| *columns > 0)
+}
+
 /// `TIOCSWINSZ`: the kernel sends SIGWINCH to the terminal's foreground group where it changes.
 pub fn set_size(of: BorrowedFd<'_>, size: Size) -> Result<()> {
     // SAFETY: as in `size`; only read.

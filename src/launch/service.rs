@@ -1,0 +1,157 @@
+//! The supervisor's answers to other commands of the same user: signals, stop, pause, and how the sandbox ends.
+//!
+//! Nobody is waited for: a client that does not read loses what it was told.
+
+use super::channel::{Message, tell};
+use super::monitor::Monitor;
+use crate::spec::Init;
+use crate::state::Claim;
+use crate::state::control::{Listener, Reply, Request, answer, hear};
+use crate::sys::event::{self, Watch};
+use crate::sys::{EAGAIN, EBUSY, EOPNOTSUPP, Errno, process};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// How many clients are served at a time; more of them wait to be let in.
+const CLIENTS: usize = 8;
+/// What of the supervisor's descriptors belongs to this file.
+pub(super) const WATCHES: usize = CLIENTS + 1;
+
+/// Who is connected.
+#[derive(Default)]
+pub(super) struct Service {
+    listener: Option<Listener>,
+    clients: [Option<Client>; CLIENTS],
+}
+
+struct Client {
+    socket: OwnedFd,
+    /// Whether it wants to hear of the end.
+    waits: bool,
+}
+
+impl Service {
+    /// From now on commands find the sandbox.
+    pub(super) fn open(&mut self, claim: &Claim<'_>) -> crate::error::Result<()> {
+        self.listener = Some(claim.listen()?);
+        Ok(())
+    }
+
+    /// Nobody new is let in.
+    pub(super) fn close(&mut self) {
+        self.listener = None;
+    }
+
+    pub(super) fn watches(&self) -> [Watch; WATCHES] {
+        let full = self.clients.iter().all(Option::is_some);
+        std::array::from_fn(|n| match n {
+            0 => Watch::read_if(self.listener.as_ref().filter(|_| !full).map(Listener::fd)),
+            n => Watch::read_if(self.clients[n - 1].as_ref().map(|client| client.socket.as_fd())),
+        })
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        let free = self.clients.iter_mut().find(|client| client.is_none());
+        if let (Some(place), Ok(socket)) = (free, listener.accept()) {
+            *place = Some(Client { socket, waits: false });
+        }
+    }
+
+    /// Tells those who wait how it ended.
+    pub(super) fn ended(&self, status: u8) {
+        for client in self.clients.iter().flatten().filter(|client| client.waits) {
+            answer(client.socket.as_fd(), Reply::Ended(status));
+        }
+    }
+}
+
+impl Monitor<'_> {
+    /// Takes a request of each client that has one.
+    pub(super) fn serve(&mut self, watches: &[Watch]) {
+        for number in 0..CLIENTS {
+            if !watches[number + 1].ready() {
+                continue;
+            }
+            let Some(client) = &self.service.clients[number] else { continue };
+            match hear(client.socket.as_fd()) {
+                Ok(Some(request)) => self.answer(number, request),
+                Err(EAGAIN) => {}
+                Ok(None) | Err(_) => self.service.clients[number] = None,
+            }
+        }
+        if watches[0].ready() {
+            self.service.accept();
+        }
+    }
+
+    fn answer(&mut self, number: usize, request: Request) {
+        let reply = match request {
+            Request::Wait => Ok(()),
+            request => self.act(request),
+        };
+        let Some(client) = &mut self.service.clients[number] else { return };
+        client.waits |= request == Request::Wait;
+        answer(client.socket.as_fd(), reply.map_or_else(Reply::Refused, |()| Reply::Done));
+    }
+
+    fn act(&mut self, request: Request) -> Result<(), Errno> {
+        match request {
+            Request::Wait => {}
+            Request::Signal(event::SIGCONT) | Request::Resume => self.resume()?,
+            Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
+            Request::Signal(event::SIGSTOP) | Request::Pause => self.pause()?,
+            Request::Signal(number) => self.pass(number),
+            Request::Stop(signal, grace) => {
+                self.resume()?;
+                self.pass(signal);
+                // A stopped program would never see it.
+                self.pass(event::SIGCONT);
+                let due = event::monotonic_ms().saturating_add(grace);
+                // Of two who ask, the less patient one counts.
+                self.stop_at = Some(self.stop_at.map_or(due, |earlier| earlier.min(due)));
+            }
+        }
+        Ok(())
+    }
+
+    /// By the cgroup's freezer, from which nothing inside can wake; without one by stopping every process, all at once
+    /// and init alone excepted, as kill(2) does it for pid 1.
+    fn pause(&mut self) -> Result<(), Errno> {
+        match (self.sandbox.counts.group(), self.plan.process.init) {
+            (Some(group), _) => group.freeze(true)?,
+            (None, Init::Own) => {
+                tell(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP), None)?;
+            }
+            // Only from inside its pid namespace all can be stopped.
+            (None, Init::Program) => return Err(EOPNOTSUPP),
+        }
+        self.mark_paused(true)
+    }
+
+    fn resume(&mut self) -> Result<(), Errno> {
+        match self.sandbox.counts.group() {
+            Some(group) => group.freeze(false)?,
+            None => self.pass(event::SIGCONT),
+        }
+        self.mark_paused(false)
+    }
+
+    fn mark_paused(&self, paused: bool) -> Result<(), Errno> {
+        self.sandbox.claim.as_ref().map_or(Err(EBUSY), |claim| claim.mark_paused(paused))
+    }
+
+    /// Ends all at once, what is paused too: KILL needs no thawing (cgroup-v2.rst, cgroup.freeze).
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
+        self.sandbox.counts.read();
+        let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+    }
+
+    /// After a grace that was not enough.
+    pub(super) fn keep_stop(&mut self) {
+        if self.stop_at.is_some_and(|at| event::monotonic_ms() >= at) {
+            self.stop_at = None;
+            self.kill();
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What a supervisor is asked over its socket, and what it answers: messages of a fixed size, as between it and init.
+//!
+//! The socket lies in the sandbox's own directory, which is closed to everybody else; the peer's user is asked of the
+//! kernel all the same. A connection ends when the supervisor has ended, and with it the last of its sandbox.
+
+use crate::sys::cred;
+use crate::sys::socket::{self, Wait};
+use crate::sys::stream::peer;
+use crate::sys::{EINVAL, EPERM, Errno, Result};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The socket's name in the sandbox's directory.
+pub(super) const SOCKET: &CStr = c"control";
+/// Bytes of a message.
+const SIZE: usize = 16;
+/// How many may be waiting to be let in.
+const BACKLOG: i32 = 64;
+
+/// What a supervisor can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Pass this signal to the program.
+    Signal(i32),
+    /// End all at once.
+    Kill,
+    /// Send this signal to the program, and end all when so many milliseconds have not been enough.
+    Stop(i32, u64),
+    /// Let nothing in it run.
+    Pause,
+    /// Let it run again.
+    Resume,
+    /// Tell how it ends.
+    Wait,
+}
+
+/// What a supervisor answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done, or for [`Request::Wait`]: it is noted.
+    Done,
+    /// It could not be done.
+    Refused(Errno),
+    /// The sandbox has ended with this exit status of CLI.md.
+    Ended(u8),
+}
+
+fn encode(kind: u32, a: i32, b: u64) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    bytes[..4].copy_from_slice(&kind.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&a.to_ne_bytes());
+    bytes[8..].copy_from_slice(&b.to_ne_bytes());
+    bytes
+}
+
+/// Kind and both numbers; `None` for bytes that are no message.
+fn decode(bytes: &[u8]) -> Option<(u32, i32, u64)> {
+    let bytes: &[u8; SIZE] = bytes.try_into().ok()?;
+    let (head, b) = bytes.split_at(8);
+    let (kind, a) = head.split_at(4);
+    Some((
+        u32::from_ne_bytes(kind.try_into().ok()?),
+        i32::from_ne_bytes(a.try_into().ok()?),
+        u64::from_ne_bytes(b.try_into().ok()?),
+    ))
+}
+
+impl Request {
+    fn encode(self) -> [u8; SIZE] {
+        match self {
+            Request::Signal(number) => encode(1, number, 0),
+            Request::Kill => encode(2, 0, 0),
+            Request::Stop(signal, grace) => encode(3, signal, grace),
+            Request::Pause => encode(4, 0, 0),
+            Request::Resume => encode(5, 0, 0),
+            Request::Wait => encode(6, 0, 0),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Request> {
+        Some(match decode(bytes)? {
+            (1, number @ 1..=64, _) => Request::Signal(number),
+            (2, ..) => Request::Kill,
+            (3, signal @ 1..=64, grace) => Request::Stop(signal, grace),
+            (4, ..) => Request::Pause,
+            (5, ..) => Request::Resume,
+            (6, ..) => Request::Wait,
+            _ => return None,
+        })
+    }
+}
+
+impl Reply {
+    fn encode(self) -> [u8; SIZE] {
+        match self {
+            Reply::Done => encode(1, 0, 0),
+            Reply::Refused(errno) => encode(2, errno.0, 0),
+            Reply::Ended(status) => encode(3, status.into(), 0),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Reply> {
+        Some(match decode(bytes)? {
+            (1, ..) => Reply::Done,
+            (2, errno, _) => Reply::Refused(Errno(errno)),
+            (3, status, _) => Reply::Ended(u8::try_from(status).ok()?),
+            _ => return None,
+        })
+    }
+}
+
+/// A path to a name in an open directory that fits into a socket's address, however deep the directory lies.
+fn address(dir: BorrowedFd<'_>) -> CString {
+    let path = format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), SOCKET.to_str().unwrap_or_default());
+    CString::new(path).unwrap_or_default()
+}
+
+/// A supervisor's end. Its name goes with the claim of the sandbox's.
+#[derive(Debug)]
+pub struct Listener(OwnedFd);
+
+impl Listener {
+    /// Listens in a sandbox's directory.
+    ///
+    /// # Errors
+    /// Of bind(2) and listen(2).
+    pub(super) fn new(dir: BorrowedFd<'_>) -> Result<Listener> {
+        socket::listen(&address(dir), BACKLOG).map(Listener)
+    }
+
+    /// To be watched.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The next that waits, where it is the same user's or root's.
+    ///
+    /// # Errors
+    /// `EAGAIN` where nobody waits, `EPERM` for somebody else.
+    pub fn accept(&self) -> Result<OwnedFd> {
+        let client = socket::accept(self.fd())?;
+        match peer(client.as_fd())?.uid {
+            uid if uid == cred::geteuid() || uid == 0 => Ok(client),
+            _ => Err(EPERM),
+        }
+    }
+}
+
+/// Takes a request from a client; `None` is its close.
+///
+/// # Errors
+/// `EINVAL` for bytes that are no request.
+pub fn hear(client: BorrowedFd<'_>) -> Result<Option<Request>> {
+    let mut bytes = [0; SIZE];
+    // A descriptor that somebody sends along is closed here.
+    match socket::receive(client, &mut bytes, Wait::No)? {
+        (0, _) => Ok(None),
+        (length, _) => Request::decode(&bytes[..length]).map(Some).ok_or(EINVAL),
+    }
+}
+
+/// Answers a client. One that does not read is not waited for.
+pub fn answer(client: BorrowedFd<'_>, reply: Reply) {
+    let _ = socket::send_now(client, &reply.encode());
+}
+
+/// A client's end.
+#[derive(Debug)]
+pub struct Client(OwnedFd);
+
+impl Client {
+    /// Connects to the supervisor of a sandbox's directory.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ECONNREFUSED` where none listens, `EPERM` where it is somebody else's.
+    pub(super) fn connect(dir: BorrowedFd<'_>) -> Result<Client> {
+        let socket = socket::connect(&address(dir))?;
+        match peer(socket.as_fd())?.uid {
+            uid if uid == cred::geteuid() => Ok(Client(socket)),
+            _ => Err(EPERM),
+        }
+    }
+
+    /// Asks, and waits for the answer; `None` where the supervisor ended instead.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn ask(&self, request: Request) -> Result<Option<Reply>> {
+        match socket::send(self.0.as_fd(), &request.encode(), None) {
+            Err(crate::sys::EPIPE | crate::sys::ECONNRESET) => return Ok(None),
+            other => other?,
+        }
+        self.next()
+    }
+
+    /// Waits for what else it says; `None` at its end.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn next(&self) -> Result<Option<Reply>> {
+        let mut bytes = [0; SIZE];
+        match socket::receive(self.0.as_fd(), &mut bytes, Wait::Yes) {
+            Ok((0, _)) | Err(crate::sys::ECONNRESET) => Ok(None),
+            Ok((length, _)) => Reply::decode(&bytes[..length]).map(Some).ok_or(EINVAL),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Waits until the supervisor has ended; returns the status that it told.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn wait(&self) -> Result<Option<u8>> {
+        let mut status = None;
+        while let Some(reply) = self.next()? {
+            if let Reply::Ended(told) = reply {
+                status = Some(told);
+            }
+        }
+        Ok(status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fs::{HERE, Open, openat};
+
+    #[test]
+    fn messages_come_out_as_they_went_in() {
+        for request in [
+            Request::Signal(15),
+            Request::Kill,
+            Request::Stop(2, u64::MAX),
+            Request::Pause,
+            Request::Resume,
+            Request::Wait,
+        ] {
+            assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+        for reply in [Reply::Done, Reply::Refused(EPERM), Reply::Ended(255)] {
+            assert_eq!(Reply::decode(&reply.encode()), Some(reply));
+        }
+        assert_eq!(Request::decode(&encode(1, 0, 0)), None);
+        assert_eq!(Request::decode(&encode(1, 65, 0)), None);
+        assert_eq!(Reply::decode(&encode(3, 256, 0)), None);
+    }
+
+    #[test]
+    fn a_client_is_heard_and_hears_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let deep = dir.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).expect("a directory of a long name");
+        let dir = openat(HERE, &crate::host::files::c_path(&deep), Open::Directory).expect("open");
+        let listener = Listener::new(dir.as_fd()).expect("listen");
+        assert_eq!(listener.accept().map(drop), Err(crate::sys::EAGAIN));
+        let client = Client::connect(dir.as_fd()).expect("connect");
+        let server = listener.accept().expect("the client");
+        assert_eq!(hear(server.as_fd()), Err(crate::sys::EAGAIN));
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| client.ask(Request::Pause));
+            while hear(server.as_fd()) == Err(crate::sys::EAGAIN) {}
+            answer(server.as_fd(), Reply::Done);
+            assert_eq!(asked.join().expect("no panic"), Ok(Some(Reply::Done)));
+        });
+        answer(server.as_fd(), Reply::Ended(7));
+        drop((server, listener));
+        std::fs::remove_file(deep.join("control")).expect("its name");
+        assert_eq!(client.wait(), Ok(Some(7)));
+        assert_eq!(client.ask(Request::Pause), Ok(None));
+        assert!(Client::connect(dir.as_fd()).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn strange_bytes_are_refused_without_a_panic(bytes: Vec<u8>) {
+            proptest::prop_assert!(bytes.len() == SIZE || Request::decode(&bytes).is_none());
+            let _ = Reply::decode(&bytes);
+        }
+    }
+}

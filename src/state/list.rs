@@ -1,0 +1,143 @@
+//! What there is of sandboxes: each with its record and whether it lives. A damaged record hides nobody else.
+
+use super::control::Client;
+use super::{CROWD, PAUSED, Record, StateDir, leftovers};
+use crate::error::{Error, Result};
+use crate::host::files::c_path;
+use crate::sys::event::poll;
+use crate::sys::fs::{self, Open};
+use crate::sys::stream::ECONNREFUSED;
+use crate::sys::{EACCES, ENOENT};
+use serde::Serialize;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// How a sandbox stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It is being set up, or has run for less than a moment.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// Nothing in it runs for now.
+    Paused,
+    /// It has ended, and what it was is kept.
+    Exited,
+    /// Its supervisor was killed, and nobody has cleared it yet.
+    Dead,
+}
+
+/// One sandbox.
+#[derive(Debug)]
+pub struct Found {
+    /// Its name.
+    pub name: String,
+    /// How it stands.
+    pub standing: Standing,
+    /// What is known of it; `None` for one that has just begun, or whose record is damaged.
+    pub record: Option<Record>,
+    dir: OwnedFd,
+}
+
+/// Milliseconds for which a sandbox that has just begun is waited for: it listens when it has run for a moment.
+const PATIENCE: u64 = 2_000;
+
+impl Found {
+    /// Speaks to its supervisor; one that has just begun is waited for.
+    ///
+    /// # Errors
+    /// `State` where it has ended, or cannot be reached.
+    pub fn connect(&self) -> Result<Client> {
+        let mut waited = 0;
+        loop {
+            match Client::connect(self.dir.as_fd()) {
+                Ok(client) => return Ok(client),
+                Err(ENOENT | ECONNREFUSED) if waited < PATIENCE && fs::try_lock(self.dir.as_fd()) == Ok(false) => {
+                    let _ = poll(&mut [], Some(5));
+                    waited += 5;
+                }
+                Err(ENOENT | ECONNREFUSED) => return Err(self.not_running()),
+                Err(errno) => {
+                    let why = format!("its supervisor cannot be reached: {errno}");
+                    return Err(Error::State { on: self.name.clone(), why, hint: None });
+                }
+            }
+        }
+    }
+
+    /// That it does not run.
+    pub fn not_running(&self) -> Error {
+        let why = "it is not running".to_owned();
+        Error::State { on: self.name.clone(), why, hint: Some("sbx ps -a lists what there is".into()) }
+    }
+
+    /// Whether somebody looks after it.
+    pub fn lives(&self) -> bool {
+        matches!(self.standing, Standing::Starting | Standing::Running | Standing::Paused)
+    }
+}
+
+impl StateDir {
+    /// All sandboxes, by name.
+    pub fn list(&self) -> Vec<Found> {
+        let mut names: Vec<CString> = Vec::new();
+        let mut entries = fs::Entries::new();
+        // Of its own, for a sweep moves the other.
+        let Ok(list) = fs::open_beneath(self.dir.as_fd(), c".", Open::List) else { return Vec::new() };
+        for _ in 0..CROWD * 32 {
+            let Ok(batch) = fs::getdents(list.as_fd(), &mut entries) else { break };
+            if batch.is_end() {
+                break;
+            }
+            names.extend(batch.map(CStr::to_owned));
+        }
+        let mut found: Vec<Found> = names.iter().filter_map(|name| self.look(name).ok().flatten()).collect();
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        found
+    }
+
+    /// The sandbox of this name.
+    ///
+    /// # Errors
+    /// `State` where there is none.
+    pub fn find(&self, name: &str) -> Result<Found> {
+        let none = |why: String| Error::State {
+            on: crate::error::visible(name),
+            why,
+            hint: Some("sbx ps -a lists the names".into()),
+        };
+        let valid = crate::spec::text::name("NAME", name).is_ok();
+        match if valid { self.look(&c_path(Path::new(name))) } else { Ok(None) } {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) | Err(ENOENT) => Err(none("no sandbox of this name".into())),
+            Err(errno @ EACCES) => Err(none(errno.to_string())),
+            Err(errno) => Err(none(format!("its directory cannot be read: {errno}"))),
+        }
+    }
+
+    fn look(&self, name: &CStr) -> crate::sys::Result<Option<Found>> {
+        let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
+        let lives = !fs::try_lock(dir.as_fd())?;
+        let record = leftovers::read(dir.as_fd(), name);
+        let paused = || fs::lstat(dir.as_fd(), PAUSED).is_ok();
+        let standing = match (lives, &record) {
+            (true, None) => Standing::Starting,
+            (true, Some(record)) if record.state == "starting" => Standing::Starting,
+            (true, Some(_)) if paused() => Standing::Paused,
+            (true, Some(_)) => Standing::Running,
+            (false, Some(record)) if record.state == "exited" => Standing::Exited,
+            (false, _) => Standing::Dead,
+        };
+        // The lock that was just taken for a look must not be seen as life.
+        let dir = if lives { dir } else { unlocked(self, dir, name)? };
+        Ok(name.to_str().ok().map(|name| Found { name: name.to_owned(), standing, record, dir }))
+    }
+}
+
+/// Opens the directory anew, by which the lock of the other descriptor goes.
+fn unlocked(state: &StateDir, locked: OwnedFd, name: &CStr) -> crate::sys::Result<OwnedFd> {
+    drop(locked);
+    fs::open_beneath(state.dir.as_fd(), name, Open::List)
+}
