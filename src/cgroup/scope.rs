@@ -206,6 +206,20 @@ pub fn stop(door: &Door, unit: &str) -> Result<()> {
     }
 }
 
+/// Puts one more process into a scope that is there.
+///
+/// # Errors
+/// `Unsupported` where nobody trusted listens or answers, or where systemd refuses.
+pub fn attach(door: &Door, unit: &str, pid: i32) -> Result<()> {
+    let mut bus = Bus::open(door, LIMIT_MS)?;
+    let mut body = Body::default();
+    body.text(unit).text("").array(4, |pids| {
+        pids.u32(pid as u32);
+    });
+    let asked = bus.call(PATH, MANAGER, "AttachProcessesToUnit", "ssau", &body);
+    bus.answer(asked)?.map(drop).map_err(|refusal| refused("your systemd", &refusal))
+}
+
 /// Clears a scope that a killed sbx left empty. False where somebody lives in it.
 ///
 /// # Errors

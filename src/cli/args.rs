@@ -260,7 +260,14 @@ pub fn habit(option: &str) -> Option<&'static str> {
 pub fn shown() -> Command {
     let rootfs = Arg::new("ROOTFS").required(true).value_hint(ValueHint::DirPath).help("A directory or @host");
     let rest = Arg::new("COMMAND").num_args(0..).help("The program and its arguments (default: /bin/sh)");
-    command(ROWS.iter()).arg(rootfs).arg(rest)
+    command(Verb::Run, ROWS.iter()).arg(rootfs).arg(rest)
+}
+
+/// `exec` likewise.
+pub fn shown_exec() -> Command {
+    let name = Arg::new("NAME").required(true).help("The sandbox");
+    let rest = Arg::new("COMMAND").num_args(1..).required(true).help("The program and its arguments");
+    command(Verb::Exec, Verb::Exec.rows()).arg(name).arg(rest)
 }
 
 /// The words among the values of an option, where none is a path: what a shell can offer.
@@ -274,7 +281,7 @@ pub fn choices(row: &Row) -> Vec<&'static str> {
 }
 
 /// `run` with the chosen rows, without what follows them.
-fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
+fn command<'a>(verb: Verb, rows: impl Iterator<Item = &'a Row>) -> Command {
     let args = rows.map(|row| {
         let arg = Arg::new(row.long).long(row.long).help(row.help).help_heading(row.group);
         let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
@@ -284,11 +291,19 @@ fn command<'a>(rows: impl Iterator<Item = &'a Row>) -> Command {
             Many(name) => arg.value_name(name).action(ArgAction::Append).allow_hyphen_values(true),
         }
     });
-    Command::new("run")
-        .bin_name("sbx run")
-        .about("Run a program in a new sandbox, wait for it, exit with its status")
-        .override_usage("sbx run [OPTIONS] ROOTFS [COMMAND [ARG…]]")
-        .args(args)
+    let (name, about, usage) = match verb {
+        Verb::Run => (
+            "run",
+            "Run a program in a new sandbox, wait for it, exit with its status",
+            "sbx run [OPTIONS] ROOTFS [COMMAND [ARG…]]",
+        ),
+        Verb::Exec => (
+            "exec",
+            "Run one more program in a sandbox, confined as the first is, and exit with its status",
+            "sbx exec [OPTIONS] NAME COMMAND [ARG…]",
+        ),
+    };
+    Command::new(name).bin_name(format!("sbx {name}")).about(about).override_usage(usage).args(args)
 }
 
 /// ROOTFS, COMMAND and its arguments, at which options end.
@@ -303,19 +318,53 @@ fn mentions(text: &str, row: &Row) -> bool {
     long == Some(row.long) || short()
 }
 
-/// Parses the words after `run`. What the few rows that are mentioned do not explain is parsed again with all of
+/// Which of the two subcommands with this table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// All of it.
+    Run,
+    /// What is about the program alone.
+    Exec,
+}
+
+/// The options that `exec` has too.
+const OF_EXEC: [&str; 14] = [
+    "user",
+    "workdir",
+    "env",
+    "env-file",
+    "argv0",
+    "tty",
+    "no-tty",
+    "pass-fd",
+    "status-fd",
+    "pid-file",
+    "state",
+    "verbose",
+    "quiet",
+    "color",
+];
+
+impl Verb {
+    /// Its rows of the table.
+    fn rows(self) -> impl Iterator<Item = &'static Row> {
+        ROWS.iter().filter(move |row| self == Verb::Run || OF_EXEC.contains(&row.long))
+    }
+}
+
+/// Parses the words after `run` or `exec`. What the few rows that are mentioned do not explain is parsed again with all of
 /// them, so that an error knows every option.
-pub fn parse(words: &[OsString]) -> std::result::Result<Parsed, clap::Error> {
+pub fn parse(verb: Verb, words: &[OsString]) -> std::result::Result<Parsed, clap::Error> {
     let mut dashed: Vec<&str> = words.iter().filter_map(|word| word.to_str()).filter(|t| t.starts_with('-')).collect();
     dashed.sort_unstable();
     dashed.dedup();
-    let mentioned: Vec<&'static Row> = ROWS.iter().filter(|row| dashed.iter().any(|t| mentions(t, row))).collect();
-    let few = command(mentioned.iter().copied()).arg(rest()).no_binary_name(true).disable_help_flag(true);
+    let mentioned: Vec<&'static Row> = verb.rows().filter(|row| dashed.iter().any(|t| mentions(t, row))).collect();
+    let few = command(verb, mentioned.iter().copied()).arg(rest()).no_binary_name(true).disable_help_flag(true);
     let matches = match few.try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(_) => {
-            let matches = command(ROWS.iter()).arg(rest()).no_binary_name(true).try_get_matches_from(words)?;
-            return Ok(Parsed { matches, rows: ROWS.iter().collect() });
+            let matches = command(verb, verb.rows()).arg(rest()).no_binary_name(true).try_get_matches_from(words)?;
+            return Ok(Parsed { matches, rows: verb.rows().collect() });
         }
     };
     Ok(Parsed { matches, rows: mentioned })

@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod command;
+mod exec;
 mod files;
 mod lifecycle;
 mod limits;
@@ -31,6 +32,7 @@ Usage: sbx [--state DIR] [--verbose] [-q|--quiet] [--color auto|always|never] CO
 
 Commands:
   run [OPTIONS] ROOTFS [COMMAND [ARG…]]  run a program in a new sandbox
+  exec [OPTIONS] NAME COMMAND [ARG…]     run one more program in a sandbox
   ps [-a] [--json]                       list sandboxes
   inspect NAME…                          all that is known of them, as JSON
   wait NAME…                             wait for their ends, print their statuses
@@ -47,8 +49,9 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "run",
+    "exec",
     "ps",
     "inspect",
     "wait",
@@ -117,6 +120,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     let rest: Vec<OsString> = globals.into_iter().chain(own.iter().cloned()).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
+        Some("exec") => exec::exec(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),
         Some("wait") => lifecycle::wait(&rest),
@@ -151,10 +155,11 @@ fn unknown(command: &OsStr) -> Result<u8> {
 }
 
 /// Help goes to stdout and is a success; everything else is a usage error.
-fn clap_error(error: clap::Error) -> Result<u8> {
+fn clap_error(verb: args::Verb, error: clap::Error) -> Result<u8> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if error.kind() == ErrorKind::DisplayHelp {
-        return print(&args::shown().render_help().to_string());
+        let mut shown = if verb == args::Verb::Run { args::shown() } else { args::shown_exec() };
+        return print(&shown.render_help().to_string());
     }
     let text = error.render().to_string();
     let first = text.lines().next().unwrap_or("not understood");
@@ -164,7 +169,8 @@ fn clap_error(error: clap::Error) -> Result<u8> {
     };
     let near = [ContextKind::SuggestedArg, ContextKind::SuggestedValue].into_iter().find_map(|kind| error.get(kind));
     let hint = habit.map(str::to_owned).or_else(|| near.map(ToString::to_string));
-    let hint = hint.unwrap_or_else(|| "sbx run --help".to_owned());
+    let help = if verb == args::Verb::Run { "sbx run --help" } else { "sbx exec --help" };
+    let hint = hint.unwrap_or_else(|| help.to_owned());
     Err(Error::Usage { what: first.strip_prefix("error: ").unwrap_or(first).to_owned(), hint: Some(hint) })
 }
 

@@ -1,6 +1,6 @@
 //! `sbx run`: argv and policies → Layers → Spec → Plan → launch → exit status.
 
-use super::args::{Parsed, parse};
+use super::args::{Parsed, Verb, parse};
 use super::report::{Reporter, Voice};
 use sbx::error::{Error, Result};
 use sbx::front::{env_file, policy};
@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// Runs the subcommand; the result is the exit status.
 pub fn run(words: &[OsString]) -> Result<u8> {
-    let parsed = match parse(words) {
+    let parsed = match parse(Verb::Run, words) {
         Ok(parsed) => parsed,
-        Err(error) => return super::clap_error(error),
+        Err(error) => return super::clap_error(Verb::Run, error),
     };
     super::choose_color(parsed.value("color"))?;
     let caller = host::caller()?;
@@ -90,6 +90,11 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
         None => {}
     }
     layers.push(argv);
+    env_files(layers, caller)
+}
+
+/// The variables of files as layers of their own, each before the one that names it.
+pub fn env_files(layers: Vec<Layer>, caller: &Caller) -> Result<Vec<Layer>> {
     let mut all = Vec::new();
     for mut layer in layers {
         all.extend(env_file::read(&mut layer, caller)?);
@@ -98,7 +103,7 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
     Ok(all)
 }
 
-fn voice(parsed: &Parsed) -> Voice {
+pub fn voice(parsed: &Parsed) -> Voice {
     match (parsed.flag("quiet"), parsed.flag("verbose")) {
         (true, _) => Voice::Quiet,
         (false, true) => Voice::Verbose,
@@ -106,7 +111,7 @@ fn voice(parsed: &Parsed) -> Voice {
     }
 }
 
-fn status_fd(parsed: &Parsed) -> Result<Option<i32>> {
+pub fn status_fd(parsed: &Parsed) -> Result<Option<i32>> {
     let Some(text) = parsed.value("status-fd") else { return Ok(None) };
     let number = sbx::spec::text::number("--status-fd", text)?;
     match i32::try_from(number) {

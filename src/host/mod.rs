@@ -24,6 +24,7 @@ use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -161,19 +162,31 @@ impl Host {
     /// # Errors
     /// `Spec` where ROOTFS cannot be used, `Sys` where the caller's own surroundings cannot be read.
     pub fn look(spec: &Spec, caller: Caller) -> Result<Host> {
+        let by_name = spec.wants_ranges() || spec.user.is_some() || power(sys::cred::geteuid()) != Power::Ordinary;
+        let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
+        let root = root(spec, grouped)?;
+        Ok(Host::with_root(spec, caller, root))
+    }
+
+    /// The same for one more program in a sandbox that runs, whose root this is.
+    pub fn inside(spec: &Spec, caller: Caller, root: BorrowedFd<'_>) -> Host {
+        let host = Host::with_root(spec, caller, RootFacts::inside(root));
+        let all = crate::spec::limits::RLIMITS.into_iter();
+        Host { hard_limits: all.filter_map(|name| Some((name.to_owned(), hard_limit(name)?))).collect(), ..host }
+    }
+
+    fn with_root(spec: &Spec, caller: Caller, root: RootFacts) -> Host {
         let uid = sys::cred::geteuid();
         let kernel = kernel();
         let ranged = spec.wants_ranges();
         let power = power(uid);
         let user = login_name(uid, &caller, ranged);
         let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
-        let by_name = ranged || spec.user.is_some() || power != Power::Ordinary;
-        let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let limited = spec.wants_group();
         let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk))
             || kernel < TMPFS_XATTRS;
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
-        Ok(Host {
+        Host {
             kernel,
             uid,
             gid: sys::cred::getegid(),
@@ -187,7 +200,7 @@ impl Host {
             core_piped: core_piped(),
             throttled_cpus: throttled_cpus(),
             stdio: stdio([0, 1, 2]),
-            root: root(spec, grouped)?,
+            root,
             emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
             hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),
@@ -209,7 +222,7 @@ impl Host {
             layers: if on_disk { home::layers(&caller, power) } else { PathBuf::new() },
             user,
             caller,
-        })
+        }
     }
 
     /// How far this process may raise a resource limit, and with it everybody that it starts.

@@ -65,6 +65,12 @@ pub enum Groups {
 }
 
 impl RootFacts {
+    /// Looks at users and groups in a sandbox that runs.
+    pub(super) fn inside(root: BorrowedFd<'_>) -> RootFacts {
+        let (passwd, group) = (inner_text(root, c"etc/passwd"), inner_text(root, c"etc/group"));
+        RootFacts { passwd, group, ..RootFacts::default() }
+    }
+
     /// Looks at the root file system, or at this machine's own.
     pub fn look(source: &RootSource, groups: Groups) -> Result<RootFacts> {
         match source {

@@ -19,6 +19,8 @@
 //!     | <--- Started + pidfd ----------------- |  the program's exec has succeeded
 //!     | ---- Go -----------------------------> |  (where a pidfd was carried: its pid is known)
 //!     | ---- Signal{number} -----------------> |  passes it on
+//!     | ---- Handles ------------------------> |  (when the program has run for a moment)
+//!     | <--- Handle{number} + it ------------- |  (each namespace and the root, for `exec`)
 //!     | <--- Ended{code, signal, full} ------- |  and ends, with everything in its pid namespace
 //!     | ---- Go -----------------------------> |  (before that, in a scope of systemd's: it has been read)
 //! ```
@@ -45,6 +47,10 @@ pub enum Message {
     Tree,
     /// Parent: the child stands in its cgroup.
     Placed,
+    /// Parent: wants the handles by which one more program gets in.
+    Handles,
+    /// Child: carries the handle of this number.
+    Handle(i32),
     /// Parent: the program may start.
     Start,
     /// Parent: pass this signal on.
@@ -148,6 +154,8 @@ impl Message {
             Message::NotExecuted(errno) => (9, (errno.0, 0, 0)),
             Message::Started(pid) => (10, (pid, 0, 0)),
             Message::Placed => (16, (0, 0, 0)),
+            Message::Handles => (19, (0, 0, 0)),
+            Message::Handle(number) => (20, (number, 0, 0)),
             Message::Proc => (17, (0, 0, 0)),
             Message::Store => (18, (0, 0, 0)),
             Message::Tree => (13, (0, 0, 0)),
@@ -182,6 +190,8 @@ impl Message {
             (9, true) => Message::NotExecuted(Errno(a)),
             (10, true) => Message::Started(a),
             (16, true) => Message::Placed,
+            (19, true) => Message::Handles,
+            (20, true) => Message::Handle(a),
             (17, true) => Message::Proc,
             (18, true) => Message::Store,
             (13, true) => Message::Tree,
@@ -223,6 +233,8 @@ mod tests {
             Message::Go,
             Message::Tree,
             Message::Placed,
+            Message::Handles,
+            Message::Handle(8),
             Message::Start,
             Message::Signal(15),
             Message::Forked(7, Namespaces::TIME | Namespaces::CGROUP),

@@ -6,6 +6,7 @@
 
 use super::channel::{Call, Message, hear, tell};
 use super::confine::Confined;
+use super::handles::{Handles, NAMESPACES};
 use super::init;
 use super::kernel_fs::new_sysfs;
 use super::layers::Trees;
@@ -43,6 +44,56 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
         None => begin(script, channel, Trees::default(), missing),
         Some(above) => between(script, above, channel),
     }
+}
+
+/// The entry of a process that joins a sandbox: waits until it stands in the cgroup, enters, and makes the program's
+/// process, which alone can be seen inside. Neither can be looked into from there: the one has nothing of the host's in
+/// its name and arguments and is non-dumpable before the other comes to be (S04, CVE-2016-9962).
+pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) -> ! {
+    sys::alloc::forbid();
+    let fail = |failure: Failure| -> ! {
+        let _ = tell(channel, Message::Failed(failure.at(script.clone_step)), None);
+        process::exit_now(FAILED)
+    };
+    if !matches!(hear(channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
+        process::exit_now(FAILED);
+    }
+    if let Err(failure) = enter_all(script, handles) {
+        fail(failure);
+    }
+    match process::clone3(Namespaces::NONE, ChildOf::CallersParent, None).called(Call::Clone) {
+        Ok(Forked::Child { .. }) => {
+            let tree = Tree::new(script, Trees::default());
+            let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc: None };
+            child.all(&script.enter);
+            child.all(&script.own);
+            let mut confined = Confined::default();
+            child.confine(&mut confined, &script.identity);
+            child.confine(&mut confined, &script.confine);
+            init::start(&mut child, confined)
+        }
+        Ok(Forked::Parent { pid, pidfd }) => {
+            let _ = tell(channel, Message::Forked(pid, Namespaces::NONE), Some(pidfd.as_fd()));
+            process::exit_now(0)
+        }
+        Err(failure) => fail(failure),
+    }
+}
+
+/// The user namespace first; the mount namespace brings its root and working directory (setns(2)).
+fn enter_all(script: &Script, handles: &Handles) -> Result<(), Failure> {
+    process::die_with_parent().called(Call::Prctl)?;
+    if let Some(area) = &script.program.argv_area {
+        process::overwrite_argv(area, c"sbx-exec");
+    }
+    process::set_name(c"sbx-exec").called(Call::Prctl)?;
+    process::not_dumpable().called(Call::Prctl)?;
+    for (number, (_, namespace)) in NAMESPACES.iter().enumerate() {
+        if let Some(fd) = handles.fd(number) {
+            process::setns(fd, *namespace).called(Call::Setns)?;
+        }
+    }
+    Ok(())
 }
 
 /// Clones; where the kernel has not all of these namespaces, without one or both of those that `--best-effort` lets go.
@@ -84,7 +135,7 @@ fn begin(script: &Script, channel: BorrowedFd<'_>, trees: Trees, missing: Namesp
         }
     }
     let confined = child.root_beside_own();
-    init::start(&mut child, confined.ignored)
+    init::start(&mut child, confined)
 }
 
 /// The process between parent and init where the map is one of ranges: it stands in a user namespace of its

@@ -10,7 +10,7 @@ use crate::sys::fs::{HERE, Open};
 use crate::sys::socket::Wait;
 use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// statfs(2)'s number of a proc file system.
 const PROC: u64 = 0x9fa0;
@@ -20,6 +20,8 @@ const PROC: u64 = 0x9fa0;
 pub(super) struct Confined {
     /// Signals that are ignored, bit n-1 for signal n.
     pub ignored: u64,
+    /// The sandbox's own /proc.
+    pub proc: Option<OwnedFd>,
 }
 
 impl Confined {
@@ -37,7 +39,9 @@ impl Confined {
             Op::Hide => hide(child),
             Op::Filter(filter) => sys::seccomp::load(filter).called(Call::Seccomp),
             Op::Verify(expected) => {
-                self.ignored = verify(expected)?;
+                let proc = sys::fs::openat(HERE, c"/proc", Open::Directory).called(Call::Open)?;
+                self.ignored = verify(proc.as_fd(), expected)?;
+                self.proc = Some(proc);
                 Ok(())
             }
             Op::Affinity(cpus) => sys::sched::sched_setaffinity(cpus).called(Call::Affinity),
@@ -89,7 +93,7 @@ fn hide(child: &Child<'_>) -> Result<(), Failure> {
     process::not_dumpable().called(Call::Prctl)
 }
 
-fn allow(ruleset: std::os::fd::BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -> Result<(), Failure> {
+fn allow(ruleset: BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -> Result<(), Failure> {
     let place = sys::fs::openat(HERE, place, Open::Path).called(Call::Open)?;
     match sys::landlock::allow(ruleset, place.as_fd(), rights) {
         // Rights that only directories have are refused on anything else.
@@ -125,9 +129,9 @@ fn gate(child: &Child<'_>) -> Result<(), Failure> {
 
 /// Reading /proc/self/status proves ids, groups, capabilities and no_new_privs at once. It also has the mask of ignored
 /// signals, which is returned. One read mostly has it all; the line of the groups may be as long as 65536 of them.
-fn verify(expected: &Expected) -> Result<u64, Failure> {
+fn verify(proc: BorrowedFd<'_>, expected: &Expected) -> Result<u64, Failure> {
     let mut buffer = [0; 2048];
-    let file = sys::fs::openat(HERE, c"/proc/self/status", Open::Read).called(Call::Open)?;
+    let file = sys::fs::openat(proc, c"self/status", Open::Read).called(Call::Open)?;
     // A link in ROOTFS can bring a mount of the user's onto /proc, and what it holds proves nothing (S14).
     if sys::mount::fstatfs(file.as_fd()).called(Call::Stat)?.kind != PROC {
         return Err(Failure(Call::ReadBack, NOT_TAKEN));

@@ -6,9 +6,12 @@
 
 use super::channel::{Call, Fault, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
+use super::confine::Confined;
+use super::handles::{NAMESPACES, ROOT};
 use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
+use crate::sys::fs::Open;
 use crate::sys::process::{Ended, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
@@ -32,9 +35,10 @@ struct Launch<'a> {
 }
 
 /// The last stage: the program is executed; init stays to serve it.
-pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
+pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
     let program = &child.script.program;
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
+    let ignored = confined.ignored;
     let mut launch = Launch { program, terminal, ignored, fault: None, not_executed: None };
     if program.is_init {
         let errno = execute(&mut launch);
@@ -48,7 +52,7 @@ pub(super) fn start(child: &mut Child<'_>, ignored: u64) -> ! {
         Ok(_) if launch.fault.is_some() || launch.not_executed.is_some() => {
             fail(child.channel, launch.fault, launch.not_executed)
         }
-        Ok(pid) => serve(child, pid, signals),
+        Ok(pid) => serve(child, pid, signals, confined.proc),
         Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
     }
 }
@@ -159,7 +163,7 @@ fn confine_init(program: &Program) -> Result<(), Failure> {
 /// Serves the program until it ends. The filter comes first, where the program did not inherit it: from here on init
 /// is confined as everybody else, by the default policy, so that a policy of the user's can never take wait or kill
 /// from it.
-fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
+fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
@@ -174,7 +178,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
         await_word(channel);
     }
     drop(pidfd);
-    keep_only(channel, signals.as_fd());
+    keep_only([channel, signals.as_fd(), proc.as_ref().map_or(channel, AsFd::as_fd)]);
     let mut patience = Some(SETTLED);
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
@@ -187,7 +191,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd) -> ! {
             Err(_) => continue,
         }
         if watches[0].ready() {
-            obey(channel, pid);
+            obey(channel, pid, proc.as_ref().map(AsFd::as_fd));
         }
         if !watches[1].ready() {
             continue;
@@ -209,17 +213,20 @@ fn await_word(channel: BorrowedFd<'_>) {
     while matches!(hear(channel, Wait::Yes), Ok(Some((message, _))) if message != Message::Go) {}
 }
 
-/// Init needs two descriptors; what built the root would only keep mounts alive.
-fn keep_only(channel: BorrowedFd<'_>, signals: BorrowedFd<'_>) {
-    let (channel, signals) = (channel.as_raw_fd() as u32, signals.as_raw_fd() as u32);
-    let (low, high) = (channel.min(signals), channel.max(signals));
-    for (first, last) in [(0, low.saturating_sub(1)), (low + 1, high - 1), (high + 1, u32::MAX)] {
-        let _ = process::close_range(first, last);
+/// Init needs these descriptors; what built the root would only keep mounts alive.
+fn keep_only(kept: [BorrowedFd<'_>; 3]) {
+    let mut numbers = kept.map(|fd| fd.as_raw_fd() as u32);
+    numbers.sort_unstable();
+    let mut first = 0;
+    for number in numbers {
+        let _ = process::close_range(first, number.saturating_sub(1).max(first.saturating_sub(1)));
+        first = number + 1;
     }
+    let _ = process::close_range(first, u32::MAX);
 }
 
 /// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
-fn obey(channel: BorrowedFd<'_>, pid: i32) {
+fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>) {
     match hear(channel, Wait::No) {
         Ok(Some((Message::Signal(number), _))) if number == event::SIGTSTP => stop_all(),
         Ok(Some((Message::Signal(number), _))) if number == event::SIGCONT => {
@@ -228,9 +235,23 @@ fn obey(channel: BorrowedFd<'_>, pid: i32) {
         Ok(Some((Message::Signal(number), _))) => {
             let _ = process::kill(pid, number);
         }
+        Ok(Some((Message::Handles, _))) => {
+            let _ = proc.map(|proc| hand_over(channel, proc));
+        }
         Ok(None) => process::exit_now(FAILED),
         _ => {}
     }
+}
+
+/// Opens the doors to this sandbox for the supervisor, by a /proc of which the program has no say.
+fn hand_over(channel: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<(), Failure> {
+    let own = sys::fs::openat(proc, c"self", Open::Directory).called(Call::Open)?;
+    for (number, (name, _)) in NAMESPACES.iter().enumerate() {
+        let namespace = sys::fs::openat(own.as_fd(), name, Open::Read).called(Call::Open)?;
+        tell(channel, Message::Handle(number as i32), Some(namespace.as_fd())).called(Call::Send)?;
+    }
+    let root = sys::fs::openat(sys::fs::HERE, c"/", Open::Directory).called(Call::Open)?;
+    tell(channel, Message::Handle(ROOT as i32), Some(root.as_fd())).called(Call::Send)
 }
 
 /// Ctrl-Z stops the whole tree, not only the one program.

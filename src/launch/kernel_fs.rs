@@ -250,6 +250,26 @@ fn prove_device(node: BorrowedFd<'_>, numbers: Option<(u32, u32)>) -> Done {
     }
 }
 
+/// statfs(2)'s number of a devpts file system.
+const DEVPTS: u64 = 0x1cd1;
+
+/// A terminal on the /dev/pts of a sandbox that runs. Its program may have put anything into /dev, but it cannot mount:
+/// what is a devpts there is the sandbox's own.
+pub(super) fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
+    let root = fs::openat(HERE, c"/", Open::Directory).called(Call::Open)?;
+    let master = fs::open_beneath(root.as_fd(), c"dev/pts/ptmx", Open::ReadWrite).called(Call::Openat2)?;
+    if mount::fstatfs(master.as_fd()).called(Call::Stat)?.kind != DEVPTS {
+        return Err(Failure(Call::ReadBack, sys::NOT_TAKEN));
+    }
+    sys::tty::unlock(master.as_fd()).called(Call::Ioctl)?;
+    let slave = sys::tty::peer(master.as_fd()).called(Call::Terminal)?;
+    fs::chown_user(slave.as_fd(), uid).called(Call::Chown)?;
+    tell(child.channel, Message::Terminal, Some(master.as_fd())).called(Call::Send)?;
+    child.terminal = Some(slave);
+    std::mem::forget((root, master));
+    Ok(())
+}
+
 /// The master goes to the parent, the slave to the program; /dev/console is the slave too (S13: the slave comes
 /// from the master's own devpts, and no name of ROOTFS is looked at).
 pub(super) fn open_terminal(child: &mut Child<'_>, uid: u32) -> Done {

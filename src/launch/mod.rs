@@ -4,10 +4,12 @@
 mod channel;
 mod child;
 mod confine;
+mod enter;
 mod exit;
 mod faults;
 mod fuse;
 mod fuse_root;
+mod handles;
 mod ids;
 mod init;
 mod kernel_fs;
@@ -29,7 +31,9 @@ mod sources;
 
 pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
+pub use enter::{Place, enter};
 pub use exit::{Event, Exit, Reached};
+pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT};
 pub use prepare::Told;
 
 use crate::cgroup::Group;

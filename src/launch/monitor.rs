@@ -241,7 +241,11 @@ impl<'a> Monitor<'a> {
                 // Nothing more comes; what is left is to wait for the end of init.
                 self.channel_open = false;
             }
+            Message::Handle(number) => {
+                carried.into_iter().for_each(|fd| self.service.handles.keep(number as usize, fd));
+            }
             Message::Go
+            | Message::Handles
             | Message::Tree
             | Message::Placed
             | Message::Start
@@ -357,6 +361,7 @@ impl<'a> Monitor<'a> {
             return;
         }
         self.text = None;
+        self.ask_handles();
         if let Some(claim) = &self.sandbox.claim
             && let Err(error) = claim.write(&self.sandbox.record).and_then(|()| self.service.open(claim))
         {

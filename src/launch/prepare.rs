@@ -37,7 +37,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
         degrade: plan.degrade,
-        clone_step: plan.number(|step| matches!(step, Step::Clone(_))) as u16,
+        clone_step: plan.number(|step| matches!(step, Step::Clone(_) | Step::Join(_))) as u16,
         detached: true,
         idmapped: Vec::new(),
         above: None,
@@ -114,7 +114,7 @@ impl Context<'_> {
             Step::Filter(..) if script.program.inherits_filter => {
                 script.program.init_filter.take().map(Op::Filter).into_iter().collect()
             }
-            Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) => Vec::new(),
+            Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) | Step::Join(_) => Vec::new(),
             _ if planned.stage == Stage::Exec => Vec::new(),
             Step::Clone(words) => {
                 script.new = words.iter().fold(Namespaces::NONE, |all, word| all | namespace(word));
@@ -218,9 +218,11 @@ impl Context<'_> {
             | Step::Mask(_)
             | Step::Sys(_)
             | Step::CgroupMount
-            | Step::Terminal => self.kernel_fs(step),
+            | Step::Terminal
+            | Step::EnterTerminal => self.kernel_fs(step),
             Step::Claim(_)
             | Step::Group(..)
+            | Step::Join(_)
             | Step::Clone(_)
             | Step::Maps(_)
             | Step::Scope(_)
@@ -271,6 +273,7 @@ impl Context<'_> {
             Step::Sys(SysKind::Fresh) => Op::Sys(at("/sys")?),
             Step::Sys(SysKind::Empty) => Op::EmptySys { target: at("/sys")?, cgroup: self.cgroup_attr().is_some() },
             Step::CgroupMount => Op::Cgroup(at(CGROUP)?),
+            Step::EnterTerminal => Op::EnterTerminal { uid: self.plan.identities.uid },
             _ => Op::Terminal { uid: self.plan.identities.uid },
         })
     }
@@ -314,7 +317,7 @@ impl Context<'_> {
             Step::Groups(GroupSet::Kept(_)) => Op::Groups(None),
             Step::Groups(GroupSet::Exactly(groups)) => Op::Groups(Some(groups.clone())),
             // What the process is already, it need not become.
-            Step::Ids(uid, gid) if (*uid, *gid) == ids::creator(&self.plan.identities, self.host) => Op::Ids(None),
+            Step::Ids(uid, gid) if (*uid, *gid) == self.starts_as() => Op::Ids(None),
             Step::Ids(uid, gid) => Op::Ids(Some((*uid, *gid))),
             Step::Capabilities(held) => Op::Capset(CapSet(held.0)),
             Step::NoNewPrivs => Op::NoNewPrivs,
@@ -351,6 +354,14 @@ impl Context<'_> {
     fn cgroup_namespace(&self) -> Op {
         let awaited = matches!(self.plan.limits.way, Some(Way::Systemd(_)));
         Op::CgroupNamespace { awaited, mount: self.cgroup_attr() }
+    }
+
+    /// Who the child is inside before its stage `Identity`.
+    fn starts_as(&self) -> (u32, u32) {
+        match self.plan.steps.iter().any(|p| matches!(p.step, Step::Join(_))) {
+            true => ids::caller(&self.plan.identities, self.host),
+            false => ids::creator(&self.plan.identities, self.host),
+        }
     }
 
     fn set_of(&self, is: impl Fn(&Step) -> bool) -> u64 {

@@ -4,7 +4,7 @@
 use super::script::Op;
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
-use crate::plan::{Grant, LandlockPlan};
+use crate::plan::{Grant, LandlockPlan, Scopes};
 use crate::sys::{EMFILE, ENFILE, ENOMEM, Errno};
 use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use std::os::fd::OwnedFd;
@@ -29,7 +29,14 @@ pub(super) fn landlock(plan: &LandlockPlan) -> Result<Op> {
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     ruleset = ruleset.handle_access(all).map_err(|e| refused(&e))?;
     if plan.abi >= 6 {
-        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|e| refused(&e))?;
+        let scopes = match plan.scopes {
+            Scopes::All => Scope::from_all(abi),
+            Scopes::Sockets => Scope::AbstractUnixSocket.into(),
+            Scopes::None => BitFlags::EMPTY,
+        };
+        if !scopes.is_empty() {
+            ruleset = ruleset.scope(scopes).map_err(|e| refused(&e))?;
+        }
     }
     let created = ruleset.create().map_err(|e| refused(&e))?;
     let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| unsupported("the kernel gave no ruleset"))?;

@@ -243,6 +243,10 @@ pub(crate) enum Op {
     Terminal {
         uid: u32,
     },
+    /// The same on a /dev/pts that is there already.
+    EnterTerminal {
+        uid: u32,
+    },
     /// The root's mount, and these below it, made read-only.
     SealRoot(Vec<Target>),
     Pivot,

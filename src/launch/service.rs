@@ -3,12 +3,14 @@
 //! Nobody is waited for: a client that does not read loses what it was told.
 
 use super::channel::{Message, tell};
+use super::handles::{CGROUP, COUNT, Handles, KEPT};
 use super::monitor::Monitor;
 use crate::spec::Init;
+use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
-use crate::state::control::{Listener, Reply, Request, answer, hear};
+use crate::state::control::{Listener, Reply, Request, answer, hand, hear};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EOPNOTSUPP, Errno, process};
+use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, cred, fs, process};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time; more of them wait to be let in.
@@ -19,6 +21,8 @@ pub(super) const WATCHES: usize = CLIENTS + 1;
 /// Who is connected.
 #[derive(Default)]
 pub(super) struct Service {
+    /// What init has handed over, and what is added to that when somebody asks first.
+    pub(super) handles: Handles,
     listener: Option<Listener>,
     clients: [Option<Client>; CLIENTS],
 }
@@ -87,6 +91,7 @@ impl Monitor<'_> {
     fn answer(&mut self, number: usize, request: Request) {
         let reply = match request {
             Request::Wait => Ok(()),
+            Request::Enter => self.hand_out(number),
             request => self.act(request),
         };
         let Some(client) = &mut self.service.clients[number] else { return };
@@ -96,7 +101,7 @@ impl Monitor<'_> {
 
     fn act(&mut self, request: Request) -> Result<(), Errno> {
         match request {
-            Request::Wait => {}
+            Request::Wait | Request::Enter => {}
             Request::Signal(event::SIGCONT) | Request::Resume => self.resume()?,
             Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
             Request::Signal(event::SIGSTOP) | Request::Pause => self.pause()?,
@@ -112,6 +117,46 @@ impl Monitor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Has init open the doors. A program that is pid 1 itself can be looked into from outside.
+    pub(super) fn ask_handles(&mut self) {
+        if self.sandbox.claim.is_none() {
+            return;
+        }
+        match (self.plan.process.init, self.sandbox.record.pid) {
+            (Init::Own, _) => {
+                let _ = tell(self.sandbox.channel.as_fd(), Message::Handles, None);
+            }
+            (Init::Program, Some(pid)) => self.service.handles.open(pid),
+            (Init::Program, None) => {}
+        }
+    }
+
+    /// Gives a client all that one more program needs.
+    fn hand_out(&mut self, number: usize) -> Result<(), Errno> {
+        let handles = &mut self.service.handles;
+        if !handles.are_there() {
+            return Err(EAGAIN);
+        }
+        if handles.fd(KEPT).is_none() {
+            let limits = RESOURCES.into_iter().filter_map(|name| {
+                let limit = cred::getrlimit(cred::resource(name)?).ok()?;
+                Some((name.to_owned(), limit.soft, limit.hard))
+            });
+            let text = serde_json::to_vec(&self.plan.kept(limits)).map_err(|_| EINVAL)?;
+            let file = fs::memfd(c"sbx-kept")?;
+            fs::write_all(file.as_fd(), &text)?;
+            handles.keep(KEPT, file);
+        }
+        if let (None, Some(group)) = (handles.fd(CGROUP), self.sandbox.counts.group()) {
+            handles.keep(CGROUP, group.fd().try_clone_to_owned().map_err(Errno::from)?);
+        }
+        let Some(client) = &self.service.clients[number] else { return Ok(()) };
+        (0..COUNT).try_for_each(|kind| match self.service.handles.fd(kind) {
+            Some(fd) => hand(client.socket.as_fd(), kind, fd),
+            None => Ok(()),
+        })
     }
 
     /// By the cgroup's freezer, from which nothing inside can wake; without one by stopping every process, all at once

@@ -10,9 +10,10 @@ use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetI
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
 use crate::spec::{DEFAULT_PIDS, Init, Rlimit, Spec, Writes};
+use serde::{Deserialize, Serialize};
 
 /// What a place allows beyond reading and executing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Grant {
     /// Read files and directories, execute.
     Read,
@@ -31,6 +32,20 @@ pub struct LandlockPlan {
     pub abi: u32,
     /// Places and what is allowed there; everything else is denied.
     pub places: Vec<(InnerPath, Grant)>,
+    /// What is kept within the domain.
+    pub scopes: Scopes,
+}
+
+/// What Landlock keeps within a domain (ABI 6). A program that comes later is in a domain of its own, and the first one's
+/// signals and sockets are to reach it, as far as the namespaces keep the host's apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scopes {
+    /// Signals and abstract sockets.
+    All,
+    /// Abstract sockets, which are the host's where the network is.
+    Sockets,
+    /// Nothing: pid and network namespace do it.
+    None,
 }
 
 /// The newest ABI whose rights sbx handles: scopes came with 6, and 7 adds only audit flags.
@@ -159,7 +174,7 @@ fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPl
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
-    Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(steps, spec) }))
+    Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(steps, spec), scopes: Scopes::All }))
 }
 
 /// Every writable place follows from what is mounted; a right given at `/` holds below it too.

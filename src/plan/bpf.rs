@@ -8,12 +8,13 @@
 //! when a jump to it is written, and one too far for eight bits gets a stepping stone right there.
 
 use super::syscalls::Arch;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 /// One instruction, in the layout of the kernel's `struct sock_filter`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Insn {
     /// Operation.
     pub code: u16,

@@ -105,7 +105,7 @@ pub(super) fn process(spec: &Spec, host: &Host, identities: &Identities, termina
     })
 }
 
-fn joined(name: &str, value: &OsStr) -> OsString {
+pub(super) fn joined(name: &str, value: &OsStr) -> OsString {
     let mut both = OsString::from(name);
     both.push("=");
     both.push(value);
@@ -118,7 +118,7 @@ fn variable<'a>(env: &'a [(String, OsString)], name: &str) -> Option<&'a OsStr> 
 
 /// As execvp(3): a name with a slash is a path, any other is looked for in PATH, in which an empty entry
 /// is left out: the working directory is not a place for commands.
-fn candidates(command: &OsStr, path: &OsStr) -> Vec<OsString> {
+pub(super) fn candidates(command: &OsStr, path: &OsStr) -> Vec<OsString> {
     if command.as_bytes().contains(&b'/') {
         return vec![command.to_owned()];
     }

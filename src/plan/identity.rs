@@ -91,7 +91,7 @@ pub(super) fn identities(spec: &Spec, host: &Host, limits: &LimitsPlan) -> Resul
     })
 }
 
-fn find_user(user: &User, host: &Host) -> Result<(u32, u32)> {
+pub(super) fn find_user(user: &User, host: &Host) -> Result<(u32, u32)> {
     let by_uid = |uid: u32| accounts(&host.root.passwd).find(|account| account.uid == uid).map(|a| (uid, a.gid));
     let (uid, gid) = match &user.user {
         Who::Id(uid) => by_uid(*uid).unwrap_or((*uid, 0)),

@@ -8,6 +8,7 @@ mod access;
 pub mod bpf;
 mod environment;
 mod identity;
+mod kept;
 pub mod limits;
 mod mounts;
 pub mod rules;
@@ -17,8 +18,9 @@ mod steps;
 pub mod syscalls;
 mod way;
 
-pub use access::{Grant, LandlockPlan};
+pub use access::{Grant, LandlockPlan, Scopes};
 pub use identity::{GroupSet, Identities, MapsBy, ROOT_BASE, ROOT_COUNT};
+pub use kept::{Kept, enter};
 pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 
 use crate::error::{Error, Place, Result};

@@ -24,6 +24,10 @@ pub enum Step {
     Scope(Vec<Property>),
     /// sbx looks at the memory of all processes, at most this many bytes.
     Watch(u64),
+    /// All namespaces of the sandbox of this name, entered.
+    Join(String),
+    /// A terminal on the sandbox's own /dev/pts.
+    EnterTerminal,
     /// Id maps.
     Maps(Identities),
     /// Session, death signal, umask 0.
@@ -249,6 +253,8 @@ impl fmt::Display for Step {
         match self {
             Step::Claim(name) => write!(f, "claim the name {name}"),
             Step::Clone(new) => write!(f, "make new namespaces: {}", list(new, " ")),
+            Step::Join(name) => write!(f, "enter the namespaces of {name}"),
+            Step::EnterTerminal => write!(f, "open a terminal on the sandbox's /dev/pts"),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
             Step::TimeOffset(t) => {

@@ -2,11 +2,11 @@
 
 use super::text::{nearest, word};
 use crate::error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A set of capabilities, bit n for number n of capabilities(7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities(pub u64);
 
 /// Every capability up to Linux 6.18, by number.

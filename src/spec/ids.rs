@@ -2,7 +2,7 @@
 
 use super::text::{id, number};
 use crate::error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A user id inside the sandbox.
@@ -22,7 +22,7 @@ pub struct HostUid(pub u32);
 pub struct HostGid(pub u32);
 
 /// One line of a uid_map or gid_map (user_namespaces(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// First id inside.
     pub inner: u32,

@@ -322,7 +322,8 @@ fn within(field: &str, value: Option<i32>, least: i32, most: i32) -> Result<Opti
     }
 }
 
-const RLIMITS: [&str; 16] = [
+/// The names of getrlimit(2), lower case.
+pub const RLIMITS: [&str; 16] = [
     "as",
     "core",
     "cpu",

@@ -32,6 +32,8 @@ pub enum Request {
     Resume,
     /// Tell how it ends.
     Wait,
+    /// Give what one more program needs to get in.
+    Enter,
 }
 
 /// What a supervisor answers.
@@ -41,6 +43,8 @@ pub enum Reply {
     Done,
     /// It could not be done.
     Refused(Errno),
+    /// Carries the handle of this number.
+    Handle(i32),
     /// The sandbox has ended with this exit status of CLI.md.
     Ended(u8),
 }
@@ -74,6 +78,7 @@ impl Request {
             Request::Pause => encode(4, 0, 0),
             Request::Resume => encode(5, 0, 0),
             Request::Wait => encode(6, 0, 0),
+            Request::Enter => encode(7, 0, 0),
         }
     }
 
@@ -85,6 +90,7 @@ impl Request {
             (4, ..) => Request::Pause,
             (5, ..) => Request::Resume,
             (6, ..) => Request::Wait,
+            (7, ..) => Request::Enter,
             _ => return None,
         })
     }
@@ -96,6 +102,7 @@ impl Reply {
             Reply::Done => encode(1, 0, 0),
             Reply::Refused(errno) => encode(2, errno.0, 0),
             Reply::Ended(status) => encode(3, status.into(), 0),
+            Reply::Handle(number) => encode(4, number, 0),
         }
     }
 
@@ -104,6 +111,7 @@ impl Reply {
             (1, ..) => Reply::Done,
             (2, errno, _) => Reply::Refused(Errno(errno)),
             (3, status, _) => Reply::Ended(u8::try_from(status).ok()?),
+            (4, number, _) => Reply::Handle(number),
             _ => return None,
         })
     }
@@ -164,6 +172,14 @@ pub fn answer(client: BorrowedFd<'_>, reply: Reply) {
     let _ = socket::send_now(client, &reply.encode());
 }
 
+/// Gives a client a handle. One that has no room for it does without, and asks again.
+///
+/// # Errors
+/// Of the socket.
+pub fn hand(client: BorrowedFd<'_>, number: usize, handle: BorrowedFd<'_>) -> Result<()> {
+    socket::send_with(client, &Reply::Handle(number as i32).encode(), handle)
+}
+
 /// A client's end.
 #[derive(Debug)]
 pub struct Client(OwnedFd);
@@ -191,6 +207,25 @@ impl Client {
             other => other?,
         }
         self.next()
+    }
+
+    /// Asks for what one more program needs to get in, and takes each with its number.
+    ///
+    /// # Errors
+    /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead.
+    pub fn handles(&self, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
+        socket::send(self.0.as_fd(), &Request::Enter.encode(), None)?;
+        loop {
+            let mut bytes = [0; SIZE];
+            let (length, carried) = socket::receive(self.0.as_fd(), &mut bytes, Wait::Yes)?;
+            match (Reply::decode(&bytes[..length]), carried) {
+                (Some(Reply::Handle(number)), Some(handle)) => keep(number as usize, handle),
+                (Some(Reply::Done), _) => return Ok(()),
+                (Some(Reply::Refused(errno)), _) => return Err(errno),
+                (None, _) if length == 0 => return Err(crate::sys::EPIPE),
+                _ => return Err(EINVAL),
+            }
+        }
     }
 
     /// Waits for what else it says; `None` at its end.

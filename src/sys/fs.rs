@@ -331,6 +331,12 @@ pub fn may_write(dir: BorrowedFd<'_>) -> Result<()> {
     done(unsafe { libc::faccessat(dir.as_raw_fd(), c".".as_ptr(), libc::W_OK, libc::AT_EACCESS) })
 }
 
+/// `memfd_create(2)`: a file in memory without a name, close-on-exec.
+pub fn memfd(name: &CStr) -> Result<OwnedFd> {
+    // SAFETY: a C string and an integer.
+    fd(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })
+}
+
 /// `getrandom(2)`: fills the buffer.
 pub fn getrandom(into: &mut [u8]) -> Result<()> {
     // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.

@@ -131,6 +131,15 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd(socket)
 }
 
+/// [`send`] of one message with a descriptor, for whose room nobody waits: `EAGAIN`.
+pub fn send_with(to: BorrowedFd<'_>, bytes: &[u8], carried: BorrowedFd<'_>) -> Result<()> {
+    let mut room = [super::event::Watch::write(to)];
+    match super::event::poll(&mut room, Some(0)) {
+        Ok(1) if room[0].ready() => send(to, bytes, Some(carried)),
+        _ => Err(super::EAGAIN),
+    }
+}
+
 /// `send(2)` of one message, for whose room nobody waits: `EAGAIN`. No SIGPIPE.
 pub fn send_now(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;

@@ -1,0 +1,140 @@
+//! One more program in a sandbox that runs: the parent's side. Its child enters the namespaces, is confined as the first
+//! program was, and is served by the same loop until it ends.
+
+use super::channel::{Message, hear, tell};
+use super::faults::step_error;
+use super::handles::{CGROUP, Handles};
+use super::monitor::{Monitor, Sandbox};
+use super::{Exit, Guard, Observer, Request, SIGNALS, Upper, child, gone, limits, prepare, record, single_thread};
+use crate::cgroup::scope;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::cgroup::Delegation;
+use crate::host::manager::door;
+use crate::plan::{Plan, Step};
+use crate::sys::event::{self, Signals, Watch};
+use crate::sys::fs::{self, HERE, Open};
+use crate::sys::process::{self, ChildOf, Forked, Namespaces};
+use crate::sys::socket::Wait;
+use crate::sys::{self, Errno};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Where a sandbox stands, as its record has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// pid of its init.
+    pub init: i32,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// Runs one more program in a sandbox to its end.
+///
+/// This must be called by a process with a single thread, as [`launch`](super::launch).
+///
+/// # Errors
+/// Everything that stops the set-up. Once the program runs there is only an [`Exit`].
+pub fn enter(
+    plan: &Plan,
+    host: &Host,
+    mut handles: Handles,
+    place: Place<'_>,
+    request: &Request<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Exit> {
+    let signals = Signals::take(&SIGNALS).map_err(|errno| Error::Sys {
+        doing: "take signals".into(),
+        on: "for the program".into(),
+        errno,
+    })?;
+    handles.forget_shared();
+    let mut script = prepare::prepare(plan, host, &request.told)?;
+    let feed = super::feed(plan, host, &mut script)?;
+    single_thread()?;
+    let fail = |errno| Error::Step {
+        place: plan.place(plan.number(|step| matches!(step, Step::Join(_)))),
+        call: "clone3",
+        errno,
+    };
+    let (ours, theirs) = sys::socket::pair().map_err(fail)?;
+    let (forked, placed) = clone_into(handles.fd(CGROUP)).map_err(fail)?;
+    let (pid, joining) = match forked {
+        Forked::Child { .. } => {
+            drop(ours);
+            child::join(&script, theirs.as_fd(), &handles)
+        }
+        Forked::Parent { pid, pidfd } => (pid, Guard::new(pidfd)),
+    };
+    drop(theirs);
+    if !placed {
+        attach(&handles, place, host, pid)?;
+    }
+    tell(ours.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
+    let (pid, program) = joined(plan, ours.as_fd(), joining)?;
+    tell(ours.as_fd(), Message::Start, None).map_err(|errno| gone(plan, errno))?;
+    let mut record = record(plan, host);
+    record.pid = Some(pid);
+    let counts = limits::Counts::of(None);
+    let signals = signals.as_fd();
+    let upper = Upper { _lock: None };
+    let sandbox = Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: upper };
+    Monitor::new(plan, request, sandbox).feeding(feed).run(observer)
+}
+
+/// Into the cgroup at once, where the kernel lets this process do that; else beside it.
+fn clone_into(group: Option<BorrowedFd<'_>>) -> sys::Result<(Forked, bool)> {
+    let clone = |group| process::clone3(Namespaces::NONE, ChildOf::Caller, group);
+    match group {
+        None => Ok((clone(None)?, true)),
+        Some(group) => match clone(Some(group)) {
+            Ok(forked) => Ok((forked, true)),
+            Err(sys::EACCES | sys::EPERM | sys::EBUSY | sys::EOPNOTSUPP | sys::ENOSYS | sys::ENOENT) => {
+                Ok((clone(None)?, false))
+            }
+            Err(errno) => Err(errno),
+        },
+    }
+}
+
+/// Moves the child into the sandbox's cgroup: into the one of its init, where the program has divided its own; and by
+/// systemd where the caller stands in a session of which it may take nobody out.
+fn attach(handles: &Handles, place: Place<'_>, host: &Host, pid: i32) -> Result<()> {
+    let refuse = |why: String| Error::Unsupported {
+        feature: format!("exec in {}", place.name),
+        why: format!("the program cannot be put into the sandbox's cgroup: {why}"),
+        hint: Some("sbx exec from where the sandbox was started".into()),
+    };
+    let Some(group) = handles.fd(CGROUP) else { return Ok(()) };
+    let own = || fs::openat(group, c"cgroup.procs", Open::Write);
+    let found = Delegation::look(&host.caller, host.uid);
+    let inits = || {
+        let path = found.group_of(place.init).ok_or(sys::ENOENT)?;
+        fs::openat(HERE, &crate::host::files::c_path(&path.join("cgroup.procs")), Open::Write)
+    };
+    let write = |file: sys::Result<std::os::fd::OwnedFd>| {
+        file.and_then(|file| fs::write_all(file.as_fd(), pid.to_string().as_bytes()))
+    };
+    let refused: Errno = match write(own()).or_else(|_| write(inits())) {
+        Ok(()) => return Ok(()),
+        Err(errno) => errno,
+    };
+    let unit = format!("{}.scope", crate::cgroup::name_of(place.name));
+    match door(&host.caller, host.uid) {
+        Some(door) => scope::attach(&door, &unit, pid),
+        None => Err(refuse(refused.to_string())),
+    }
+}
+
+/// The process that has joined ends when it has made the program's, which is held from then on.
+fn joined(plan: &Plan, channel: BorrowedFd<'_>, mut joining: Guard) -> Result<(i32, Guard)> {
+    let mut watches = [Watch::read(channel), Watch::read(joining.fd())];
+    sys::retry(|| event::poll(&mut watches, None)).map_err(|errno| gone(plan, errno))?;
+    match hear(channel, Wait::No) {
+        Ok(Some((Message::Forked(pid, _), Some(program)))) => {
+            joining.wait();
+            Ok((pid, Guard::new(program)))
+        }
+        Ok(Some((Message::Failed(fault), _))) => Err(step_error(plan, fault)),
+        _ => Err(gone(plan, sys::EPIPE)),
+    }
+}

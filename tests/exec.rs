@@ -1,0 +1,237 @@
+//! `sbx exec`: one more program in a sandbox, no less confined than the first, and nothing of the host's seen on its way.
+
+mod common;
+
+use common::{Running, Sandbox, Scratch, has, sandbox, sbx};
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A sandbox that runs, with its state in a directory of its own.
+struct Living {
+    running: Option<Running>,
+    state: Scratch,
+}
+
+/// `sbx run` of a script that says `up` when it runs, in a sandbox of the name `x`.
+fn living(options: &[&str], script: &str) -> Living {
+    start(sandbox(options), script)
+}
+
+fn start(sandbox: Sandbox, script: &str) -> Living {
+    let state = Scratch::new();
+    let script = format!("{script}\necho up >/tmp/up; read x");
+    let sandbox = common::in_session(sandbox).option("--state").option(state.join("state"));
+    let running = sandbox.options(&["--name", "x"]).bring_probe().sh(&script).start();
+    let living = Living { running: Some(running), state };
+    let begin = Instant::now();
+    while !living.exec(&["test", "-e", "/tmp/up"]).status.success() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "the sandbox does not come up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    living
+}
+
+impl Living {
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(sbx());
+        let env = ["PATH", "HOME", "XDG_RUNTIME_DIR", "TMPDIR", "SBX_SABOTAGE", "SBX_TEST_RUN"];
+        command.env_clear().envs(env.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        if common::session_dir().join("systemd/private").exists() {
+            command.env("XDG_RUNTIME_DIR", common::session_dir());
+        }
+        command.args(words).arg("--state").arg(self.state.join("state")).stdin(Stdio::null());
+        command
+    }
+
+    /// `sbx exec` with options, before the name, up to `--`.
+    fn exec_with(&self, options: &[&str], words: &[&str]) -> Output {
+        self.command(&["exec"]).args(options).arg("x").args(words).output().expect("sbx exec")
+    }
+
+    fn exec(&self, words: &[&str]) -> Output {
+        self.exec_with(&[], words)
+    }
+
+    /// What the probe says inside.
+    fn probe(&self, options: &[&str], name: &str) -> Value {
+        let output = self.exec_with(options, &["/probe", name]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON of the probe")
+    }
+
+    /// Ends it.
+    fn ends(mut self) {
+        let mut running = self.running.take().expect("it runs");
+        running.stdin = None;
+        running.wait();
+    }
+}
+
+fn text(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The facts that say how a process is confined: those that two processes of one sandbox share.
+fn confinement(facts: &Value) -> Value {
+    let mut kept = facts.clone();
+    let map = kept.as_object_mut().expect("an object");
+    for own in ["pid", "pids", "sid", "fds", "env", "argv", "stdin"] {
+        map.remove(own);
+    }
+    if let Some(status) = map.get_mut("status").and_then(Value::as_object_mut) {
+        let wanted = [
+            "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
+            "Seccomp_filters", "Umask", "SigIgn", "SigBlk", "CoreDumping", "THP_enabled",
+        ];
+        status.retain(|key, _| wanted.contains(&key.as_str()));
+    }
+    kept
+}
+
+#[test]
+fn it_is_confined_as_the_first_program() {
+    let mut all: Vec<&[&str]> = vec![
+        &[],
+        &["--map", "keep"],
+        &["--net", "host"],
+        &["--read-only"],
+        &["--nest"],
+        &["--no-init"],
+        &["--seccomp", "off"],
+        &["--landlock", "off"],
+        &["--share", "ipc,uts,time"],
+        &["--cap-drop", "all", "--umask", "077"],
+        &["--rlimit", "nofile=77", "--rlimit", "core=0", "--pids", "50"],
+        &["--time-offset", "boottime=+1000"],
+    ];
+    if has("subids") {
+        all.extend([&["--map", "full"][..], &["--map", "full", "--user", "7", "--group-add", "12"]]);
+    }
+    for options in all {
+        let living = living(options, "/probe self >/tmp/first");
+        let (status, first, error) = text(&living.exec(&["cat", "/tmp/first"]));
+        assert_eq!(status, Some(0), "{options:?}: {error}");
+        let first: Value = serde_json::from_str(&first).expect("JSON of the probe");
+        let second = living.probe(&[], "self");
+        assert_eq!(confinement(&second), confinement(&first), "{options:?}");
+        living.ends();
+    }
+}
+
+#[test]
+fn it_stands_in_the_same_cgroup() {
+    if !has("cgroup") {
+        return;
+    }
+    let mem = ["--mem", "64M", "--pids", "20", "--limits", "cgroup"];
+    let living_one = living(&mem, "");
+    assert_eq!(text(&living_one.exec(&["grep", "^0", "/proc/self/cgroup"])).1, "0::/");
+    let hog = living_one.exec(&["/probe", "fill", "300", "0", "1000"]);
+    assert_eq!(hog.status.code(), Some(137), "{hog:?}");
+    // The limit ends all of the sandbox.
+    assert_eq!(living_one.running.expect("it ran").wait().status, 137);
+    let divided = "cd /sys/fs/cgroup; mkdir a; echo 1 >a/cgroup.procs; echo $$ >a/cgroup.procs; \
+        echo +pids >cgroup.subtree_control";
+    let living = start(sandbox(&mem).options(&["--mount", "type=cgroup"]), divided);
+    let (status, group, error) = text(&living.exec(&["grep", "^0", "/proc/self/cgroup"]));
+    assert_eq!((status, group.as_str()), (Some(0), "0::/a"), "{error}");
+    living.ends();
+}
+
+#[test]
+fn its_own_options_count() {
+    let living = living(&["-e", "A=run", "-w", "/usr"], "");
+    let say = ["sh", "-c", "echo $A $B $PWD"];
+    assert_eq!(text(&living.exec(&say)).1, "run /usr");
+    assert_eq!(text(&living.exec_with(&["-e", "A=exec", "-e", "B=2", "-w", "/tmp"], &say)).1, "exec 2 /tmp");
+    assert_eq!(text(&living.exec(&["sh", "-c", "exit 7"])).0, Some(7));
+    assert_eq!(text(&living.exec(&["sh", "-c", "kill -9 $$"])).0, Some(137));
+    for (words, status, says) in [
+        (&["nope"][..], 127, "nope: command not found"),
+        (&["/etc/passwd"], 126, "cannot execute"),
+        (&[], 125, "COMMAND is missing"),
+    ] {
+        let (code, _, error) = text(&living.exec(words));
+        assert!(code == Some(status) && error.contains(says), "{words:?}: {code:?} {error}");
+    }
+    for (options, says) in [
+        (&["-u", "5"][..], "outside the sandbox's map"),
+        (&["-u", "nobody-of-this-name"], "no such user"),
+        (&["-w", "/nowhere"], "--workdir"),
+        (&["--mem", "1G"], "--mem"),
+        (&["--rw"], "--rw"),
+    ] {
+        let (code, _, error) = text(&living.exec_with(options, &["true"]));
+        assert!(code == Some(125) && error.contains(says), "{options:?}: {code:?} {error}");
+    }
+    living.ends();
+}
+
+#[test]
+fn signals_reach_from_one_program_to_the_other() {
+    let living = living(&[], "trap 'echo told >/tmp/told' USR1; while [ ! -e /tmp/told ]; do sleep 0.05; done");
+    assert_eq!(text(&living.exec(&["cat", "/tmp/told"])).1, "told");
+    living.ends();
+}
+
+#[test]
+fn nothing_of_the_host_is_seen_on_its_way() {
+    let scan = "while [ ! -e /tmp/stop ]; do for p in /proc/[0-9]*; do
+        for f in environ cmdline; do tr '\\0' ' ' <$p/$f; done; ls -l $p/exe $p/cwd $p/root $p/fd; done >>/tmp/seen 2>/dev/null; done &";
+    let living = living(&[], scan);
+    let rounds = 60;
+    for _ in 0..rounds {
+        let mut exec = living.command(&["exec", "x", "true", "SECRET-ARGUMENT"]);
+        let output = exec.env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
+        assert!(output.status.success(), "{output:?}");
+    }
+    let (_, seen, _) = text(&living.exec(&["sh", "-c", "touch /tmp/stop; sleep 0.3; cat /tmp/seen"]));
+    assert!(seen.contains("sbx-init"), "the scan has seen something");
+    let host = sbx();
+    for secret in ["SECRET-VALUE", "SECRET_VARIABLE", &host.to_string_lossy(), "--state"] {
+        assert!(!seen.contains(secret), "{secret}");
+    }
+    living.ends();
+}
+
+#[test]
+fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
+    let living = living(&[], "");
+    let mut exec = living.command(&["exec", "x", "sleep", "60"]).spawn().expect("sbx exec");
+    std::thread::sleep(Duration::from_millis(200));
+    living.ends();
+    let begin = Instant::now();
+    let status = loop {
+        match exec.try_wait().expect("wait") {
+            Some(status) => break status,
+            None => assert!(begin.elapsed() < Duration::from_secs(10), "sbx exec goes on"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(status.code(), Some(137));
+}
+
+#[test]
+fn its_program_dies_with_it() {
+    let living = living(&[], "");
+    let mut exec = living.command(&["exec", "x", "sleep", "61"]).spawn().expect("sbx exec");
+    std::thread::sleep(Duration::from_millis(200));
+    exec.kill().expect("kill");
+    exec.wait().expect("wait");
+    let begin = Instant::now();
+    while text(&living.exec(&["pgrep", "-f", "sleep 61"])).0 == Some(0) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    living.ends();
+}
+
+#[test]
+fn what_does_not_run_cannot_be_entered() {
+    let state = Scratch::new();
+    let living = Living { running: None, state };
+    let (code, _, error) = text(&living.exec(&["true"]));
+    assert!(code == Some(125) && error.contains("no sandbox of this name"), "{code:?} {error}");
+}
