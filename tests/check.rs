@@ -155,7 +155,7 @@ fn json_is_one_document_of_rows_with_a_state() {
     let checked = here();
     assert_eq!(checked.status, Some(if checked.report["works"] == true { 0 } else { 1 }));
     let rows = checked.report["rows"].as_array().expect("rows");
-    assert_eq!(rows.len(), 21);
+    assert_eq!(rows.len(), 25);
     for row in rows {
         let state = row["state"].as_str().expect("a state");
         assert!(["ok", "limited", "missing", "untried"].contains(&state), "{row}");

@@ -340,6 +340,10 @@ fn a_plan_is_data_too() {
     assert_eq!(json["steps"].as_array().map(Vec::len), Some(plan.steps().len()));
     assert_eq!(json["steps"][0]["number"], 1);
     assert_eq!(json["name"], "calm-otter-1234");
+    assert_eq!(json["limits"], serde_json::json!([]));
+    let limited =
+        planned(layer(|l| l.limits.mem = Some(Count::Text("64M".into()))), &host()).expect("a plan").to_json();
+    assert_eq!(limited["limits"][0], serde_json::json!({ "option": "mem", "value": "67108864", "by": "watch" }));
 }
 
 #[test]

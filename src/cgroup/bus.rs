@@ -132,7 +132,7 @@ impl<'a> Bus<'a> {
     /// Waits for the answer to a call and drops all else.
     ///
     /// # Errors
-    /// As [`Bus::next`].
+    /// As [`Bus::message`].
     pub fn answer(&mut self, serial: u32) -> Result<std::result::Result<Message, Refusal>> {
         loop {
             let message = self.message()?;

@@ -99,17 +99,35 @@ fn table(report: &Report, form: Form) -> String {
         }
         text.push('\n');
     }
+    let mut told: Vec<&Row> = Vec::new();
     for row in report.rows.iter().filter(|row| row.why.is_some()) {
-        text.push_str(&fault(row));
+        if told.iter().all(|first| !one_fault(first, row)) {
+            let all: Vec<&Row> = report.rows.iter().filter(|other| one_fault(row, other)).collect();
+            text.push_str(&fault(&all));
+            told.push(row);
+        }
     }
     text.push_str(&verdict(report));
     text
 }
 
+/// Whether two rows have the same reason and the same remedy, so that one text tells of both.
+fn one_fault(row: &Row, other: &Row) -> bool {
+    (row.needed, &row.why, &row.fix, &row.file) == (other.needed, &other.why, &other.fix, &other.file)
+}
+
 /// What is missing, why, and what helps.
-fn fault(row: &Row) -> String {
+fn fault(rows: &[&Row]) -> String {
+    let Some(row) = rows.first() else { return String::new() };
+    // "limit --mem, --cpus": what several names start with stands there once.
+    let first = row.feature.words();
+    let start = first.split_once(' ').map_or("", |(word, _)| word);
+    let short = |row: &&Row| row.feature.words().trim_start_matches(start).trim_start();
+    let names: Vec<&str> = std::iter::once(first).chain(rows[1..].iter().map(short)).collect();
+    let mut states: Vec<&str> = rows.iter().map(|row| state(row.state)).collect();
+    states.dedup();
     let optional = if row.needed { "" } else { ", not needed by default" };
-    let mut text = format!("{} ({}{optional})\n", row.feature.words(), state(row.state));
+    let mut text = wrapped("", &format!("{} ({}{optional})", names.join(", "), states.join(" or ")));
     for (label, words) in [("why", &row.why), ("try", &row.fix)] {
         if let Some(words) = words {
             text.push_str(&wrapped(&format!("  {label}: "), &visible(words)));

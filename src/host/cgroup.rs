@@ -58,6 +58,8 @@ pub struct Delegation {
     pub direct: Option<Direct>,
     /// Why nowhere.
     pub why: String,
+    /// Whether our own group could be divided but for the other processes in it.
+    pub occupied: bool,
     /// Where the user's systemd listens.
     pub door: Option<Door>,
     /// The controllers that it can give, where its group can be read.
@@ -68,7 +70,7 @@ impl Delegation {
     /// Reads /proc and /sys/fs/cgroup, and knocks at the user's systemd.
     pub(crate) fn look(caller: &Caller, uid: u32) -> Delegation {
         let mounts = Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).unwrap_or_default());
-        Delegation::of(&mounts, caller, uid)
+        Delegation::of(&mounts, caller, uid, &[process::getpid()])
     }
 
     /// The directory of the group in which a process stands.
@@ -76,13 +78,13 @@ impl Delegation {
         group_of(&pid.to_string(), &self.root, self.mount.as_deref()?)
     }
 
-    /// The same, of mounts that are known already.
-    pub(super) fn of(mounts: &Mounts, caller: &Caller, uid: u32) -> Delegation {
+    /// The same, of mounts that are known already; `ours` are the processes of sbx itself.
+    pub(super) fn of(mounts: &Mounts, caller: &Caller, uid: u32, ours: &[i32]) -> Delegation {
         let layout = layout(mounts);
         let mounted = mounts.0.iter().rev().find(|mount| mount.kind == "cgroup2");
         let own = mounted.and_then(|mount| group_of("self", &mount.root, &mount.point));
         let found = match (mounted, &own) {
-            (Some(mount), Some(own)) => divisible(own, &mount.point),
+            (Some(mount), Some(own)) => divisible(own, &mount.point, ours),
             (Some(_), None) => Err("the group of this process lies outside of what is mounted".into()),
             (None, _) => Err("no cgroup v2 is mounted".into()),
         };
@@ -99,9 +101,10 @@ impl Delegation {
             nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
             mount: mounted.map(|mount| mount.point.clone()),
             root: mounted.map(|mount| mount.root.clone()).unwrap_or_default(),
-            own,
+            occupied: direct.is_none() && own.as_deref().is_some_and(may_divide),
             direct,
             why,
+            own,
             door,
             managed,
         }
@@ -133,7 +136,7 @@ fn words(group: &Path, file: &str) -> Vec<String> {
 
 /// The nearest group, from ours upwards, that may be divided and holds no process: a group of it is a sibling of ours
 /// or of one above us, so that nobody has to be moved. Else our own, where we are alone in it.
-fn divisible(own: &Path, top: &Path) -> Result<Direct, String> {
+fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
     let direct = |at: &Path| Direct { at: at.to_owned(), own: at == own, controllers: words(at, "cgroup.controllers") };
     for group in own.ancestors().skip(1).take_while(|group| group.starts_with(top)) {
         // The root of the hierarchy may hold processes and give controllers all the same; it is root's.
@@ -142,7 +145,7 @@ fn divisible(own: &Path, top: &Path) -> Result<Direct, String> {
             return Ok(direct(group));
         }
     }
-    match (may_divide(own), alone(own)) {
+    match (may_divide(own), alone(own, ours)) {
         (true, true) => Ok(direct(own)),
         (true, false) => Err(format!("{} holds other processes than sbx, and none above it is yours", own.display())),
         (false, _) => Err("neither the group of this process nor one above it is yours to divide".into()),
@@ -162,9 +165,10 @@ fn is_empty(group: &Path) -> bool {
     read_value(&group.join("cgroup.procs")).is_ok_and(|text| text.trim().is_empty())
 }
 
-fn alone(group: &Path) -> bool {
-    let own = process::getpid().to_string();
-    read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.trim() == own)
+/// Whether nobody but these stands in a group.
+fn alone(group: &Path, ours: &[i32]) -> bool {
+    let own = |line: &str| line.trim().parse().is_ok_and(|pid| ours.contains(&pid));
+    read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.lines().all(own))
 }
 
 /// What the user's systemd has itself. Its group is above ours in a session of its own making; else it has the
@@ -222,14 +226,14 @@ mod tests {
         let us = format!("{}\n", process::getpid());
         group(&slice, "");
         group(&own, &format!("{us}1\n"));
-        let found = divisible(&own, top).expect("the slice");
+        let found = divisible(&own, top, &[process::getpid()]).expect("the slice");
         assert_eq!((found.at.as_path(), found.own), (slice.as_path(), false));
         assert_eq!(found.controllers, ["cpu", "memory", "pids"]);
         group(&slice, "7\n");
-        assert!(divisible(&own, top).expect_err("nothing").contains("other processes"));
+        assert!(divisible(&own, top, &[process::getpid()]).expect_err("nothing").contains("other processes"));
         group(&own, &us);
-        assert!(divisible(&own, top).expect("our own").own);
+        assert!(divisible(&own, top, &[process::getpid()]).expect("our own").own);
         std::fs::write(own.join("cgroup.type"), "domain invalid\n").expect("a type");
-        assert!(divisible(&own, top).is_err());
+        assert!(divisible(&own, top, &[process::getpid()]).is_err());
     }
 }

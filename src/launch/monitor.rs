@@ -357,7 +357,7 @@ impl<'a> Monitor<'a> {
 
     /// The program runs longer than a moment: other commands may want to know of it. A short run is spared all that.
     fn settle(&mut self, observer: &mut dyn super::Observer) {
-        if !self.text.is_some_and(|at| event::monotonic_ms() >= at) {
+        if self.text.is_none_or(|at| event::monotonic_ms() < at) {
             return;
         }
         self.text = None;

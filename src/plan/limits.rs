@@ -1,6 +1,6 @@
 //! Limits that need somebody to enforce them, as a cgroup's files and systemd's properties have them.
 //!
-//! One table, [`ROWS`]: adding a limit is a row. Who enforces them is decided in `way`.
+//! One table, `ROWS`: adding a limit is a row. Who enforces them is decided in `way`.
 
 use crate::error::{Error, Result};
 use crate::host::Host;

@@ -301,7 +301,8 @@ impl Plan {
             })
         };
         let steps: Vec<_> = self.steps.iter().enumerate().map(step).collect();
-        serde_json::json!({ "name": self.name, "steps": steps, "notes": self.notes })
+        let limits = &self.limits.enforced;
+        serde_json::json!({ "name": self.name, "limits": limits, "steps": steps, "notes": self.notes })
     }
 }
 

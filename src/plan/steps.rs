@@ -248,6 +248,22 @@ fn limit(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     }
 }
 
+fn groups(f: &mut fmt::Formatter<'_>, set: &GroupSet) -> fmt::Result {
+    match set {
+        GroupSet::Kept(count) => write!(f, "keep the caller's {count} supplementary groups"),
+        GroupSet::Exactly(groups) if groups.is_empty() => write!(f, "drop all supplementary groups"),
+        GroupSet::Exactly(groups) => write!(f, "set the supplementary groups {}", list(groups, " ")),
+    }
+}
+
+fn execute(f: &mut fmt::Formatter<'_>, command: &[OsString]) -> fmt::Result {
+    write!(f, "execute {}", list(command.iter().map(|word| word.to_string_lossy()), " "))
+}
+
+fn offsets(f: &mut fmt::Formatter<'_>, by: &TimeOffsets) -> fmt::Result {
+    write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", by.monotonic, by.boottime)
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -257,9 +273,7 @@ impl fmt::Display for Step {
             Step::EnterTerminal => write!(f, "open a terminal on the sandbox's /dev/pts"),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
-            Step::TimeOffset(t) => {
-                write!(f, "set the clocks' offsets: monotonic {:+} s, boottime {:+} s", t.monotonic, t.boottime)
-            }
+            Step::TimeOffset(by) => offsets(f, by),
             Step::Network => write!(f, "make a network namespace with its loopback up"),
             Step::HostName(name) => write!(f, "set the host name {name}"),
             Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
@@ -292,9 +306,7 @@ impl fmt::Display for Step {
             Step::Pivot => write!(f, "pivot to the new root and detach the old one"),
             Step::Keyring => write!(f, "join a new session keyring"),
             Step::Bounding(held) => write!(f, "bound the capabilities to: {held}"),
-            Step::Groups(GroupSet::Kept(count)) => write!(f, "keep the caller's {count} supplementary groups"),
-            Step::Groups(GroupSet::Exactly(groups)) if groups.is_empty() => write!(f, "drop all supplementary groups"),
-            Step::Groups(GroupSet::Exactly(groups)) => write!(f, "set the supplementary groups {}", list(groups, " ")),
+            Step::Groups(set) => groups(f, set),
             Step::Ids(uid, gid) => write!(f, "become uid {uid} gid {gid}"),
             Step::Capabilities(held) => write!(f, "hold the capabilities: {held}"),
             Step::NoNewPrivs => write!(f, "set no_new_privs"),
@@ -312,9 +324,7 @@ impl fmt::Display for Step {
             | Step::CgroupNamespace
             | Step::CgroupMount
             | Step::Affinity(_) => limit(f, self),
-            Step::Exec(command) => {
-                write!(f, "execute {}", list(command.iter().map(|word| word.to_string_lossy().into_owned()), " "))
-            }
+            Step::Exec(command) => execute(f, command),
         }
     }
 }

@@ -72,7 +72,11 @@ fn no_group(found: &Delegation) -> String {
 fn none(spec: &Spec, host: &Host) -> Error {
     let found = &host.delegation;
     let feature = if spec.mounts_cgroup() { "--mount type=cgroup" } else { "--limits cgroup" };
-    Error::Unsupported { feature: feature.into(), why: no_group(found), hint: Some(remedy(found).into()) }
+    let hint = match spec.mounts_cgroup() {
+        true => remedy(found).trim_start_matches("--limits watch, or "),
+        false => remedy(found),
+    };
+    Error::Unsupported { feature: feature.into(), why: no_group(found), hint: Some(hint.into()) }
 }
 
 /// The narrowest thing that would give one.
@@ -115,7 +119,7 @@ fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way, notes: &mut Vec<S
     };
     for row in asked {
         if offered.is_some_and(|have| !have.iter().any(|have| have == row.controller)) {
-            let_go(spec, row, undelegated(row, &way, host.uid), notes)?;
+            let_go(spec, undelegated(row, &way, host.uid), notes)?;
             continue;
         }
         let value = (row.asked)(&spec.limits).unwrap_or_default();
@@ -143,11 +147,11 @@ fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way, notes: &mut Vec<S
 }
 
 /// A limit that cannot be had stops the run, unless the user allowed less.
-fn let_go(spec: &Spec, row: &Row, refusal: Error, notes: &mut Vec<String>) -> Result<()> {
+fn let_go(spec: &Spec, refusal: Error, notes: &mut Vec<String>) -> Result<()> {
     if spec.degrade == Degrade::Never {
         return Err(refusal);
     }
-    notes.push(format!("skipped: --{}: {refusal}", row.option));
+    notes.push(format!("skipped: {refusal}"));
     Ok(())
 }
 
@@ -188,7 +192,7 @@ fn watch(spec: &Spec, host: &Host, asked: &[&Row], notes: &mut Vec<String>) -> R
                 let value = (row.asked)(&spec.limits).unwrap_or_default();
                 plan.enforced.push(Enforced { option: row.option, value, by });
             }
-            None => let_go(spec, row, unwatched(row, host), notes)?,
+            None => let_go(spec, unwatched(row, host), notes)?,
         }
     }
     subset(plan.affinity.as_ref(), host)?;
@@ -200,7 +204,9 @@ fn watch(spec: &Spec, host: &Host, asked: &[&Row], notes: &mut Vec<String>) -> R
         By::Watch => String::new(),
         _ => format!(": {}", no_group(&host.delegation)),
     };
-    notes.push(format!("limits by watch, which stops accidents, not an attacker{why}"));
+    if !plan.enforced.is_empty() {
+        notes.push(format!("limits by watch, which stops accidents, not an attacker{why}"));
+    }
     Ok(plan)
 }
 

@@ -2,13 +2,14 @@
 //!
 //! All of it is best effort. /proc and /sys may lack any piece, and then the fact is simply not known.
 
-use crate::host::cgroup::Delegation;
+use crate::host::cgroup::{Delegation, Layout};
 use crate::host::files::{c_path, read_text};
+use crate::host::manager::door;
 use crate::host::mountinfo::Mounts;
 use crate::host::{Power, core_piped, find_program, hard_limit, initial_user_namespace, login_name, power};
 use crate::spec::{Caller, ids};
 use crate::sys::fs::{HERE, Kind, Open, mount_id, openat, stat};
-use crate::sys::{cred, landlock};
+use crate::sys::{cred, landlock, process};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -73,6 +74,10 @@ pub struct Facts {
     pub hard_nproc: Option<u64>,
     /// Control groups.
     pub cgroup: Delegation,
+    /// Whether the user's systemd listens where XDG_RUNTIME_DIR does not lead.
+    pub astray: bool,
+    /// Whether systemd runs this machine (sd_booted(3)).
+    pub systemd: bool,
     /// This program's own file.
     pub exe: Option<PathBuf>,
 }
@@ -137,6 +142,8 @@ impl Facts {
         let user = login_name(uid, caller, true);
         let mounts = Mounts::of(&text("/proc/self/mountinfo").unwrap_or_default());
         let status = text("/proc/self/status").unwrap_or_default();
+        // This is a process of its own, which `sbx check` waits for.
+        let cgroup = Delegation::of(&mounts, caller, uid, &[process::getpid(), process::getppid()]);
         let ranges = |file| text(file).map(|text| ids::subordinate(&text, &user, uid)).unwrap_or_default();
         Facts {
             release: crate::host::files::release(),
@@ -165,7 +172,9 @@ impl Facts {
             core_piped: core_piped(),
             hard_core: hard_limit("core"),
             hard_nproc: hard_limit("nproc"),
-            cgroup: Delegation::of(&mounts, caller, uid),
+            astray: cgroup.layout == Layout::Unified && cgroup.door.is_none() && listens_elsewhere(caller, uid),
+            systemd: stat(c"/run/systemd/system").is_ok(),
+            cgroup,
             exe: std::env::current_exe().ok(),
             user,
         }
@@ -175,6 +184,13 @@ impl Facts {
 fn sysctls() -> BTreeMap<String, String> {
     let read = |name: &str| word(&format!("/proc/sys/{}", name.replace('.', "/")));
     SYSCTLS.iter().filter_map(|name| Some(((*name).to_owned(), read(name)?))).collect()
+}
+
+/// Whether the user's systemd is found without the variable that names its directory.
+fn listens_elsewhere(caller: &Caller, uid: u32) -> bool {
+    let mut without = caller.clone();
+    without.env.retain(|(name, _)| name != "XDG_RUNTIME_DIR");
+    door(&without, uid).is_some()
 }
 
 /// A line of /proc/self/status.

@@ -1,12 +1,13 @@
 //! `sbx check`: what this machine lets this user do, found by doing it, and the narrowest thing that would help.
 //!
 //! Three parts: `facts` reads settings, the probes (`kernel`, `mounts`, `ranges`) try things in processes of their
-//! own, and `rows` with `causes` makes sentences of both, purely. One invariant: a look changes nothing, leaves
+//! own, and `rows` with `limits` and `causes` makes sentences of both, purely. One invariant: a look changes nothing, leaves
 //! nothing and ends within a bounded time, whatever the machine answers.
 
 mod causes;
 mod facts;
 mod kernel;
+mod limits;
 mod mounts;
 mod probe;
 mod ranges;
@@ -65,8 +66,16 @@ pub enum Feature {
     Fuse,
     /// Resource limits of the caller's own that a sandbox goes by.
     Limits,
-    /// Control groups of the caller's own.
-    Cgroups,
+    /// `--mem`, `--swap`
+    LimitMem,
+    /// `--cpus`, `--cpu-weight`
+    LimitCpus,
+    /// `--cpuset`
+    LimitCpuset,
+    /// `--pids`
+    LimitPids,
+    /// `--io`, `--io-weight`
+    LimitIo,
     /// Session keyrings.
     Keyrings,
 }
@@ -94,7 +103,11 @@ impl Feature {
             Feature::IdRanges => "ranges of ids",
             Feature::Fuse => "fuse-overlayfs",
             Feature::Limits => "resource limits",
-            Feature::Cgroups => "control groups",
+            Feature::LimitMem => "limit --mem",
+            Feature::LimitCpus => "limit --cpus",
+            Feature::LimitCpuset => "limit --cpuset",
+            Feature::LimitPids => "limit --pids",
+            Feature::LimitIo => "limit --io",
             Feature::Keyrings => "keyrings",
         }
     }
@@ -137,6 +150,8 @@ pub struct Row {
     pub needed: bool,
     /// What it enables.
     pub enables: &'static str,
+    /// Of a limit: who would enforce it, in the word of the status lines.
+    pub by: Option<&'static str>,
     /// What is missing, as a fact.
     pub why: Option<String>,
     /// The narrowest thing that helps.

@@ -3,8 +3,7 @@
 use super::causes::{self, Cause, cause};
 use super::facts::Facts;
 use super::probe::{Outcome, Refusal};
-use super::{BY_FUSE, Feature, Findings, Row, State, kernel};
-use crate::host::cgroup::Layout;
+use super::{BY_FUSE, Feature, Findings, Row, State, kernel, limits as kept};
 use crate::host::fuse::replaces;
 use crate::host::{CORES_PIPED, TMPFS_XATTRS};
 use crate::spec::DEFAULT_PIDS;
@@ -24,16 +23,18 @@ pub fn rows(found: &Findings, facts: &Facts) -> Vec<Row> {
     rows.extend([system_calls(found, facts), seccomp(found, facts), landlock(found, facts)]);
     let fuse = fuse(found, facts);
     rows.extend(mounts(found, facts, &fuse));
-    rows.extend([ranges(found, facts), fuse, limits(facts), cgroups(facts), keyrings(found, facts)]);
+    rows.extend([ranges(found, facts), fuse, limits(facts)]);
+    rows.extend(kept::rows(facts));
+    rows.push(keyrings(found, facts));
     rows
 }
 
-fn row(feature: Feature, needed: bool, enables: &'static str) -> Row {
-    Row { feature, state: State::Ok, needed, enables, why: None, fix: None, file: None }
+pub(super) fn row(feature: Feature, needed: bool, enables: &'static str) -> Row {
+    Row { feature, state: State::Ok, needed, enables, by: None, why: None, fix: None, file: None }
 }
 
 impl Row {
-    fn but(self, state: State, found: Cause) -> Row {
+    pub(super) fn but(self, state: State, found: Cause) -> Row {
         Row { state, why: Some(found.why), fix: Some(found.fix), file: found.file, ..self }
     }
 
@@ -200,66 +201,6 @@ fn limits(facts: &Facts) -> Row {
         }
         (Some(_), Some(_)) => row,
         _ => Row { state: State::Untried, ..row },
-    }
-}
-
-fn cgroups(facts: &Facts) -> Row {
-    let row = row(Feature::Cgroups, false, "limits over all of a sandbox's processes");
-    let found = &facts.cgroup;
-    let given = match (&found.door, &found.direct) {
-        (Some(_), _) => found.managed.as_deref(),
-        (None, direct) => direct.as_ref().map(|direct| direct.controllers.as_slice()),
-    };
-    let lacking = |wanted: &[&'static str]| {
-        let lacks = |name: &&&str| !given.unwrap_or_default().iter().any(|have| have == **name);
-        wanted.iter().filter(lacks).copied().collect::<Vec<_>>().join(", ")
-    };
-    match found.layout {
-        Layout::Absent => {
-            let fix = "as root: mount -t cgroup2 cgroup2 /sys/fs/cgroup";
-            row.but(State::Missing, cause("no cgroup file system is mounted", fix))
-        }
-        Layout::V1 | Layout::Hybrid => {
-            let why = match found.layout {
-                Layout::V1 => "only cgroup v1 is mounted, which no user can be given",
-                _ => "hybrid hierarchy: cgroup v1 holds the controllers",
-            };
-            row.but(State::Missing, cause(why, "boot with systemd.unified_cgroup_hierarchy=1 (cgroup v2)"))
-        }
-        Layout::Unified if found.door.is_none() && found.direct.is_none() => {
-            row.but(State::Missing, cause(found.why.clone(), ungrouped(facts)))
-        }
-        // What a systemd gives whose group cannot be read, the run will tell.
-        Layout::Unified if given.is_none() => row,
-        Layout::Unified => match lacking(&["memory", "pids", "cpu", "cpuset", "io"]) {
-            none if none.is_empty() => row,
-            some => {
-                let why = format!("no controller {some} is given to you");
-                row.but(State::Limited, cause(why, undelegated(facts)))
-            }
-        },
-    }
-}
-
-/// What gives an ordinary user a group to divide.
-fn ungrouped(facts: &Facts) -> String {
-    match &facts.container {
-        Some(_) => "the container's --cgroupns private with a writable /sys/fs/cgroup (podman: --systemd=always; \
-            docker: --privileged), and sbx started as the only process of its group; or --limits watch"
-            .into(),
-        None => format!(
-            "log in through systemd (ssh, a console), or as root: loginctl enable-linger {}; then \
-            XDG_RUNTIME_DIR=/run/user/{}",
-            facts.user, facts.uid
-        ),
-    }
-}
-
-/// What gives it the controllers that lack.
-fn undelegated(facts: &Facts) -> String {
-    match &facts.cgroup.door {
-        Some(_) => crate::host::cgroup::drop_in(facts.uid),
-        None => "as root: echo '+cpu +cpuset +io +memory +pids' >cgroup.subtree_control in each group above".into(),
     }
 }
 

@@ -87,7 +87,7 @@ fn set(facts: &mut Facts, name: &str, value: &str) {
 fn nothing_is_said_of_a_good_machine() {
     let (findings, facts) = good();
     let rows = rows(&findings, &facts);
-    assert_eq!(rows.len(), 21);
+    assert_eq!(rows.len(), 25);
     assert!(rows.iter().all(|row| row.state == State::Ok && row.why.is_none()), "{rows:#?}");
 }
 
@@ -333,7 +333,7 @@ fn what_keeps_newuidmap_from_working_is_named() {
 }
 
 #[test]
-fn devices_fuse_groups_and_keys() {
+fn devices_fuse_and_keys() {
     let null = row(Feature::Devices, |_, facts| facts.devices = vec!["/dev/null: no such file".into()]);
     says(&null, "/dev/null", "mknod -m 666 /dev/null c 1 3");
     let fuse = row(Feature::Fuse, |findings, _| findings.fuse = refused("open /dev/fuse", EACCES));
@@ -343,30 +343,91 @@ fn devices_fuse_groups_and_keys() {
         facts.container = Some("docker".into());
     });
     says(&fuse, "/dev/fuse", "--device /dev/fuse");
-    let hybrid = row(Feature::Cgroups, |_, facts| {
-        facts.cgroup.layout = Layout::Hybrid;
-    });
-    says(&hybrid, "cgroup v1 holds the controllers", "unified_cgroup_hierarchy=1");
-    let closed = |facts: &mut Facts| {
-        facts.cgroup.direct = None;
-        facts.cgroup.why = "none is yours to divide".into();
-    };
-    says(&row(Feature::Cgroups, |_, facts| closed(facts)), "yours to divide", "loginctl enable-linger ann");
-    let boxed = row(Feature::Cgroups, |_, facts| {
-        closed(facts);
-        facts.container = Some("docker".into());
-    });
-    says(&boxed, "yours to divide", "--cgroupns private");
-    let some = row(Feature::Cgroups, |_, facts| {
-        facts.cgroup.door = Some(Door::Bus("/run/user/1000/bus".into()));
-        facts.cgroup.managed = Some(["cpu", "memory", "pids"].map(String::from).into());
-    });
-    says(&some, "no controller cpuset, io", "Delegate=cpu cpuset io memory pids");
     let keys = row(Feature::Keyrings, |findings, facts| {
         findings.keyring = refused("keyctl", EDQUOT);
         facts.keys = Some((200, 200));
     });
     says(&keys, "200 of this user's 200 keys", "kernel.keys.maxkeys");
+}
+
+const LIMITS: [Feature; 5] =
+    [Feature::LimitMem, Feature::LimitCpus, Feature::LimitCpuset, Feature::LimitPids, Feature::LimitIo];
+
+#[test]
+fn limits_are_had_by_whoever_a_run_would_ask() {
+    let all = |change: fn(&mut Facts)| LIMITS.map(|feature| row(feature, |_, facts| change(facts)));
+    let by = |rows: &[Row; 5]| rows.each_ref().map(|row| (row.state, row.by.unwrap_or("nobody")));
+    assert_eq!(by(&all(|_| {})), [(State::Ok, "cgroup"); 5]);
+    let systemd = |facts: &mut Facts| facts.cgroup.door = Some(Door::Bus("/run/user/1000/bus".into()));
+    // What it can give is not known here; a run will tell.
+    assert_eq!(by(&all(systemd)), [(State::Ok, "systemd"); 5]);
+    let usual = all(|facts| {
+        facts.cgroup.door = Some(Door::Bus("/run/user/1000/bus".into()));
+        facts.cgroup.managed = Some(["cpu", "memory", "pids"].map(String::from).into());
+    });
+    let (had, not) = ((State::Ok, "systemd"), (State::Missing, "nobody"));
+    assert_eq!(by(&usual), [had, had, not, had, not]);
+    says(&usual[2], "your systemd has not been given the controllers cpuset, io", "Delegate=cpu cpuset io memory pids");
+    says(&usual[2], "", "or for --cpuset: --limits watch");
+    assert_eq!((&usual[2].why, &usual[2].fix), (&usual[4].why, &usual[4].fix), "they are told of together");
+    let few = all(|facts| {
+        let direct = facts.cgroup.direct.as_mut().expect("a group");
+        direct.controllers = vec!["memory".into(), "pids".into()];
+    });
+    says(&few[1], "/sys/fs/cgroup/mine has no controller cpu, cpuset, io", "echo '+cpu +cpuset +io'");
+    // A group of a hybrid hierarchy is good for what v1 does not hold.
+    let hybrid = all(|facts| facts.cgroup.layout = Layout::Hybrid);
+    assert_eq!(by(&hybrid), [(State::Ok, "cgroup"); 5]);
+    let unread = all(|facts| *facts = Facts::default());
+    assert_eq!(by(&unread), [(State::Untried, "nobody"); 5]);
+}
+
+#[test]
+fn without_a_cgroup_each_limit_says_what_there_is_else() {
+    let rows = LIMITS.map(|feature| row(feature, |_, facts| facts.cgroup.direct = None));
+    let found = rows.each_ref().map(|row| (row.state, row.by.unwrap_or("nobody")));
+    let affinity = |state| (state, "affinity");
+    let mem = (State::Limited, "watch");
+    let (pids, io) = ((State::Ok, "kernel"), (State::Missing, "nobody"));
+    assert_eq!(found, [mem, affinity(State::Limited), affinity(State::Ok), pids, io]);
+    assert!(rows[1].enables.contains("whole processors"));
+    assert!(rows.iter().all(|row| !row.needed), "a run does without");
+}
+
+#[test]
+fn what_gives_a_cgroup_depends_on_where_it_lacks() {
+    let by = |change: fn(&mut Facts)| {
+        row(Feature::LimitMem, |_, facts| {
+            facts.cgroup.direct = None;
+            facts.cgroup.why = "none is yours to divide".into();
+            facts.systemd = true;
+            change(facts);
+        })
+    };
+    let boot = "systemd.unified_cgroup_hierarchy=1";
+    says(&by(|facts| facts.cgroup.layout = Layout::Hybrid), "cgroup v1 holds the controllers", boot);
+    says(&by(|facts| facts.cgroup.layout = Layout::V1), "only cgroup v1", boot);
+    let plain = |facts: &mut Facts| (facts.cgroup.layout, facts.systemd) = (Layout::Hybrid, false);
+    says(&by(plain), "cgroup v1 holds", "cgroup_no_v1=all");
+    says(&by(|facts| facts.cgroup.layout = Layout::Absent), "no cgroup file system", "mount -t cgroup2");
+    says(&by(|_| {}), "yours to divide", "loginctl enable-linger ann");
+    says(&by(|facts| facts.systemd = false), "yours to divide", "chown ann ann ann/cgroup.procs");
+    says(&by(|facts| facts.astray = true), "XDG_RUNTIME_DIR leads away", "XDG_RUNTIME_DIR=/run/user/1000");
+    let occupied = by(|facts| (facts.cgroup.occupied, facts.cgroup.own) = (true, Some("/sys/fs/cgroup/x".into())));
+    says(&occupied, "yours to divide", "mkdir /sys/fs/cgroup/x/rest; for p in");
+    for (container, fix) in [
+        ("docker", "writable-cgroups=true"),
+        ("podman", "unmask=/sys/fs/cgroup"),
+        ("kubernetes", "a pod with a writable /sys/fs/cgroup"),
+        ("sbx", "--mount type=cgroup"),
+        ("lxc", "a private cgroup namespace"),
+    ] {
+        let boxed = row(Feature::LimitMem, |_, facts| {
+            (facts.cgroup.direct, facts.container) = (None, Some(container.to_owned()));
+            facts.cgroup.why = "none is yours to divide".into();
+        });
+        says(&boxed, "yours to divide", fix);
+    }
 }
 
 #[test]
