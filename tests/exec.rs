@@ -33,20 +33,21 @@ fn start(sandbox: Sandbox, script: &str) -> Living {
 }
 
 impl Living {
-    fn command(&self, words: &[&str]) -> Command {
+    /// `sbx exec` without what it is to run.
+    fn command(&self) -> Command {
         let mut command = Command::new(sbx());
         let env = ["PATH", "HOME", "XDG_RUNTIME_DIR", "TMPDIR", "SBX_SABOTAGE", "SBX_TEST_RUN"];
         command.env_clear().envs(env.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         if common::session_dir().join("systemd/private").exists() {
             command.env("XDG_RUNTIME_DIR", common::session_dir());
         }
-        command.args(words).arg("--state").arg(self.state.join("state")).stdin(Stdio::null());
+        command.arg("exec").arg("--state").arg(self.state.join("state")).stdin(Stdio::null());
         command
     }
 
     /// `sbx exec` with options, before the name, up to `--`.
     fn exec_with(&self, options: &[&str], words: &[&str]) -> Output {
-        self.command(&["exec"]).args(options).arg("x").args(words).output().expect("sbx exec")
+        self.command().args(options).arg("x").args(words).output().expect("sbx exec")
     }
 
     fn exec(&self, words: &[&str]) -> Output {
@@ -82,8 +83,22 @@ fn confinement(facts: &Value) -> Value {
     }
     if let Some(status) = map.get_mut("status").and_then(Value::as_object_mut) {
         let wanted = [
-            "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-            "Seccomp_filters", "Umask", "SigIgn", "SigBlk", "CoreDumping", "THP_enabled",
+            "Uid",
+            "Gid",
+            "Groups",
+            "CapInh",
+            "CapPrm",
+            "CapEff",
+            "CapBnd",
+            "CapAmb",
+            "NoNewPrivs",
+            "Seccomp",
+            "Seccomp_filters",
+            "Umask",
+            "SigIgn",
+            "SigBlk",
+            "CoreDumping",
+            "THP_enabled",
         ];
         status.retain(|key, _| wanted.contains(&key.as_str()));
     }
@@ -171,7 +186,12 @@ fn its_own_options_count() {
 
 #[test]
 fn signals_reach_from_one_program_to_the_other() {
-    let living = living(&[], "trap 'echo told >/tmp/told' USR1; while [ ! -e /tmp/told ]; do sleep 0.05; done");
+    let script = "trap 'echo told >/tmp/told' USR1; echo $$ >/tmp/pid; touch /tmp/up; \
+        while [ ! -e /tmp/told ]; do sleep 0.05; done";
+    let living = living(&[], script);
+    let (status, _, error) =
+        text(&living.exec(&["sh", "-c", "kill -USR1 $(cat /tmp/pid); while [ ! -e /tmp/told ]; do sleep 0.05; done"]));
+    assert_eq!(status, Some(0), "{error}");
     assert_eq!(text(&living.exec(&["cat", "/tmp/told"])).1, "told");
     living.ends();
 }
@@ -183,8 +203,8 @@ fn nothing_of_the_host_is_seen_on_its_way() {
     let living = living(&[], scan);
     let rounds = 60;
     for _ in 0..rounds {
-        let mut exec = living.command(&["exec", "x", "true", "SECRET-ARGUMENT"]);
-        let output = exec.env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
+        let mut exec = living.command();
+        let output = exec.args(["x", "true"]).env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
         assert!(output.status.success(), "{output:?}");
     }
     let (_, seen, _) = text(&living.exec(&["sh", "-c", "touch /tmp/stop; sleep 0.3; cat /tmp/seen"]));
@@ -199,7 +219,7 @@ fn nothing_of_the_host_is_seen_on_its_way() {
 #[test]
 fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
     let living = living(&[], "");
-    let mut exec = living.command(&["exec", "x", "sleep", "60"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args(["x", "sleep", "60"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     living.ends();
     let begin = Instant::now();
@@ -216,7 +236,7 @@ fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
 #[test]
 fn its_program_dies_with_it() {
     let living = living(&[], "");
-    let mut exec = living.command(&["exec", "x", "sleep", "61"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args(["x", "sleep", "61"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     exec.kill().expect("kill");
     exec.wait().expect("wait");

@@ -103,6 +103,10 @@ impl<'a> Reporter<'a> {
     /// The signal's name and the limit that was asked for, where the kernel ends with this signal who meets that
     /// limit: getrlimit(2), and execve(2) for those that leave a new program too little memory.
     fn limit_met(&self, signal: i32) -> Option<(&'static str, &Rlimit)> {
+        // With `exec` all of them are set, and nobody has asked for any.
+        if self.plan.steps().iter().any(|planned| matches!(planned.step, Step::Join(_))) {
+            return None;
+        }
         let (_, name, limits) = ENDED_BY_LIMIT.iter().find(|(number, ..)| *number == signal)?;
         let mut asked = self.plan.steps().iter().filter_map(|planned| match &planned.step {
             Step::Rlimit(limit) if limits.contains(&limit.name.as_str()) && limit.soft != u64::MAX => Some(limit),
