@@ -3,8 +3,10 @@
 
 mod args;
 mod check;
+mod detach;
 mod files;
 mod limits;
+mod logs;
 mod report;
 mod run;
 
@@ -28,6 +30,7 @@ Usage: sbx [--state DIR] [--verbose] [-q|--quiet] [--color auto|always|never] CO
 
 Commands:
   run [OPTIONS] ROOTFS [COMMAND [ARG…]]  run a program in a new sandbox
+  logs [-f] NAME                         what a sandbox in the background has written
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -88,6 +91,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     let rest: Vec<OsString> = globals.into_iter().chain(own.iter().cloned()).collect();
     match command.to_str() {
         Some("run") => run::run(&rest),
+        Some("logs") => logs::logs(&rest),
         Some("check" | "doctor") => check::check(&rest),
         Some("completions") => files::completions(&own),
         Some("man") => files::man(&own),
@@ -107,7 +111,7 @@ fn usage_of(what: &str, hint: &str) -> Result<u8> {
 
 fn unknown(command: &OsStr) -> Result<u8> {
     let text = command.to_string_lossy();
-    let near = sbx::spec::text::nearest(&text, ["run", "check", "doctor", "completions", "man", "--help", "--version"]);
+    let near = sbx::spec::text::nearest(&text, ["run", "logs", "check", "doctor", "completions", "man", "--help", "--version"]);
     let hint = near.map_or_else(|| "sbx --help".to_owned(), |near| format!("sbx {near}"));
     Err(Error::Usage { what: format!("{text} is not a command of sbx"), hint: Some(hint) })
 }

@@ -7,7 +7,8 @@ use super::faults::{skipped, step_error};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
-use super::relay::{Pump, Terminal};
+use super::output::{Outside, record_end};
+use super::relay::Pump;
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, Step, UpperAt};
@@ -52,7 +53,7 @@ pub(super) struct Monitor<'a> {
     sandbox: Sandbox<'a>,
     phase: Phase,
     channel_open: bool,
-    terminal: Option<Terminal>,
+    terminal: Option<Outside>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
     ended: Option<(Ended, Fullness)>,
@@ -72,11 +73,13 @@ pub(super) struct Monitor<'a> {
 /// would pay for that and gain nothing.
 pub(super) const SETTLED: u64 = 50;
 
-/// Milliseconds between two looks whether a job in the background has come to the front.
-const BACKGROUND: u64 = 200;
-
 impl<'a> Monitor<'a> {
-    pub(super) fn new(plan: &'a Plan, request: &'a Request<'a>, sandbox: Sandbox<'a>) -> Monitor<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        request: &'a Request<'a>,
+        sandbox: Sandbox<'a>,
+        terminal: Option<Outside>,
+    ) -> Monitor<'a> {
         Monitor {
             plan,
             request,
@@ -84,7 +87,7 @@ impl<'a> Monitor<'a> {
             sandbox,
             phase: Phase::SettingUp,
             channel_open: true,
-            terminal: None,
+            terminal,
             master: None,
             stdin: None,
             ended: None,
@@ -137,7 +140,7 @@ impl<'a> Monitor<'a> {
     }
 
     fn watches(&self) -> [Watch; 6] {
-        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Terminal::watches);
+        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Outside::watches);
         // What is read of a file before the root is made would be lost to a second attempt.
         let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
@@ -265,7 +268,7 @@ impl<'a> Monitor<'a> {
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
         observer.event(&Event::Started { pid, init });
-        self.terminal = self.master.take().map(Terminal::new);
+        self.terminal = Outside::begin(self.terminal.take(), self.master.take());
         if let Some((timeout, _)) = self.plan.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
@@ -334,7 +337,7 @@ impl<'a> Monitor<'a> {
     fn patience(&self) -> Option<u64> {
         let [left, settling] =
             [self.deadline, self.text].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
-        let background = self.terminal.as_ref().is_some_and(Terminal::in_background).then_some(BACKGROUND);
+        let background = self.terminal.as_ref().and_then(Outside::patience);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
         [left, settling, background, look].into_iter().flatten().min()
     }
@@ -345,8 +348,8 @@ impl<'a> Monitor<'a> {
             self.text = None;
             alloc::drop_text();
         }
-        if let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.in_background()) {
-            terminal.resume();
+        if let Some(terminal) = &mut self.terminal {
+            terminal.idle();
         }
     }
 
@@ -407,14 +410,16 @@ impl<'a> Monitor<'a> {
         if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
             return Err(too_small(limit));
         }
-        match (self.phase, self.ended) {
+        let exit = match (self.phase, self.ended) {
             (Phase::Running, Some((ended, full))) => Ok(Exit { usage, ..self.exit(ended, full) }),
             // Without an init of ours its end is the program's; an init that said nothing was killed.
             (Phase::Running, None) => Ok(Exit { usage, ..self.exit(init, Fullness::Room) }),
             // Killed when the word to start was out: the program may have run, so this is no refusal.
             (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
             (_, _) => Err(self.died(init)),
-        }
+        }?;
+        record_end(self.sandbox.claim.as_ref(), &self.sandbox.record, &exit, self.terminal.as_ref());
+        Ok(exit)
     }
 
     fn exit(&self, ended: Ended, full: Fullness) -> Exit {
