@@ -149,13 +149,13 @@ impl Output {
         Ok(Some(Outside::Log(Box::new(Output { log, sources, _stdin: stdin }))))
     }
 
-    /// The terminal has the size of the caller's, if that has one: programs ask for it when they start.
+    /// The terminal has the size of the caller's, if that has one: programs ask for it when they start, and of none at
+    /// all some make a fault.
     fn take_terminal(&mut self, master: Option<OwnedFd>) {
         let Some(master) = master else { return };
         let _ = tty::set_nonblocking(master.as_fd());
-        if let Some(size) = [0, 1].into_iter().find_map(|number| tty::size(process::stdio(number)).ok()) {
-            let _ = tty::set_size(master.as_fd(), size);
-        }
+        let size = [0, 1].into_iter().find_map(|number| tty::size(process::stdio(number)).ok());
+        let _ = tty::set_size(master.as_fd(), size.unwrap_or(tty::Size::USUAL));
         self.sources[0].from = Some(master);
     }
 
