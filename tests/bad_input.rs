@@ -133,10 +133,7 @@ fn limits_that_mean_nothing_are_refused() {
 
 #[test]
 fn options_of_a_later_issue_are_unknown() {
-    all_refused(&[
-        (&["-p", "80:80"], &["-p"]),
-        (&["--publish", "80:80"], &["--publish"]),
-    ]);
+    all_refused(&[(&["-p", "80:80"], &["-p"]), (&["--publish", "80:80"], &["--publish"])]);
 }
 
 #[test]

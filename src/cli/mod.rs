@@ -111,7 +111,10 @@ fn usage_of(what: &str, hint: &str) -> Result<u8> {
 
 fn unknown(command: &OsStr) -> Result<u8> {
     let text = command.to_string_lossy();
-    let near = sbx::spec::text::nearest(&text, ["run", "logs", "check", "doctor", "completions", "man", "--help", "--version"]);
+    let near = sbx::spec::text::nearest(
+        &text,
+        ["run", "logs", "check", "doctor", "completions", "man", "--help", "--version"],
+    );
     let hint = near.map_or_else(|| "sbx --help".to_owned(), |near| format!("sbx {near}"));
     Err(Error::Usage { what: format!("{text} is not a command of sbx"), hint: Some(hint) })
 }

@@ -427,7 +427,10 @@ fn check_together(spec: &Spec) -> Result<()> {
     }
     if let (Some(_), Report::Cgroup) = (spec.detach, spec.report) {
         let what = "--detach and --cgroup-report contradict each other: nobody is there to read it at the end";
-        return Err(Error::Usage { what: what.into(), hint: Some("--status-fd 3 3>FILE, whose last line has it".into()) });
+        return Err(Error::Usage {
+            what: what.into(),
+            hint: Some("--status-fd 3 3>FILE, whose last line has it".into()),
+        });
     }
     if spec.groups_kept == Groups::Dropped && !spec.groups.is_empty() {
         return Err(clash("--drop-groups", "--group-add"));

@@ -54,11 +54,8 @@ impl StateDir {
     /// # Errors
     /// `State` where there is no such sandbox, or it has none.
     pub fn replay(&self, name: &str) -> Result<Replay> {
-        let fail = |why: String, hint: Option<&str>| Error::State {
-            on: name.to_owned(),
-            why,
-            hint: hint.map(str::to_owned),
-        };
+        let fail =
+            |why: String, hint: Option<&str>| Error::State { on: name.to_owned(), why, hint: hint.map(str::to_owned) };
         let none = || fail("no sandbox of this name".into(), None);
         let entry = c_path(Path::new(text::name("NAME", name).map_err(|_| none())?.as_str()));
         let dir = match fs::open_beneath(self.dir.as_fd(), &entry, Open::List) {

@@ -148,8 +148,13 @@ mod tests {
             assert!(parsed(text).is_some_and(|shown| shown.starts_with(text.trim_end_matches('Z'))), "{text}");
         }
         assert_eq!(parsed("2026-11-26t01:25:27+01:30").as_deref(), Some("2026-11-25T23:55:27.000000000Z"));
-        assert_eq!(parsed("2026-01-01T00:00:00.1234567891234-00:30").as_deref(), Some("2026-01-01T00:30:00.123456789Z"));
-        for bad in ["", "now", "2026-13-01T00:00:00Z", "2026-01-01 00:00:00Z", "2026-01-01T00:00:00", "2026-01-01T24:00:00Z"] {
+        assert_eq!(
+            parsed("2026-01-01T00:00:00.1234567891234-00:30").as_deref(),
+            Some("2026-01-01T00:30:00.123456789Z")
+        );
+        for bad in
+            ["", "now", "2026-13-01T00:00:00Z", "2026-01-01 00:00:00Z", "2026-01-01T00:00:00", "2026-01-01T24:00:00Z"]
+        {
             assert_eq!(parsed(bad), None, "{bad}");
         }
     }
