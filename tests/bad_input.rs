@@ -133,11 +133,16 @@ fn limits_that_mean_nothing_are_refused() {
 
 #[test]
 fn options_of_a_later_issue_are_unknown() {
+    all_refused(&[(&["-p", "80:80"], &["-p"]), (&["--publish", "80:80"], &["--publish"])]);
+}
+
+#[test]
+fn options_that_mean_nothing_in_the_background_or_only_there_are_refused() {
     all_refused(&[
-        (&["-p", "80:80"], &["-p"]),
-        (&["--publish", "80:80"], &["--publish"]),
-        (&["-d"], &["-d"]),
-        (&["--detach"], &["--detach"]),
+        (&["--log-size", "1M"], &["--log-size", "--detach"]),
+        (&["-d", "--log-size", "1K"], &["--log-size", "1K", "64K"]),
+        (&["-d", "--log-size", "x"], &["--log-size", "x"]),
+        (&["-d", "--cgroup-report"], &["--detach", "--cgroup-report", "--status-fd"]),
     ]);
 }
 
@@ -147,7 +152,6 @@ fn options_of_other_programs_are_explained() {
         (&["--rm"], &["--rm", "leave it out"]),
         (&["--init"], &["--init", "--no-init"]),
         (&["--privileged"], &["--privileged", "--nest", "--cap-add"]),
-        (&["-it"], &["-i", "terminal"]),
         (&["-p", "80:80"], &["-p", "--net host"]),
         (&["--publish=80:80"], &["--publish", "--net host"]),
         (&["-m", "512M"], &["-m", "--mem 512M"]),

@@ -85,6 +85,8 @@ rows! {
     PROGRAM: "argv0", One("NAME"), "What the program sees as its own name" => |l, v| some(&mut l.program.argv0, v);
     PROGRAM: "tty" 't', Nothing, "Give the program a terminal of its own" => |l, _| yes(&mut l.program.tty);
     PROGRAM: "no-tty" 'T', Nothing, "Pass the caller's descriptors as they are" => |l, _| { l.program.tty = Some(false); Ok(()) };
+    PROGRAM: "detach" 'd', Nothing, "Run in the background: print the name, return when the program has started" => |l, _| { l.detach = true; Ok(()) };
+    PROGRAM: "interactive" 'i', Nothing, "With --detach: an input that stays open (without it, yours always is)" => |l, _| { l.interactive = true; Ok(()) };
     PROGRAM: "no-init", Nothing, "Make the program pid 1" => |l, _| yes(&mut l.program.no_init);
     PROGRAM: "pass-fd", Many("N"), "A descriptor that the program gets besides 0 to 2" => pass_fd;
     PROGRAM: "umask", One("MASK"), "File mode creation mask, octal (default: 022)" => |l, v| some(&mut l.program.umask, v);
@@ -121,6 +123,7 @@ rows! {
     REPORTING: "status-fd", One("N"), "Write JSON lines about the run to this descriptor";
     REPORTING: "pid-file", One("FILE"), "Write the program's pid, as the caller sees it, to this file";
     REPORTING: "cgroup-report", Nothing, "Print at the end what was used: memory, processor time, processes, io, pressure" => |l, _| { l.cgroup_report = true; Ok(()) };
+    REPORTING: "log-size", One("SIZE"), "With --detach: size of each of the three files of its log (default: 10M)" => |l, v| some(&mut l.log_size, v);
     REPORTING: "state", One("DIR"), "Where records are kept";
     REPORTING: "verbose", Nothing, "Print each step as it is done";
     REPORTING: "quiet" 'q', Nothing, "Print errors only";
@@ -243,7 +246,6 @@ pub fn habit(option: &str) -> Option<&'static str> {
         "--rm" => "leave it out: a sandbox's changes go with it",
         "--init" => "leave it out: a sandbox has an init unless --no-init",
         "--privileged" => "--nest for a sandbox inside, or --cap-add for one capability",
-        "-i" | "--interactive" => "leave it out: a terminal is given where you have one, -t forces it",
         "-p" | "--publish" => "--net host; no ports are published",
         "-m" | "--memory" => "--mem 512M",
         "--memory-swap" => "--swap SIZE, which does not count --mem in",

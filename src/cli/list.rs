@@ -2,11 +2,12 @@
 
 use super::command::{command, each, flag, names, parse, state, values};
 use sbx::error::{Result, visible};
+use sbx::state::time::Moment;
 use sbx::state::{Found, Standing};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// A table is not wider than a terminal, and on anything else not than this.
 const WIDTH: usize = 120;
@@ -80,7 +81,7 @@ fn width() -> usize {
 
 /// The columns as wide as what is in them, and the last one cut to what is left.
 fn table(found: &[&Found], width: usize) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = Moment::now();
     let mut rows = vec![["NAME", "STATE", "PID", "SINCE", "COMMAND"].map(str::to_owned)];
     rows.extend(found.iter().map(|found| row(found, now)));
     let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -94,15 +95,15 @@ fn table(found: &[&Found], width: usize) -> String {
     rows.iter().map(line).collect()
 }
 
-fn row(found: &Found, now: Duration) -> [String; 5] {
+fn row(found: &Found, now: Moment) -> [String; 5] {
     let record = found.record.as_ref();
     let state = match (found.standing, record.and_then(|record| record.exit_status)) {
         (Standing::Exited, Some(status)) => format!("exited ({status})"),
         (standing, _) => word(standing).to_owned(),
     };
     let pid = record.filter(|_| found.lives()).and_then(|record| record.pid);
-    let since = record.and_then(|record| record.ended.or(record.started));
-    let since = since.map(|at| ago(now.saturating_sub(Duration::from_millis(at))));
+    let since = record.and_then(|record| record.exited_at.as_ref().or(record.started_at.as_ref()));
+    let since = since.and_then(|at| Moment::parse(at.as_bytes())).map(|at| ago(now.since(at)));
     let command = record.map(|record| record.command.join(" ")).unwrap_or_default();
     [
         found.name.clone(),

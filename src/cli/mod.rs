@@ -4,11 +4,13 @@
 mod args;
 mod check;
 mod command;
+mod detach;
 mod exec;
 mod files;
 mod lifecycle;
 mod limits;
 mod list;
+mod logs;
 mod report;
 mod run;
 
@@ -40,6 +42,7 @@ Commands:
   kill [-s SIGNAL] NAME…                 send a signal (KILL)
   pause NAME…, resume NAME…              let nothing in them run; let them run again
   rm [-f] NAME…, prune                   forget those that have ended
+  logs [-f] NAME                         what a sandbox in the background has written
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -49,10 +52,11 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "run",
     "exec",
     "ps",
+    "logs",
     "inspect",
     "wait",
     "stop",
@@ -130,6 +134,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("resume") => lifecycle::resume(&rest),
         Some("rm") => lifecycle::rm(&rest),
         Some("prune") => lifecycle::prune(&rest),
+        Some("logs") => logs::logs(&rest),
         Some("check" | "doctor") => check::check(&rest),
         Some("completions") => files::completions(&own),
         Some("man") => files::man(&own),

@@ -69,6 +69,12 @@ impl<'a> Reporter<'a> {
         }
     }
 
+    /// Nobody reads what is said from here on; what is told to a descriptor of its own goes on.
+    pub fn leave(&mut self) {
+        self.voice = Voice::Quiet;
+        self.pid_file = None;
+    }
+
     fn say(&self, text: &str) {
         if self.voice != Voice::Quiet {
             super::say(text);

@@ -1,6 +1,7 @@
 //! `sbx run`: argv and policies → Layers → Spec → Plan → launch → exit status.
 
 use super::args::{Parsed, Verb, parse};
+use super::detach::{self, LeavingReporter, Side};
 use super::report::{Reporter, Voice};
 use sbx::error::{Error, Result};
 use sbx::front::{env_file, policy};
@@ -11,6 +12,7 @@ use sbx::spec::layer::{Layer, Origin};
 use sbx::spec::{Caller, Spec};
 use sbx::state::{self, StateDir};
 use std::ffi::OsString;
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 
 /// Runs the subcommand; the result is the exit status.
@@ -20,6 +22,8 @@ pub fn run(words: &[OsString]) -> Result<u8> {
         Err(error) => return super::clap_error(Verb::Run, error),
     };
     super::choose_color(parsed.value("color"))?;
+    // Before anything is opened.
+    let inherited = if parsed.flag("detach") { detach::inherited()? } else { Vec::new() };
     let caller = host::caller()?;
     let layers = layers(&parsed, &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
@@ -48,7 +52,17 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
     let request = Request { state: &state, told };
-    let exit = launch(&plan, &host, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
+    let exit = if plan.is_detached() {
+        let leaving = match detach::part(&name, inherited)? {
+            Side::Caller(status) => return Ok(status),
+            Side::Supervisor(leaving) => leaving,
+        };
+        let mut reporter = LeavingReporter { reporter: &mut reporter, leaving };
+        launch(&plan, &host, &request, &mut reporter)
+    } else {
+        launch(&plan, &host, &request, &mut reporter)
+    };
+    let exit = exit.inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
     // All is given back by now.
     if let Some(signal) = exit.dies_of() {
@@ -111,10 +125,16 @@ pub fn voice(parsed: &Parsed) -> Voice {
     }
 }
 
+/// In the background it is a copy: the caller's own descriptors are closed there when the program has started.
 pub fn status_fd(parsed: &Parsed) -> Result<Option<i32>> {
     let Some(text) = parsed.value("status-fd") else { return Ok(None) };
     let number = sbx::spec::text::number("--status-fd", text)?;
     match i32::try_from(number) {
+        Ok(number) if parsed.flag("detach") && sbx::sys::event::is_open(number) => {
+            let copy = sbx::sys::daemon::dup_above(sbx::sys::borrow(number));
+            let fail = |errno| Error::Sys { doing: "copy descriptor".into(), on: text.into(), errno };
+            copy.map(|copy| Some(copy.into_raw_fd())).map_err(fail)
+        }
         Ok(number) if sbx::sys::event::is_open(number) => Ok(Some(number)),
         _ => Err(Error::spec("--status-fd", text, "this descriptor is not open").or_try("--status-fd 3 3>status.json")),
     }

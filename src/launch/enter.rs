@@ -78,7 +78,7 @@ pub fn enter(
     let signals = signals.as_fd();
     let upper = Upper { _lock: None };
     let sandbox = Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: upper };
-    Monitor::new(plan, request, sandbox).feeding(feed).run(observer)
+    Monitor::new(plan, request, sandbox, None).feeding(feed).run(observer)
 }
 
 /// Into the cgroup at once, where the kernel lets this process do that; else beside it.

@@ -129,8 +129,10 @@ fn ready(launch: &Launch<'_>) -> Result<(), Failure> {
             process::dup2(slave, number).called(Call::Dup)?;
         }
     }
-    if let Some(stdin) = &program.stdin {
-        process::dup2(stdin.as_fd(), 0).called(Call::Dup)?;
+    for (number, end) in (0..).zip(&program.stdio) {
+        if let Some(end) = end {
+            process::dup2(end.as_fd(), number).called(Call::Dup)?;
+        }
     }
     process::umask(program.umask);
     event::default_actions(launch.ignored);

@@ -19,6 +19,7 @@ mod maps;
 mod memory;
 mod monitor;
 mod mounts;
+mod output;
 mod places;
 mod prepare;
 mod program;
@@ -49,6 +50,7 @@ use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
 use faults::step_error;
 use monitor::{Monitor, Sandbox};
+use output::Output;
 use script::Script;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -133,9 +135,11 @@ fn attempt(
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = record(plan, host);
-    if !record.trees.is_empty() || record.upper.is_some() || record.group.is_some() || record.scope.is_some() {
+    let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
+    if leaves || !record.trees.is_empty() || record.detached {
         claim.write(&record)?;
     }
+    let outside = Output::open(plan, &mut script, &claim)?;
     let range = root::Range::take(plan, host)?;
     upper = Upper::make(plan, range.as_ref())?;
     group = limits::make(plan)?;
@@ -147,25 +151,26 @@ fn attempt(
     // systemd clears what has run in it; what never did it may keep.
     record.scope = None;
     mapped.go();
+    output::let_go(&mut script);
     record.pid = Some(mapped.pid);
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
     let signals = signals.as_fd();
     let counts = limits::Counts::of(group);
     let sandbox = Sandbox { init, counts, channel, signals, record, claim: Some(claim), _upper: upper };
-    Monitor::new(plan, request, sandbox).feeding(feed).with_fuse(fuse).run(observer)
+    Monitor::new(plan, request, sandbox, outside).feeding(feed).with_fuse(fuse).run(observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),
 /// so it goes through a pipe; the end to be fed is returned.
 fn feed(plan: &Plan, host: &Host, script: &mut Script) -> Result<Option<OwnedFd>> {
     let direct = host.stdio[0] != crate::host::Stdio::File || plan.landlock.is_some() || script.program.terminals > 0;
-    if direct || sys::sabotaged(c"stdin-pipe") {
+    if direct || plan.is_detached() || sys::sabotaged(c"stdin-pipe") {
         return Ok(None);
     }
     let fail = |errno| Error::Sys { doing: "make a pipe".into(), on: "for stdin".into(), errno };
     let (read, write) = sys::fs::pipe().map_err(fail)?;
-    script.program.stdin = Some(read);
+    script.program.stdio[0] = Some(read);
     Ok(Some(write))
 }
 
@@ -336,9 +341,6 @@ fn record(plan: &Plan, host: &Host) -> Record {
         version: crate::state::VERSION,
         name: plan.name.clone(),
         state: "starting".into(),
-        started: None,
-        ended: None,
-        exit_status: None,
         rootfs: plan.root.clone(),
         limits: limits::recorded(plan),
         supervisor_pid: process::getpid(),
@@ -362,6 +364,12 @@ fn record(plan: &Plan, host: &Host) -> Record {
             Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
             _ => None,
         },
+        detached: plan.is_detached(),
+        started_at: None,
+        exited_at: None,
+        exit_status: None,
+        exit_why: None,
+        log_lost: 0,
     }
 }
 

@@ -7,12 +7,14 @@ use super::faults::{died, not_executed, skipped, step_error};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
-use super::relay::{Pump, Terminal};
+use super::output::{Outside, record_end};
+use super::relay::Pump;
 use super::service::{Service, WATCHES};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Stage, UpperAt};
 use crate::spec::Init;
+use crate::state::time::Moment;
 use crate::state::{Claim, Record};
 use crate::sys::event::{self, Watch};
 use crate::sys::process::{self, Ended};
@@ -54,7 +56,7 @@ pub(super) struct Monitor<'a> {
     pub(super) service: Service,
     phase: Phase,
     channel_open: bool,
-    terminal: Option<Terminal>,
+    terminal: Option<Outside>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
     ended: Option<(Ended, Fullness)>,
@@ -79,11 +81,13 @@ pub(super) const SETTLED: u64 = 50;
 /// How many descriptors the supervisor watches besides those of its clients.
 const OWN: usize = 6;
 
-/// Milliseconds between two looks whether a job in the background has come to the front.
-const BACKGROUND: u64 = 200;
-
 impl<'a> Monitor<'a> {
-    pub(super) fn new(plan: &'a Plan, request: &'a Request<'a>, sandbox: Sandbox<'a>) -> Monitor<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        request: &'a Request<'a>,
+        sandbox: Sandbox<'a>,
+        terminal: Option<Outside>,
+    ) -> Monitor<'a> {
         Monitor {
             plan,
             request,
@@ -92,7 +96,7 @@ impl<'a> Monitor<'a> {
             service: Service::default(),
             phase: Phase::SettingUp,
             channel_open: true,
-            terminal: None,
+            terminal,
             master: None,
             stdin: None,
             ended: None,
@@ -149,7 +153,7 @@ impl<'a> Monitor<'a> {
     }
 
     fn watches(&self) -> [Watch; OWN + WATCHES] {
-        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Terminal::watches);
+        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Outside::watches);
         // What is read of a file before the root is made would be lost to a second attempt.
         let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
@@ -262,7 +266,7 @@ impl<'a> Monitor<'a> {
             watch.begin();
         }
         self.text = Some(event::monotonic_ms() + SETTLED);
-        self.sandbox.record.started = Some(event::unix_ms());
+        self.sandbox.record.started_at = Some(Moment::now().to_string());
         let init = self.sandbox.record.pid.unwrap_or(0);
         let pid = match pidfd {
             Some(pidfd) => {
@@ -280,8 +284,13 @@ impl<'a> Monitor<'a> {
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
+        // Who started it in the background is told that it runs, and may want to do something to it at once.
+        if self.plan.is_detached() {
+            self.text = Some(0);
+            self.settle(observer);
+        }
         observer.event(&Event::Started { pid, init });
-        self.terminal = self.master.take().map(Terminal::new);
+        self.terminal = Outside::begin(self.terminal.take(), self.master.take());
         if let Some((timeout, _)) = self.plan.timeout {
             self.deadline = Some(event::monotonic_ms().saturating_add(timeout.as_millis() as u64));
         }
@@ -350,7 +359,7 @@ impl<'a> Monitor<'a> {
     fn patience(&self) -> Option<u64> {
         let [left, settling, stop] =
             [self.deadline, self.text, self.stop_at].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
-        let background = self.terminal.as_ref().is_some_and(Terminal::in_background).then_some(BACKGROUND);
+        let background = self.terminal.as_ref().and_then(Outside::patience);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
         [left, settling, stop, background, look].into_iter().flatten().min()
     }
@@ -372,8 +381,8 @@ impl<'a> Monitor<'a> {
 
     /// Nothing has happened for a while.
     fn idle(&mut self) {
-        if let Some(terminal) = self.terminal.as_mut().filter(|terminal| terminal.in_background()) {
-            terminal.resume();
+        if let Some(terminal) = &mut self.terminal {
+            terminal.idle();
         }
     }
 
@@ -427,8 +436,10 @@ impl<'a> Monitor<'a> {
             // Killed when the word to start was out: the program may have run, so this is no refusal.
             (Phase::AtGate, None) if matches!(init, Ended::Signal(_)) => Ok(self.exit(init, Fullness::Room)),
             (_, _) => Err(died(self.plan, init)),
-        };
-        exit.inspect(|exit| self.service.ended(exit.status()))
+        }?;
+        record_end(self.sandbox.claim.as_ref(), &self.sandbox.record, &exit, self.terminal.as_ref());
+        self.service.ended(exit.status());
+        Ok(exit)
     }
 
     fn exit(&self, ended: Ended, full: Fullness) -> Exit {

@@ -306,8 +306,8 @@ pub(crate) struct Program {
     pub terminals: i32,
     /// Whether the program itself is pid 1.
     pub is_init: bool,
-    /// What becomes descriptor 0 in place of the caller's.
-    pub stdin: Option<OwnedFd>,
+    /// What becomes descriptors 0 to 2 in place of the caller's.
+    pub stdio: [Option<OwnedFd>; 3],
     /// Whether init waits with its end until the parent has read what systemd takes away with it.
     pub counted: bool,
     /// Whether the parent wants the program's pidfd.

@@ -108,7 +108,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         let hint = Some("the sbx that it was started with".into());
         return Err(Error::Unsupported { feature: format!("exec in {}", kept.name), why, hint });
     }
-    check_stdio(host)?;
+    check_stdio(spec, host)?;
     let identities = identities(spec, kept, host)?;
     let process = process(spec, kept, host, &identities)?;
     let landlock = landlock(kept)?;
@@ -124,6 +124,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         filters: kept.filters.clone(),
         notes: Vec::new(),
         timeout: None,
+        detach: None,
         limits: Default::default(),
         labels: Default::default(),
     })

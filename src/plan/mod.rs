@@ -26,7 +26,7 @@ pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use crate::error::{Error, Place, Result};
 use crate::host::Host;
 use crate::spec::access::Degrade;
-use crate::spec::{Init, NetMode, RootSource, Spec, Tty};
+use crate::spec::{Detach, Init, NetMode, RootSource, Spec, Tty};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -130,6 +130,8 @@ pub struct Plan {
     pub(crate) limits: limits::LimitsPlan,
     /// Labels for the record.
     pub(crate) labels: BTreeMap<String, String>,
+    /// Where the program runs in the background.
+    pub(crate) detach: Option<Detach>,
 }
 
 /// The program and how sbx stands to it.
@@ -169,7 +171,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let identities = identity::identities(spec, host, &limits)?;
     notes.extend(identities.notes.iter().cloned());
     let terminal = terminal(spec, host);
-    check_stdio(host)?;
+    check_stdio(spec, host)?;
     mounts::check_root(spec, host)?;
     let process = environment::process(spec, host, &identities, terminal)?;
     let mut steps = Steps { list: Vec::new(), degrade: spec.degrade };
@@ -205,6 +207,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         timeout: spec.timeout(),
         limits,
         labels: spec.labels().clone(),
+        detach: spec.detach,
     })
 }
 
@@ -231,6 +234,8 @@ fn terminal(spec: &Spec, host: &Host) -> Terminal {
     use crate::host::Stdio;
     let is = |n: usize| host.stdio[n] == Stdio::Terminal;
     match spec.program.tty {
+        Tty::Own if spec.detach.is_some() => Terminal::All,
+        _ if spec.detach.is_some() => Terminal::None,
         Tty::Own if is(2) || host.stdio[2] == Stdio::Closed => Terminal::All,
         Tty::Own => Terminal::InOut,
         Tty::Auto if is(0) && is(1) && is(2) => Terminal::All,
@@ -240,9 +245,11 @@ fn terminal(spec: &Spec, host: &Host) -> Terminal {
 }
 
 /// A directory among the program's descriptors would be a way out through /proc/self/fd (DESIGN 4.5).
-fn check_stdio(host: &Host) -> Result<()> {
+/// In the background it gets none of the standard ones.
+fn check_stdio(spec: &Spec, host: &Host) -> Result<()> {
     use crate::host::Stdio;
     let standard = host.stdio.iter().enumerate().map(|(number, stdio)| (number as i32, *stdio));
+    let standard = standard.filter(|_| spec.detach.is_none());
     for (number, stdio) in standard.chain(host.passed.iter().copied()) {
         let (why, hint) = match stdio {
             Stdio::Place => {
@@ -260,6 +267,11 @@ impl Plan {
     /// The sandbox's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the program runs in the background.
+    pub fn is_detached(&self) -> bool {
+        self.detach.is_some()
     }
 
     /// The steps in order; the first has number 1.

@@ -34,6 +34,15 @@ pub struct Layer {
     /// Whether what was used is told at the end; only the command line gives it.
     #[serde(skip)]
     pub cgroup_report: bool,
+    /// Whether the program runs in the background; only the command line gives it, and the next two.
+    #[serde(skip)]
+    pub detach: bool,
+    /// Whether a program in the background gets an input that stays open.
+    #[serde(skip)]
+    pub interactive: bool,
+    /// How large a file of its log may be.
+    #[serde(skip)]
+    pub log_size: Option<String>,
     /// One line on what the policy is for.
     pub about: Option<String>,
     /// Policies that come before this one: ready names or files.

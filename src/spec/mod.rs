@@ -52,6 +52,8 @@ pub struct Spec {
     pub(crate) nesting: Nesting,
     pub(crate) degrade: Degrade,
     pub(crate) report: Report,
+    /// Where it is said that the program runs in the background.
+    pub(crate) detach: Option<Detach>,
     /// What argv lifted of a policy's denials: printed at start.
     pub(crate) notes: Vec<String>,
 }
@@ -63,6 +65,24 @@ pub enum Report {
     None,
     /// What the cgroup has counted.
     Cgroup,
+}
+
+/// `--detach`: the program runs in the background, and its output goes to a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detach {
+    /// Its standard input.
+    pub stdin: Stdin,
+    /// How large a file of the log may be, in bytes.
+    pub log_size: u64,
+}
+
+/// The standard input of a program in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdin {
+    /// Ends at once.
+    Empty,
+    /// A pipe that stays open.
+    Kept,
 }
 
 /// What becomes of the supplementary groups.

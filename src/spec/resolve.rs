@@ -11,6 +11,9 @@ use std::collections::BTreeSet;
 
 /// What sbx itself puts into the one tmpfs fits in it, with room for a few mounts.
 const SMALLEST_UPPER: u64 = 64 << 10;
+/// How large a file of a log may be, and the least that can be asked for.
+const USUAL_LOG: u64 = 10 << 20;
+const SMALLEST_LOG: u64 = 64 << 10;
 
 impl Spec {
     /// Merges the layers, the weakest first, and checks all that can be checked without looking at the host.
@@ -47,6 +50,7 @@ impl Spec {
             nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
             degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
             report: choose(layers.iter().any(|layer| layer.cgroup_report), Report::Cgroup, Report::None),
+            detach: detach(layers)?,
             notes,
         };
         check_together(&spec)?;
@@ -381,6 +385,25 @@ fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
     Ok(found)
 }
 
+/// Its smallest size leaves room for a few of the longest records.
+fn detach(layers: &[Layer]) -> Result<Option<Detach>> {
+    const FIELD: &str = "--log-size";
+    let asked = scalar(layers, |l| &l.log_size);
+    if !layers.iter().any(|layer| layer.detach) {
+        return match asked {
+            None => Ok(None),
+            Some(text) => Err(Error::spec(FIELD, text, "only the output of a program in the background is logged")
+                .or_try("--detach with it, or leave it out")),
+        };
+    }
+    let log_size = asked.map_or(Ok(USUAL_LOG), |text| match size(FIELD, &text)? {
+        few if few < SMALLEST_LOG => Err(Error::spec(FIELD, text, "too small for a log").or_try("at least 64K")),
+        bytes => Ok(bytes),
+    })?;
+    let stdin = choose(layers.iter().any(|layer| layer.interactive), Stdin::Kept, Stdin::Empty);
+    Ok(Some(Detach { stdin, log_size }))
+}
+
 /// What each option allows alone but not together.
 fn check_together(spec: &Spec) -> Result<()> {
     if spec.share.uts && spec.hostname.is_some() {
@@ -401,6 +424,13 @@ fn check_together(spec: &Spec) -> Result<()> {
         let what =
             "--no-init and --seccomp off contradict each other: only the filter keeps the program's death signal";
         return Err(Error::Usage { what: what.into(), hint: Some("give one of them".into()) });
+    }
+    if let (Some(_), Report::Cgroup) = (spec.detach, spec.report) {
+        let what = "--detach and --cgroup-report contradict each other: nobody is there to read it at the end";
+        return Err(Error::Usage {
+            what: what.into(),
+            hint: Some("--status-fd 3 3>FILE, whose last line has it".into()),
+        });
     }
     if spec.groups_kept == Groups::Dropped && !spec.groups.is_empty() {
         return Err(clash("--drop-groups", "--group-add"));

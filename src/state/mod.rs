@@ -4,11 +4,15 @@
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
 pub mod control;
+mod kept;
 mod leftovers;
 mod list;
+pub mod log;
 mod names;
 mod path;
 mod record;
+pub mod replay;
+pub mod time;
 
 pub use list::{Found, Standing};
 pub use names::generate;
@@ -45,6 +49,9 @@ pub struct Claim<'a> {
     path: PathBuf,
     /// Whether the record names something that the end has to clear.
     leaves: Cell<bool>,
+    /// Whether the record stays, and its last form where that is known.
+    kept: Cell<bool>,
+    last: RefCell<Option<Record>>,
 }
 
 /// How many milliseconds a name that is taken is tried for.
@@ -55,6 +62,8 @@ const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
 /// Its being there says that the sandbox is paused.
 const PAUSED: &CStr = c"paused";
+/// Space set aside for the record of the end.
+const RESERVE: &CStr = c"reserve";
 
 fn unusable(on: &Path, why: impl ToString) -> Error {
     let hint = "--state DIR with a directory of yours on a local file system";
@@ -105,7 +114,8 @@ fn private(path: &Path) -> Result<(OwnedFd, Stat)> {
 }
 
 /// The sticky bit, which means nothing on a directory that only one user may write to. Sweeping removes
-/// directories, so it may never see one that was made for something else: `--state ~`.
+/// directories, so it may never see one that was made for something else: `--state ~`. On the directory of one sandbox
+/// it says that this has ended, is kept, and has left nothing to clear.
 const MARK: u32 = 0o1000;
 
 /// Marks an empty directory as sbx's own.
@@ -171,14 +181,36 @@ impl StateDir {
             }
             // A directory that was removed has no links left.
             if fs::fstat(dir.as_fd()).is_ok_and(|stat| stat.links > 0) {
-                if !fresh && self.clear(dir.as_fd(), &text)? == Cleared::Later {
-                    let why = "another sandbox still uses the mount points that its last bearer made";
-                    return Err(Error::State { on: name.into(), why: why.into(), hint: Some("another --name".into()) });
+                if !fresh {
+                    self.take_over(dir.as_fd(), &text, name)?;
                 }
-                return Ok(Claim { name: text, parent: self, dir, path, leaves: false.into() });
+                let (leaves, kept, last) = Default::default();
+                return Ok(Claim { name: text, parent: self, dir, path, leaves, kept, last });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
+    }
+
+    /// Clears what the last bearer of a name has left, whose directory is locked; unless it is kept.
+    fn take_over(&self, dir: BorrowedFd<'_>, entry: &CStr, name: &str) -> Result<()> {
+        let kept = leftovers::read(dir, entry).is_some_and(|record| record.is_kept());
+        match self.clear(dir, entry) {
+            cleared if kept => {
+                if !kept::is_settled(dir) {
+                    self.settle(dir, entry, None, cleared);
+                }
+                Err(kept::taken(name))
+            }
+            Ok(Cleared::Later) => {
+                let why = "another sandbox still uses the mount points that its last bearer made";
+                Err(Error::State { on: name.into(), why: why.into(), hint: Some("another --name".into()) })
+            }
+            Ok(Cleared::All) => {
+                empty(dir);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Clears what sandboxes left that were killed; whatever is alive holds its lock and is not touched. A
@@ -232,16 +264,18 @@ impl StateDir {
 
     fn sweep_one(&self, name: &CStr) -> crate::sys::Result<()> {
         let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
-        if fs::try_lock(dir.as_fd())? {
+        if !kept::is_settled(dir.as_fd()) && fs::try_lock(dir.as_fd())? {
             self.forget(dir.as_fd(), name);
         }
         Ok(())
     }
 
-    /// Clears what a sandbox left outside its own namespaces, as the record has it, and forgets it. The caller holds
-    /// the lock of its directory.
+    /// Clears what a sandbox left outside its own namespaces, as the record has it, and forgets it unless it is kept.
+    /// The caller holds the lock of its directory.
     fn forget(&self, dir: BorrowedFd<'_>, name: &CStr) {
+        let kept = leftovers::read(dir, name).is_some_and(|record| record.is_kept());
         match self.clear(dir, name) {
+            cleared if kept => self.settle(dir, name, None, cleared),
             Ok(Cleared::All) => unlist(self.dir.as_fd(), dir, name),
             Ok(Cleared::Later) => {}
             Err(error) => self.left.borrow_mut().push(error),
@@ -286,10 +320,18 @@ impl StateDir {
 fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
     // A short run has written nothing.
     if fs::unlinkat(parent, name, Kind::Directory).is_err() {
-        for file in [RECORD, SOCKET, PAUSED, NEW_RECORD] {
-            let _ = fs::unlinkat(dir, file, Kind::File);
-        }
+        empty(dir);
         let _ = fs::unlinkat(parent, name, Kind::Directory);
+    }
+}
+
+/// Removes what else may lie in the directory of a sandbox: a log, and what a writer left that was killed.
+fn empty(dir: BorrowedFd<'_>) {
+    for file in [RECORD, NEW_RECORD, RESERVE, SOCKET, PAUSED].into_iter().chain(log::ALL) {
+        let _ = fs::unlinkat(dir, file, Kind::File);
+    }
+    if kept::is_settled(dir) {
+        let _ = fs::chmod_open(dir, 0o700);
     }
 }
 
@@ -328,34 +370,38 @@ impl Claim<'_> {
             let hint = Some("fewer or shorter ones".into());
             return Err(Error::State { on: self.path.display().to_string(), why: why.into(), hint });
         }
-        let new = || fs::openat(self.dir.as_fd(), NEW_RECORD, Open::New);
-        let write = || {
-            let file = match new() {
-                // Left by a writer that was killed.
-                Err(EEXIST) => fs::unlinkat(self.dir.as_fd(), NEW_RECORD, Kind::File).and_then(|()| new()),
-                other => other,
-            }?;
-            fs::write_all(file.as_fd(), &text)?;
-            self.leaves.set(!record.made.is_empty() || record.upper.is_some() || record.group.is_some());
-            // A scope in which the program runs is systemd's to clear.
-            self.leaves.set(self.leaves.get() || record.scope.is_some());
-            fs::rename(self.dir.as_fd(), NEW_RECORD, RECORD)
-        };
-        write().map_err(|errno| unusable(&self.path, format!("cannot write the record: {errno}")))
+        // Before the file has its name: from then on the end has to clear what it holds.
+        let leaves = !record.made.is_empty() || record.upper.is_some() || record.group.is_some();
+        // A scope in which the program runs is systemd's to clear.
+        self.leaves.set(leaves || record.scope.is_some());
+        let fail = |errno| unusable(&self.path, format!("cannot write the record: {errno}"));
+        kept::write(self.dir.as_fd(), &text).map_err(fail)?;
+        self.kept.set(record.is_kept());
+        if record.detached && !record.is_kept() {
+            kept::reserve(self.dir.as_fd(), text.len()).map_err(fail)?;
+        }
+        Ok(())
     }
 
-    /// Whether the drop has something to clear outside the sandbox's own namespaces.
+    /// Whether the drop has something to clear outside the sandbox's own namespaces, or the record stays.
     pub fn leaves_something(&self) -> bool {
-        self.leaves.get()
+        self.leaves.get() || self.kept.get()
+    }
+
+    /// Gives the record the form that it is to have when all is cleared, if it stays.
+    pub fn ended(&self, last: Record) {
+        *self.last.borrow_mut() = Some(last);
     }
 }
 
 impl Drop for Claim<'_> {
     /// Part of every end, that of a set-up that failed too.
     fn drop(&mut self) {
-        match self.leaves.get() {
-            true => self.parent.forget(self.dir.as_fd(), &self.name),
-            false => unlist(self.parent.dir.as_fd(), self.dir.as_fd(), &self.name),
+        let (dir, name) = (self.dir.as_fd(), self.name.as_c_str());
+        match (self.kept.get(), self.leaves.get()) {
+            (true, _) => self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name)),
+            (false, true) => self.parent.forget(dir, name),
+            (false, false) => unlist(self.parent.dir.as_fd(), dir, name),
         }
     }
 }

@@ -16,17 +16,8 @@ pub struct Record {
     pub version: u32,
     /// The sandbox's name.
     pub name: String,
-    /// `starting`, `running`.
+    /// `starting`, `running`, and of one that is kept `exited`.
     pub state: String,
-    /// When the program began to run, in milliseconds since 1970.
-    #[serde(default)]
-    pub started: Option<u64>,
-    /// When it had ended.
-    #[serde(default)]
-    pub ended: Option<u64>,
-    /// The exit status of CLI.md.
-    #[serde(default)]
-    pub exit_status: Option<i32>,
     /// ROOTFS: a directory, or `@host`.
     #[serde(default)]
     pub rootfs: String,
@@ -61,6 +52,24 @@ pub struct Record {
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
+    /// Whether it runs in the background, so that its record stays.
+    #[serde(default)]
+    pub detached: bool,
+    /// When its program started, as RFC 3339 writes it.
+    #[serde(default)]
+    pub started_at: Option<String>,
+    /// When it ended.
+    #[serde(default)]
+    pub exited_at: Option<String>,
+    /// The exit status of CLI.md.
+    #[serde(default)]
+    pub exit_status: Option<u8>,
+    /// What ended it, where it was not the program itself.
+    #[serde(default)]
+    pub exit_why: Option<String>,
+    /// Bytes of its output that the log had no room for.
+    #[serde(default)]
+    pub log_lost: u64,
 }
 
 /// How much of a command a record holds, in bytes.

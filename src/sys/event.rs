@@ -197,12 +197,6 @@ pub fn cpu_time_us() -> u64 {
     used.tv_sec as u64 * 1_000_000 + used.tv_nsec as u64 / 1000
 }
 
-/// Milliseconds since 1970, by the wall clock.
-pub fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Whether a descriptor number is open.
 pub fn is_open(number: RawFd) -> bool {
     // SAFETY: takes integers.

@@ -292,6 +292,26 @@ pub fn read(from: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
         .map(|n| n as usize)
 }
 
+/// `pwrite(2)`, once: at a place of the file, wherever its own offset stands.
+pub fn pwrite(to: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<usize> {
+    let (start, length) = (bytes.as_ptr().cast::<c_void>(), bytes.len());
+    // SAFETY: the pointer and the length describe the slice.
+    retry(|| ok(unsafe { libc::pwrite(to.as_raw_fd(), start, length, at as libc::off_t) } as i64)).map(|n| n as usize)
+}
+
+/// `pread(2)`, once.
+pub fn pread(from: BorrowedFd<'_>, into: &mut [u8], at: u64) -> Result<usize> {
+    let (start, length) = (into.as_mut_ptr().cast::<c_void>(), into.len());
+    // SAFETY: the pointer and the length describe the buffer.
+    retry(|| ok(unsafe { libc::pread(from.as_raw_fd(), start, length, at as libc::off_t) } as i64)).map(|n| n as usize)
+}
+
+/// `ftruncate(2)`
+pub fn ftruncate(of: BorrowedFd<'_>, length: u64) -> Result<()> {
+    // SAFETY: takes integers.
+    retry(|| done(unsafe { libc::ftruncate(of.as_raw_fd(), length as libc::off_t) }))
+}
+
 /// Opens a file of the host, writes `bytes` in one go and closes it.
 pub fn write_file(path: &CStr, bytes: &[u8]) -> Result<()> {
     write_all(std::os::fd::AsFd::as_fd(&openat(HERE, path, Open::Write)?), bytes)

@@ -8,9 +8,11 @@
 
 pub mod alloc;
 pub mod cred;
+pub mod daemon;
 pub mod event;
 pub mod fs;
 pub mod host;
+pub mod inotify;
 pub mod landlock;
 pub mod mount;
 pub mod net;

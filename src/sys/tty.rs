@@ -75,6 +75,11 @@ pub fn raw(modes: &Modes) -> Modes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size([u16; 4]);
 
+impl Size {
+    /// What programs take for granted where nobody says otherwise: 24 lines of 80 columns.
+    pub const USUAL: Size = Size([24, 80, 0, 0]);
+}
+
 /// `TIOCGWINSZ`
 pub fn size(of: BorrowedFd<'_>) -> Result<Size> {
     let mut size = Size([0; 4]);

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)]
 
+pub mod detached;
 #[path = "../common/needs.rs"]
 mod needs;
 

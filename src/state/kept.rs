@@ -1,0 +1,90 @@
+//! What stays of a sandbox in the background when it has ended: its record and its log, until somebody forgets it.
+
+use super::leftovers::{self, Cleared};
+use super::record::Record;
+use super::time::Moment;
+use super::{MARK, NEW_RECORD, RECORD, RESERVE, StateDir, unusable};
+use crate::error::{Error, Result};
+use crate::sys::fs::{self, Kind, Open};
+use crate::sys::{EEXIST, Result as SysResult};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// As `kill -9` has it: how a sandbox ended whose supervisor could not say.
+const KILLED: u8 = 137;
+
+impl Record {
+    /// Whether it stays when the sandbox has ended: one in the background whose program has started.
+    pub fn is_kept(&self) -> bool {
+        self.detached && self.state != "starting"
+    }
+
+    /// The record of a sandbox that has ended.
+    pub(crate) fn ended(mut self, status: u8, why: Option<String>) -> Record {
+        self.state = "exited".into();
+        self.exit_status = Some(status);
+        self.exit_why = why;
+        self.exited_at = Some(Moment::now().to_string());
+        self
+    }
+}
+
+/// Whether nothing is left to clear of an ended sandbox, so that a sweep need not even read its record.
+pub(super) fn is_settled(dir: BorrowedFd<'_>) -> bool {
+    fs::fstat(dir).is_ok_and(|stat| stat.mode & MARK != 0)
+}
+
+/// The error of who wants the name of a sandbox that is kept.
+pub(super) fn taken(name: &str) -> Error {
+    let why = "a sandbox of this name has ended and is kept".to_owned();
+    Error::State { on: name.into(), why, hint: Some(format!("sbx rm {name}, or another --name")) }
+}
+
+impl StateDir {
+    /// Brings the record of a sandbox that has ended into its last state; the caller holds the lock of its directory.
+    /// What could not be cleared yet stays in the record.
+    pub(super) fn settle(&self, dir: BorrowedFd<'_>, name: &CStr, last: Option<Record>, cleared: Result<Cleared>) {
+        let Some(mut record) = last.or_else(|| leftovers::read(dir, name)) else { return };
+        if record.state != "exited" {
+            record = record.ended(KILLED, Some("supervisor was killed".into()));
+        }
+        let done = matches!(cleared, Ok(Cleared::All));
+        if done {
+            record = Record { made: Vec::new(), trees: Vec::new(), group: None, scope: None, upper: None, ..record };
+        }
+        if let Err(error) = cleared {
+            self.left.borrow_mut().push(error);
+        }
+        let _ = fs::unlinkat(dir, RESERVE, Kind::File);
+        let text = serde_json::to_vec(&record).unwrap_or_default();
+        match write(dir, &text) {
+            Ok(()) if done => drop(fs::chmod_open(dir, 0o700 | MARK)),
+            Ok(()) => {}
+            Err(errno) => {
+                let path = self.path.join(&record.name);
+                self.left.borrow_mut().push(unusable(&path, format!("cannot write the record of its end: {errno}")));
+            }
+        }
+    }
+}
+
+/// Writes a record, whole or not at all.
+pub(super) fn write(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
+    let new = || fs::openat(dir, NEW_RECORD, Open::New);
+    let file = match new() {
+        // Left by a writer that was killed.
+        Err(EEXIST) => fs::unlinkat(dir, NEW_RECORD, Kind::File).and_then(|()| new()),
+        other => other,
+    }?;
+    fs::write_all(file.as_fd(), text)?;
+    fs::rename(dir, NEW_RECORD, RECORD)
+}
+
+/// Sets space aside for the record of the end, which has to be written also where the log has filled the file system.
+pub(super) fn reserve(dir: BorrowedFd<'_>, record: usize) -> SysResult<()> {
+    const MORE: usize = 1024;
+    const PAGE: usize = 4096;
+    let length = record + MORE;
+    let file = fs::openat(dir, RESERVE, Open::New)?;
+    fs::write_all(file.as_fd(), &vec![b'.'; length.next_multiple_of(PAGE)])
+}
