@@ -330,7 +330,8 @@ pub enum Verb {
 }
 
 /// The options that `exec` has too.
-const OF_EXEC: [&str; 14] = [
+const OF_EXEC: [&str; 15] = [
+    "interactive",
     "user",
     "workdir",
     "env",

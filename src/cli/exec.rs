@@ -8,7 +8,7 @@ use sbx::host::{self, Host};
 use sbx::launch::{Handles, KEPT, Place, ROOT, Request, Told, enter};
 use sbx::plan::{self, Kept};
 use sbx::spec::Spec;
-use sbx::state::{Found, StateDir};
+use sbx::state::{Found, Standing, StateDir};
 use sbx::sys::event::poll;
 use sbx::sys::{EAGAIN, EPIPE};
 use std::ffi::OsString;
@@ -32,6 +32,8 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
         what: "NAME is missing".into(),
         hint: Some("sbx exec NAME COMMAND; sbx ps lists the names".into()),
     })?;
+    // Its input is always the caller's.
+    asked.interactive = false;
     let layers = env_files(vec![asked], &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
     let state = StateDir::open(&state_path(&parsed, &caller)?)?;
@@ -59,6 +61,10 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
 
 /// Asks the supervisor; one whose sandbox has just begun has not all yet.
 fn handles(found: &Found) -> Result<Handles> {
+    if found.standing == Standing::Paused {
+        let hint = Some(format!("sbx resume {}", found.name));
+        return Err(Error::State { on: found.name.clone(), why: "it is paused".into(), hint });
+    }
     let client = found.connect()?;
     let mut waited = 0;
     loop {

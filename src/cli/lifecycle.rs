@@ -102,7 +102,7 @@ pub fn wait(words: &[OsString]) -> Result<u8> {
         // Of one that ended in the meantime its record tells, if it is kept.
         let kept = || state.find(name).ok().and_then(|found| found.record?.exit_status);
         let gone = || Error::State { on: name.into(), why: "it has ended and left no status".into(), hint: None };
-        let status = status.map(i32::from).or_else(kept).ok_or_else(gone)?;
+        let status = status.or_else(kept).ok_or_else(gone)?;
         super::print(&format!("{status}\n")).map(drop)
     })
 }
