@@ -10,7 +10,7 @@ use sbx::state::time::Moment;
 use sbx::sys::event::{Watch, poll};
 use sbx::sys::{self, EAGAIN, EPIPE, borrow, fs};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::Path;
 
 pub const HELP: &str = "\
 What a sandbox in the background (run --detach) has written
@@ -96,7 +96,7 @@ fn tail(text: &str) -> Result<Option<u64>> {
     if text == "all" { Ok(None) } else { text::number("--tail", text).map(Some) }
 }
 
-fn show(path: &PathBuf, asked: &Asked) -> Result<()> {
+fn show(path: &Path, asked: &Asked) -> Result<()> {
     let state = StateDir::open(path)?;
     // A sandbox whose supervisor was killed has ended.
     state.sweep();

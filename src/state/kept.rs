@@ -1,9 +1,10 @@
 //! What stays of a sandbox in the background when it has ended: its record and its log, until somebody forgets it.
 
+use super::control::SOCKET;
 use super::leftovers::{self, Cleared};
 use super::record::Record;
 use super::time::Moment;
-use super::{MARK, NEW_RECORD, RECORD, RESERVE, StateDir, unusable};
+use super::{MARK, NEW_RECORD, PAUSED, RECORD, RESERVE, StateDir, unusable};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Kind, Open};
 use crate::sys::{EEXIST, Result as SysResult};
@@ -55,7 +56,9 @@ impl StateDir {
         if let Err(error) = cleared {
             self.left.borrow_mut().push(error);
         }
-        let _ = fs::unlinkat(dir, RESERVE, Kind::File);
+        for file in [RESERVE, SOCKET, PAUSED] {
+            let _ = fs::unlinkat(dir, file, Kind::File);
+        }
         let text = serde_json::to_vec(&record).unwrap_or_default();
         match write(dir, &text) {
             Ok(()) if done => drop(fs::chmod_open(dir, 0o700 | MARK)),
