@@ -194,7 +194,7 @@ fn it_outlives_its_terminal() {
 
 /// Words for strace that makes a step of the set-up last.
 const SLOW: [&str; 7] =
-    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount_setattr", "-einject=mount_setattr:delay_enter=2000000:when=1"];
+    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount_setattr", "-einject=mount_setattr:delay_enter=20000000:when=1"];
 
 #[test]
 fn a_signal_in_the_set_up_ends_it() {
@@ -260,6 +260,53 @@ fn nothing_is_left_whoever_is_killed() {
         it.end();
     }
     assert!(mounts == support::mounts(), "mounts are left");
+    place.assert_clean();
+}
+
+/// One of both processes, or the sandbox's first, is killed at a call: then it has not started, or runs.
+#[test]
+fn it_starts_or_leaves_nothing_wherever_one_is_killed() {
+    if lacks(&["userns", "strace"]) {
+        return;
+    }
+    let place = Place::new();
+    let (root, sbx) = (text(place.rootfs()), text(support::sbx()));
+    let run = [&sbx, "run", "-d", "--name", "n", "--upper", "disk", &root, "sleep", "1000"];
+    let (mut started, mut failed) = (0, 0);
+    for call in
+        ["openat", "openat2", "write", "close", "setsid", "prctl", "mkdirat", "sendmsg", "dup3", "chdir", "rename"]
+    {
+        for nth in [1, 3, 10] {
+            let inject = format!("inject={call}:signal=KILL:when={nth}");
+            let trace = format!("trace={call}");
+            let words = ["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let strace = place.run("strace", words.iter().chain(&run)).start();
+            // strace itself stays as long as what it follows.
+            let record = || fs::read_to_string(place.state().join("n/record.json")).unwrap_or_default();
+            let mut strace = strace;
+            let runs =
+                || record().contains("\"state\":\"running\"") && place.processes().iter().any(|p| p.name == "sleep");
+            assert!(soon(|| strace.ended().is_some() || runs()), "{call} {nth}: neither started nor failed");
+            let it = support::detached::Detached { place: &place, name: "n".into() };
+            if strace.ended().is_none() && runs() {
+                started += 1;
+                kill(it.supervisor(), "KILL");
+            } else {
+                failed += 1;
+            }
+            strace.done();
+            place.assert_no_processes();
+            it.sweep();
+            if it.dir().exists() {
+                assert_eq!(it.record()["exit_status"], 137, "{call} {nth}: {}", it.record());
+                assert_eq!(names(&it.dir()), ["log", "record.json"]);
+                it.forget();
+            }
+            assert_eq!(place.records(), [""; 0], "{call} {nth}");
+            assert_eq!(names(&place.path("home/.local/share/sbx/upper")), [""; 0], "{call} {nth}");
+        }
+    }
+    assert!(started >= 3 && failed >= 10, "{started} started, {failed} failed");
     place.assert_clean();
 }
 

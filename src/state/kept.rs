@@ -1,7 +1,7 @@
 //! What stays of a sandbox in the background when it has ended: its record and its log, until somebody forgets it.
 
 use super::leftovers::{self, Cleared};
-use super::record::Record;
+use super::record::{Record, VERSION};
 use super::time::Moment;
 use super::{MARK, NEW_RECORD, RECORD, RESERVE, StateDir, unusable};
 use crate::error::{Error, Result};
@@ -48,12 +48,17 @@ impl StateDir {
         if record.state != "exited" {
             record = record.ended(KILLED, Some("supervisor was killed".into()));
         }
+        // Of a newer sbx, which has to bring it to its end.
+        let newer = record.version > VERSION;
         let done = matches!(cleared, Ok(Cleared::All));
         if done {
             record = Record { made: Vec::new(), trees: Vec::new(), group: None, scope: None, upper: None, ..record };
         }
         if let Err(error) = cleared {
             self.left.borrow_mut().push(error);
+        }
+        if newer {
+            return;
         }
         let _ = fs::unlinkat(dir, RESERVE, Kind::File);
         let text = serde_json::to_vec(&record).unwrap_or_default();
