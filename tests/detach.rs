@@ -7,6 +7,7 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use support::{Place, kill, lacks, names, processes, soon, within};
@@ -111,11 +112,13 @@ fn nothing_of_the_caller_is_kept() {
     for number in 0..3 {
         assert_eq!(proc(&format!("fd/{number}")), Path::new("/dev/null"));
     }
-    let held: Vec<String> = names(Path::new(&format!("/proc/{supervisor}/fd")))
-        .iter()
-        .filter_map(|number| Some(text(fs::read_link(format!("/proc/{supervisor}/fd/{number}")).ok()?)))
-        .collect();
-    assert!(!held.iter().any(|place| place == "/" || place.contains("there")), "{held:?}");
+    // By what they are: the sandbox's own root, which the supervisor keeps for `exec`, has the same name.
+    let own: Vec<_> = ["/", &text(&dir)].iter().map(|path| fs::metadata(path).expect("a directory")).collect();
+    let held = names(Path::new(&format!("/proc/{supervisor}/fd")));
+    for number in held {
+        let Ok(file) = fs::metadata(format!("/proc/{supervisor}/fd/{number}")) else { continue };
+        assert!(own.iter().all(|own| (own.dev(), own.ino()) != (file.dev(), file.ino())), "{number}");
+    }
     // A session of its own without a terminal: fields 6 and 7 of proc(5).
     let stat = fs::read_to_string(format!("/proc/{supervisor}/stat")).expect("stat");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
@@ -194,7 +197,7 @@ fn it_outlives_its_terminal() {
 
 /// Words for strace that makes a step of the set-up last.
 const SLOW: [&str; 7] =
-    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount_setattr", "-einject=mount_setattr:delay_enter=2000000:when=1"];
+    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount_setattr", "-einject=mount_setattr:delay_enter=20000000:when=1"];
 
 #[test]
 fn a_signal_in_the_set_up_ends_it() {
@@ -260,6 +263,53 @@ fn nothing_is_left_whoever_is_killed() {
         it.end();
     }
     assert!(mounts == support::mounts(), "mounts are left");
+    place.assert_clean();
+}
+
+/// One of both processes, or the sandbox's first, is killed at a call: then it has not started, or runs.
+#[test]
+fn it_starts_or_leaves_nothing_wherever_one_is_killed() {
+    if lacks(&["userns", "strace"]) {
+        return;
+    }
+    let place = Place::new();
+    let (root, sbx) = (text(place.rootfs()), text(support::sbx()));
+    let run = [&sbx, "run", "-d", "--name", "n", "--upper", "disk", &root, "sleep", "1000"];
+    let (mut started, mut failed) = (0, 0);
+    for call in
+        ["openat", "openat2", "write", "close", "setsid", "prctl", "mkdirat", "sendmsg", "dup3", "chdir", "rename"]
+    {
+        for nth in [1, 3, 10] {
+            let inject = format!("inject={call}:signal=KILL:when={nth}");
+            let trace = format!("trace={call}");
+            let words = ["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let strace = place.run("strace", words.iter().chain(&run)).start();
+            // strace itself stays as long as what it follows.
+            let record = || fs::read_to_string(place.state().join("n/record.json")).unwrap_or_default();
+            let mut strace = strace;
+            let runs =
+                || record().contains("\"state\":\"running\"") && place.processes().iter().any(|p| p.name == "sleep");
+            assert!(soon(|| strace.ended().is_some() || runs()), "{call} {nth}: neither started nor failed");
+            let it = support::detached::Detached { place: &place, name: "n".into() };
+            if strace.ended().is_none() && runs() {
+                started += 1;
+                kill(it.supervisor(), "KILL");
+            } else {
+                failed += 1;
+            }
+            strace.done();
+            place.assert_no_processes();
+            it.sweep();
+            if it.dir().exists() {
+                assert_eq!(it.record()["exit_status"], 137, "{call} {nth}: {}", it.record());
+                assert_eq!(names(&it.dir()), ["log", "record.json"]);
+                it.forget();
+            }
+            assert_eq!(place.records(), [""; 0], "{call} {nth}");
+            assert_eq!(names(&place.path("home/.local/share/sbx/upper")), [""; 0], "{call} {nth}");
+        }
+    }
+    assert!(started >= 3 && failed >= 10, "{started} started, {failed} failed");
     place.assert_clean();
 }
 

@@ -133,6 +133,24 @@ fn a_flood_is_rotated_and_nothing_torn() {
 }
 
 #[test]
+fn the_callers_limit_on_files_ends_nobody() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let script = format!("{}; exit 4", lines(1, 10_000));
+    let words = ["--fsize=100000".into(), "--".into(), support::sbx().into_os_string(), "run".into(), "-d".into()];
+    let more = ["--name".into(), "n".into(), place.rootfs().into(), "sh".into(), "-c".into(), script.into()];
+    place.run("prlimit", words.into_iter().chain(more)).done().exits(0);
+    let it = Detached { place: &place, name: "n".into() };
+    assert_eq!(it.ended()["exit_status"], 4);
+    assert_eq!(numbers(&it.logs(&["--tail", "1"]).text()), [10_000]);
+    assert!(it.dir().join("log.2").exists() && it.record()["log_lost"] == 0);
+    it.end();
+    place.assert_clean();
+}
+
+#[test]
 fn a_flood_costs_no_memory() {
     if lacks(&["userns"]) {
         return;
@@ -333,7 +351,7 @@ fn without_space_the_program_goes_on_and_the_gap_is_told() {
         {sbx} --state {state}/s run -d --name n -v {sync}:/sync -v {flood}:/flood {root} sh /flood || exit 8
         until [ -e {sync}/flooded ]; do sleep 0.01; done
         [ \"$FREED\" = yes ] && rm {state}/fill; touch {sync}/go
-        until grep -q '\"state\":\"exited\"' {state}/s/n/record.json; do sleep 0.01; done
+        until grep -q '.state.:.exited' {state}/s/n/record.json; do sleep 0.01; done
         cp {state}/s/n/record.json {sync}/; {sbx} --state {state}/s logs n",
         state = text(&state),
         sbx = text(support::sbx()),

@@ -32,6 +32,15 @@ pub fn man(words: &[OsString]) -> Result<u8> {
     Ok(0)
 }
 
+/// `logs` as completions know it.
+fn logs() -> clap::Command {
+    use clap::{Arg, Command};
+    let flag = |long: &'static str, short: char| Arg::new(long).long(long).short(short).num_args(0);
+    let value = |long: &'static str| Arg::new(long).long(long).value_hint(clap::ValueHint::Other);
+    let args = [flag("follow", 'f'), flag("timestamps", 't'), value("tail"), value("since")];
+    Command::new("logs").args(args).arg(Arg::new("NAME").value_hint(clap::ValueHint::Other))
+}
+
 /// Prints the completions of a shell.
 pub fn completions(words: &[OsString]) -> Result<u8> {
     if asks_help(words) {
@@ -48,6 +57,7 @@ pub fn completions(words: &[OsString]) -> Result<u8> {
     }
     let mut sbx = clap::Command::new("sbx")
         .subcommand(run)
+        .subcommand(logs())
         .subcommand(
             clap::Command::new("check").visible_alias("doctor").arg(clap::Arg::new("json").long("json").num_args(0)),
         )

@@ -2,7 +2,7 @@
 
 use super::control::SOCKET;
 use super::leftovers::{self, Cleared};
-use super::record::Record;
+use super::record::{Record, VERSION};
 use super::time::Moment;
 use super::{MARK, NEW_RECORD, PAUSED, RECORD, RESERVE, StateDir, unusable};
 use crate::error::{Error, Result};
@@ -49,12 +49,17 @@ impl StateDir {
         if record.state != "exited" {
             record = record.ended(KILLED, Some("supervisor was killed".into()));
         }
+        // Of a newer sbx, which has to bring it to its end.
+        let newer = record.version > VERSION;
         let done = matches!(cleared, Ok(Cleared::All));
         if done {
             record = Record { made: Vec::new(), trees: Vec::new(), group: None, scope: None, upper: None, ..record };
         }
         if let Err(error) = cleared {
             self.left.borrow_mut().push(error);
+        }
+        if newer {
+            return;
         }
         for file in [RESERVE, SOCKET, PAUSED] {
             let _ = fs::unlinkat(dir, file, Kind::File);
