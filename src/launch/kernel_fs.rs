@@ -250,12 +250,21 @@ fn prove_device(node: BorrowedFd<'_>, numbers: Option<(u32, u32)>) -> Done {
     }
 }
 
+/// A terminal of the sandbox's own.
+pub(super) fn terminal(child: &mut Child<'_>, op: &Op) -> Done {
+    match op {
+        Op::Terminal { uid } => open_terminal(child, *uid),
+        Op::EnterTerminal { uid } => enter_terminal(child, *uid),
+        _ => Err(Failure(Call::ReadBack, sys::ENOSYS)),
+    }
+}
+
 /// statfs(2)'s number of a devpts file system.
 const DEVPTS: u64 = 0x1cd1;
 
 /// A terminal on the /dev/pts of a sandbox that runs. Its program may have put anything into /dev, but it cannot mount:
 /// what is a devpts there is the sandbox's own.
-pub(super) fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
+fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
     let root = fs::openat(HERE, c"/", Open::Directory).called(Call::Open)?;
     let master = fs::open_beneath(root.as_fd(), c"dev/pts/ptmx", Open::ReadWrite).called(Call::Openat2)?;
     if mount::fstatfs(master.as_fd()).called(Call::Stat)?.kind != DEVPTS {
@@ -272,7 +281,7 @@ pub(super) fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
 
 /// The master goes to the parent, the slave to the program; /dev/console is the slave too (S13: the slave comes
 /// from the master's own devpts, and no name of ROOTFS is looked at).
-pub(super) fn open_terminal(child: &mut Child<'_>, uid: u32) -> Done {
+fn open_terminal(child: &mut Child<'_>, uid: u32) -> Done {
     let tree = &child.tree;
     let master = fs::open_beneath(held(&tree.devpts)?, c"ptmx", Open::ReadWrite).called(Call::Openat2)?;
     sys::tty::unlock(master.as_fd()).called(Call::Ioctl)?;

@@ -7,7 +7,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
-use super::kernel_fs::{enter_terminal, kernel_fs, open_terminal};
+use super::kernel_fs::{kernel_fs, terminal};
 use super::layers::{Seeded, Trees};
 use super::script::{Failure, In, Op, Script, Src, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
@@ -105,8 +105,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Device { src, target } => tree.device(src, target),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
-        Op::Terminal { uid } => open_terminal(child, *uid),
-        Op::EnterTerminal { uid } => enter_terminal(child, *uid),
+        Op::Terminal { .. } | Op::EnterTerminal { .. } => terminal(child, op),
         Op::Proc(_) => {
             kernel_fs(tree, op)?;
             show(child, Message::Proc, held(&child.tree.proc)?)

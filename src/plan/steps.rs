@@ -186,6 +186,15 @@ pub enum SysKind {
     Empty,
 }
 
+impl fmt::Display for SysKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SysKind::Fresh => "a fresh /sys, read-only",
+            SysKind::Empty => "an empty /sys",
+        })
+    }
+}
+
 fn list<T: ToString>(items: impl IntoIterator<Item = T>, between: &str) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(between)
 }
@@ -229,8 +238,8 @@ fn shown(property: &Property) -> Option<String> {
     Some(format!("{}={value}", property.name))
 }
 
-/// The steps of who enforces the limits.
-fn limit(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
+/// The steps of who enforces the limits, and of who enters a sandbox.
+fn around(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     match step {
         Step::Group(at, settings) => {
             let set = |s: &Setting| format!("{} {}", s.file, s.value);
@@ -242,6 +251,8 @@ fn limit(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
         Step::Watch(bytes) => write!(f, "watch the memory: at most {bytes} bytes"),
         Step::CgroupNamespace => write!(f, "make a cgroup namespace in its cgroup"),
         Step::CgroupMount => write!(f, "mount the sandbox's cgroup on /sys/fs/cgroup, read-only"),
+        Step::Join(name) => write!(f, "enter the namespaces of {name}"),
+        Step::EnterTerminal => write!(f, "open a terminal on the sandbox's /dev/pts"),
         Step::Affinity(Affinity::Count(count)) => write!(f, "keep to {count} processors"),
         Step::Affinity(Affinity::List(cpus)) => write!(f, "keep to the processors {cpus}"),
         _ => Ok(()),
@@ -269,8 +280,7 @@ impl fmt::Display for Step {
         match self {
             Step::Claim(name) => write!(f, "claim the name {name}"),
             Step::Clone(new) => write!(f, "make new namespaces: {}", list(new, " ")),
-            Step::Join(name) => write!(f, "enter the namespaces of {name}"),
-            Step::EnterTerminal => write!(f, "open a terminal on the sandbox's /dev/pts"),
+            Step::Join(_) | Step::EnterTerminal => around(f, self),
             Step::Maps(identities) => maps(f, identities),
             Step::Session => write!(f, "start a session that dies with sbx"),
             Step::TimeOffset(by) => offsets(f, by),
@@ -298,8 +308,7 @@ impl fmt::Display for Step {
             Step::NoUserNamespaces => write!(f, "forbid user namespaces below this one"),
             Step::ReadOnly(path) => write!(f, "make {path} read-only"),
             Step::Mask(mask) => write!(f, "mask {}", mask.path),
-            Step::Sys(SysKind::Fresh) => write!(f, "mount a fresh /sys, read-only"),
-            Step::Sys(SysKind::Empty) => write!(f, "mount an empty /sys"),
+            Step::Sys(kind) => write!(f, "mount {kind}"),
             Step::Mount(mount) => mount.fmt(f),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
@@ -323,7 +332,7 @@ impl fmt::Display for Step {
             | Step::Watch(_)
             | Step::CgroupNamespace
             | Step::CgroupMount
-            | Step::Affinity(_) => limit(f, self),
+            | Step::Affinity(_) => around(f, self),
             Step::Exec(command) => execute(f, command),
         }
     }
