@@ -306,7 +306,7 @@ fn a_killed_follower_leaves_nothing() {
         assert_eq!(follower.rest().2, 1009);
     }
     assert!(soon(|| place.processes().len() == before), "{:?}", place.processes());
-    assert_eq!(names(&it.dir()), ["log", "record.json", "reserve"]);
+    assert_eq!(names(&it.dir()), ["control", "log", "record.json", "reserve"]);
     assert_eq!(it.logs(&[]).exits(0).text(), "on\n");
     // A reader that is gone is no failure.
     let head = place.run("sh", ["-c", &format!("{} logs -f {} | head -1; echo over", text(support::sbx()), it.name)]);

@@ -65,6 +65,8 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
         Ok(Forked::Child { .. }) => {
             let tree = Tree::new(script, Trees::default());
             let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc: None };
+            // The parent hears of us from the other process, before we say anything.
+            child.await_maps();
             child.all(&script.enter);
             child.all(&script.own);
             let mut confined = Confined::default();
@@ -239,7 +241,7 @@ fn left_out(op: &Op) -> bool {
 }
 
 impl Child<'_> {
-    /// Nothing of the namespaces is used before the parent has written the maps.
+    /// Nothing of the namespaces is used before the parent has written the maps, or knows of this process.
     fn await_maps(&self) {
         if !matches!(hear(self.channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
             process::exit_now(FAILED);

@@ -71,7 +71,9 @@ pub fn enter(
     }
     tell(ours.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
     let (pid, program) = joined(plan, ours.as_fd(), joining)?;
-    tell(ours.as_fd(), Message::Start, None).map_err(|errno| gone(plan, errno))?;
+    for word in [Message::Go, Message::Start] {
+        tell(ours.as_fd(), word, None).map_err(|errno| gone(plan, errno))?;
+    }
     let mut record = record(plan, host);
     record.pid = Some(pid);
     let counts = limits::Counts::of(None);

@@ -312,7 +312,7 @@ impl Mapped<'_> {
 /// The child was gone before it could say anything.
 fn gone(plan: &Plan, errno: sys::Errno) -> Error {
     Error::Step {
-        place: plan.place(plan.number(|step| matches!(step, Step::Clone(_)))),
+        place: plan.place(plan.number(|step| matches!(step, Step::Clone(_) | Step::Join(_)))),
         call: "wait for the child",
         errno,
     }
