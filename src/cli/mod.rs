@@ -13,6 +13,7 @@ mod list;
 mod logs;
 mod report;
 mod run;
+mod table;
 
 use crate::hint;
 use sbx::error::{Error, Result, visible};

@@ -6,6 +6,7 @@
 pub mod detached;
 #[path = "../common/needs.rs"]
 mod needs;
+pub mod screen;
 
 pub use needs::*;
 use std::collections::HashMap;
