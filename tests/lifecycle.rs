@@ -56,8 +56,14 @@ fn each_command_helps_and_refuses_what_it_does_not_know() {
             }
         }
     }
-    for words in [&["ps", "name"][..], &["prune", "name"], &["stop", "-t", "x", "n"], &["kill", "-s", "BOGUS", "n"]] {
-        sbx(&place, words).done().refused(125, &[words.last().filter(|w| **w != "n").unwrap_or(&words[2])]);
+    for (words, named) in [
+        (&["ps", "name"][..], "name"),
+        (&["prune", "name"], "name"),
+        (&["stop", "-t", "x", "n"], "--time"),
+        (&["stop", "-s", "x", "n"], "--signal"),
+        (&["kill", "-s", "BOGUS", "n"], "BOGUS"),
+    ] {
+        sbx(&place, words).done().refused(125, &[named]);
     }
     for signal in ["0", "65", "-1", "99999999999", "", "SIG", "TERMINATE"] {
         sbx(&place, &["kill", "-s", signal, "n"]).done().refused(125, &["--signal"]);
@@ -520,7 +526,7 @@ fn a_full_and_a_read_only_state_directory() {
     for (options, change) in [
         ("size=256k", "head -c 1M /dev/zero >STATE/fill 2>/dev/null"),
         ("nr_inodes=40", "n=0; while : >STATE/f$n; do n=$((n+1)); done 2>/dev/null"),
-        ("size=1m", "mount -o remount,ro STATE"),
+        ("size=1m", "mount -o remount,bind,ro STATE"),
     ] {
         let done = run(options, change, stop);
         let rest: Vec<String> = done.text().lines().skip(3).map(str::to_owned).collect();
@@ -529,11 +535,11 @@ fn a_full_and_a_read_only_state_directory() {
     }
     // What cannot be marked is not done, and said; what is paused can be stopped.
     let pause = "sbx pause a; echo $?; sbx ps | awk 'NR == 2 { print $2 }'; sbx resume a; echo $?";
-    let done = run("size=1m", "mount -o remount,ro STATE", &format!("{pause}\n{stop}"));
+    let done = run("size=1m", "mount -o remount,bind,ro STATE", &format!("{pause}\n{stop}"));
     let rest: Vec<&str> = done.err.lines().filter(|line| line.contains("read-only")).collect();
     assert!(done.text().starts_with("1\nrunning\n") && !rest.is_empty(), "{done:?}");
     assert!(done.text().ends_with(&format!("{stopped}\n")), "{done:?}");
-    let done = run("size=1m", "sbx pause a b; mount -o remount,ro STATE", stop);
+    let done = run("size=1m", "sbx pause a b; mount -o remount,bind,ro STATE", stop);
     assert_eq!(states(&done), ["a paused", "b paused", "c running"], "{done:?}");
     assert!(done.text().ends_with(&format!("{stopped}\n")), "{done:?}");
     place.assert_clean();
