@@ -41,13 +41,13 @@ fn ended_by(place: &Place, running: Running, signal: i32) -> Done {
 #[test]
 fn each_command_helps_and_refuses_what_it_does_not_know() {
     let place = Place::new();
-    for command in ["ps", "inspect", "wait", "stop", "kill", "pause", "resume", "rm", "prune"] {
+    for command in ["ps", "inspect", "stats", "wait", "stop", "kill", "pause", "resume", "rm", "prune"] {
         for word in ["--help", "-h"] {
             let help = sbx(&place, &[command, word]).done().exits(0);
             assert!(help.text().contains(&format!("Usage: sbx {command}")) && help.err.is_empty(), "{help:?}");
         }
         sbx(&place, &[command, "--bogus"]).done().refused(125, &["--bogus", &format!("sbx {command} --help")]);
-        if !["ps", "prune"].contains(&command) {
+        if !["ps", "prune", "stats"].contains(&command) {
             sbx(&place, &[command]).done().refused(125, &["NAME", &format!("sbx {command} --help")]);
         }
         if !["ps", "prune"].contains(&command) {
@@ -359,7 +359,7 @@ fn tables_fit_the_terminal() {
     let long = "a-name-of-a-good-length-and-more";
     let running = place.named(long, &[], "exec sleep 1000; : äöü and much more that nobody wants to read in full");
     for columns in [200, 80, 60, 40, 30, 20, 10, 3, 1] {
-        for words in [&["ps"][..], &["ps", "-a"]] {
+        for words in [&["ps"][..], &["ps", "-a"], &["stats", "--no-stream"]] {
             let screen = Screen::new(Reader::Fast);
             screen.stty(&["cols", &columns.to_string(), "rows", "24", "-opost"]);
             drop(screen.start(sbx(&place, words)).done().exits(0));
@@ -471,7 +471,7 @@ fn state_directories_that_are_somebody_elses() {
     let before = support::tree(&used);
     let file = place.write("file", "x");
     let root = support::output("id", &["-u"]) == "0";
-    for command in ["ps", "inspect", "wait", "stop", "kill", "pause", "resume", "rm", "prune"] {
+    for command in ["ps", "inspect", "stats", "wait", "stop", "kill", "pause", "resume", "rm", "prune"] {
         let run = |dir: &std::path::Path| {
             let dir = dir.to_str().expect("utf-8");
             let words: &[&str] = if ["ps", "prune"].contains(&command) { &[] } else { &["x"] };
@@ -543,4 +543,137 @@ fn a_full_and_a_read_only_state_directory() {
     assert_eq!(states(&done), ["a paused", "b paused", "c running"], "{done:?}");
     assert!(done.text().ends_with(&format!("{stopped}\n")), "{done:?}");
     place.assert_clean();
+}
+
+#[test]
+fn what_is_used_now_is_shown() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let none = sbx(&place, &["stats", "--no-stream", "--json"]).done().exits(0);
+    assert_eq!(none.text().trim(), "[]");
+    sbx(&place, &["stats"]).done().exits(0).says("NAME  CPU  MEMORY  PIDS  IO  WAITING  BY");
+    // One that is busy in a grandchild of nobody's, with pages of its own, and one that sleeps.
+    let busy = "(setsid sh -c 'while :; do :; done' &) ; dd if=/dev/zero of=/dev/null bs=40M count=1000000 & \
+        sleep 1000 & wait";
+    let limits = ["--limits", "watch", "--mem", "512M", "--pids", "50"];
+    let busy = place.named("busy", &limits, busy);
+    let idle = place.named("idle", &["--limits", "off"], "exec sleep 1000");
+    let look = || -> Vec<Value> {
+        let done = sbx(&place, &["stats", "--no-stream", "--json"]).done().exits(0);
+        serde_json::from_slice(&done.out).expect("an array")
+    };
+    assert!(soon(|| look().iter().all(|one| one["pids"].as_u64() >= Some(1))));
+    let all = look();
+    assert_eq!(names_of(&all), ["busy", "idle"]);
+    let keys: Vec<&str> = all[0].as_object().expect("an object").keys().map(String::as_str).collect();
+    let wanted = [
+        "by",
+        "cpu_percent",
+        "cpu_seconds",
+        "cpus_max",
+        "io_read",
+        "io_written",
+        "memory",
+        "memory_max",
+        "name",
+        "pids",
+        "pids_max",
+        "pressure_percent",
+    ];
+    assert_eq!(keys, wanted);
+    let number = |n: usize, key: &str| all[n][key].as_f64().unwrap_or(-1.0);
+    assert_eq!((&all[0]["by"], &all[1]["by"]), (&json!("processes"), &json!("processes")));
+    assert!(number(0, "memory") > 40e6 && number(0, "memory") < 200e6, "{all:?}");
+    assert!(number(1, "memory") > 1e4 && number(1, "memory") < 40e6, "{all:?}");
+    assert_eq!((&all[0]["memory_max"], &all[0]["pids_max"]), (&json!(512 << 20), &json!(50)));
+    // The shell, the busy one, dd and sleep; sbx's own init is nobody's business.
+    assert_eq!((&all[0]["pids"], &all[1]["pids"]), (&json!(4), &json!(1)), "{:?}", place.processes());
+    assert!(number(0, "cpu_percent") > 5.0 && number(1, "cpu_percent") < number(0, "cpu_percent"), "{all:?}");
+    assert!(number(0, "cpu_seconds") > 0.0);
+    // What has come by `exec` counts too.
+    let entered = sbx(&place, &["exec", "idle", "sleep", "1000"]).start();
+    assert!(soon(|| look()[1]["pids"] == json!(2)), "{:?}", look());
+    // One of two names is not there: the other is shown.
+    let done = sbx(&place, &["stats", "--no-stream", "nobody", "idle"]).done().exits(1);
+    assert!(done.text().lines().count() == 2 && done.text().contains("idle"), "{done:?}");
+    sbx(&place, &["stats", "nobody"]).done().refused(1, &["nobody"]);
+    // A stream goes on when one ends, and ends with the last; a line is an object.
+    let stream = sbx(&place, &["stats", "--json"]).start();
+    let shown = Screen::new(Reader::Fast);
+    let table = shown.start(sbx(&place, &["stats"]));
+    shown.shows("idle");
+    std::thread::sleep(Duration::from_millis(1500));
+    sbx(&place, &["stop", "-t", "1", "busy"]).done().exits(0);
+    drop(busy.done());
+    std::thread::sleep(Duration::from_millis(2500));
+    sbx(&place, &["stop", "idle"]).done().exits(0);
+    idle.done().exits(143);
+    entered.done().exits(137);
+    let lines: Vec<Value> =
+        stream.done().exits(0).text().lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let of = |name: &str| lines.iter().filter(|line| line["name"] == name).count();
+    assert!(of("busy") >= 1 && of("idle") > of("busy"), "{lines:?}");
+    table.done().exits(0);
+    // In its place: up again, over what was there.
+    assert!(shown.text().contains("\u{1b}[3A\u{1b}[J") && shown.text().contains("\u{1b}[2A"), "{:?}", shown.text());
+    place.assert_clean();
+}
+
+#[test]
+fn a_stream_ends_when_nobody_reads_it() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], "exec sleep 1000");
+    let script = format!("{} stats | head -n 1", support::sbx().display());
+    place.run("sh", ["-c", &script]).limit(20).done().exits(0);
+    assert!(soon(|| !place.processes().iter().any(|p| p.name == "sbx" && p.pid != running.pid())));
+    let table = sbx(&place, &["stats"]).start();
+    std::thread::sleep(Duration::from_millis(300));
+    table.signal("INT");
+    assert_eq!(table.done().code(), 1002);
+    sbx(&place, &["stop", "x"]).done().exits(0);
+    ended_by(&place, running, 15);
+}
+
+#[test]
+fn what_a_cgroup_counts_is_shown_against_its_limits() {
+    if lacks(&["userns", "cgroup"]) {
+        return;
+    }
+    let place = Place::new();
+    let session = support::session_dir();
+    let here =
+        |run: Run| if session.join("systemd/private").exists() { run.env("XDG_RUNTIME_DIR", &session) } else { run };
+    let state = place.path("state");
+    let state = state.to_str().expect("utf-8");
+    let name = format!("stats-{}", std::process::id());
+    let limits = ["--mem", "256M", "--pids", "20", "--cpus", "0.5", "--limits", "cgroup"];
+    let words = [&["run", "--state", state, "--name", &name][..], &limits].concat();
+    let rootfs = place.rootfs();
+    let script = "dd if=/dev/zero of=/tmp/x bs=1M count=50 2>/dev/null; while :; do :; done";
+    let words = [&words[..], &[rootfs.to_str().expect("utf-8"), "sh", "-c", script]].concat();
+    let running = here(sbx(&place, &words)).start();
+    let look = || -> Value {
+        let done = here(sbx(&place, &["stats", "--state", state, "--no-stream", "--json", &name])).done();
+        serde_json::from_slice::<Value>(&done.out).map_or(Value::Null, |all| all[0].clone())
+    };
+    assert!(soon(|| look()["memory"].as_u64() > Some(50 << 20)), "{}", look());
+    let facts = look();
+    assert_eq!(facts["by"], "cgroup");
+    assert_eq!((&facts["memory_max"], &facts["pids_max"]), (&json!(256 << 20), &json!(20)), "{facts}");
+    assert_eq!((&facts["cpus_max"], &facts["pids"]), (&json!(0.5), &json!(1)), "{facts}");
+    assert!(facts["cpu_percent"].as_f64() > Some(10.0) && facts["cpu_seconds"].as_f64() > Some(0.0), "{facts}");
+    let table = here(sbx(&place, &["stats", "--state", state, "--no-stream"])).done().exits(0).text();
+    assert!(table.contains(" / 256M") && table.contains("1 / 20") && table.contains("/ 50%"), "{table}");
+    // Frozen by the kernel it uses nothing more, and its memory stays.
+    here(sbx(&place, &["pause", "--state", state, &name])).done().exits(0);
+    let paused = look();
+    assert!(paused["cpu_percent"].as_f64() < Some(5.0), "{paused}");
+    here(sbx(&place, &["stop", "--state", state, &name])).done().exits(0);
+    running.done().exits(143);
+    place.assert_no_processes();
 }
