@@ -3,7 +3,7 @@
 //! One invariant: a group is opened once, and everything goes through that descriptor; a limit that does not read back
 //! as it was written is an error.
 
-use super::usage::Usage;
+use super::usage::{Live, Usage};
 use crate::error::{Error, Result};
 use crate::host::cgroup::Direct;
 use crate::host::files::{c_path, read_bytes_of};
@@ -184,6 +184,13 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// What the group of this directory uses now; `None` where there is none.
+pub fn live(group: &Path) -> Option<Live> {
+    let dir = fs::openat(HERE, &c_path(group), Open::List).ok()?;
+    let live = Live::read(|file| text(dir.as_fd(), file).ok());
+    text(dir.as_fd(), "cgroup.events").ok().map(|_there| live)
 }
 
 impl Drop for Group {

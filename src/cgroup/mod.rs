@@ -8,8 +8,8 @@ pub mod scope;
 mod usage;
 pub mod wire;
 
-pub use group::{Group, name_of, remove_left};
-pub use usage::Usage;
+pub use group::{Group, live, name_of, remove_left};
+pub use usage::{Live, Usage};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What a cgroup has counted: its files as numbers. Pure but for the reader it is given.
+//! What a cgroup has counted, and what it uses now: its files as numbers. Pure but for the reader it is given.
 
 /// See the head of the file. What the kernel or the group does not count is `None`, or 0 for events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,10 +35,53 @@ impl Usage {
             cpu_us: keyed(&cpu, "usage_usec"),
             throttled: keyed(&cpu, "throttled_usec").zip(keyed(&cpu, "nr_throttled")),
             io: file("io.stat").map(|text| (summed(&text, "rbytes="), summed(&text, "wbytes="))),
-            pressure: ["cpu.pressure", "memory.pressure", "io.pressure"].map(|name| some_total(&file(name)?)),
+            pressure: PRESSURE.map(|name| some(&file(name)?, "total=")),
         }
     }
 }
+
+/// What a cgroup uses at this moment, against its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Live {
+    /// What it has counted up to now.
+    pub usage: Usage,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// At most so many.
+    pub memory_max: Option<u64>,
+    /// Processors that it may use at a time.
+    pub cpus_max: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// At most so many.
+    pub pids_max: Option<u64>,
+    /// For how much of the last ten seconds something waited, in percent: for processor time, memory, io.
+    pub waiting: [Option<f64>; 3],
+}
+
+impl Live {
+    /// Reads it by the text of a file. `max`, for no limit, is no number.
+    pub fn read(file: impl Fn(&str) -> Option<String>) -> Live {
+        let number = |name: &str| file(name)?.trim().parse().ok();
+        let quota = || {
+            let text = file("cpu.max")?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
+            (period > 0.0).then(|| quota / period)
+        };
+        Live {
+            memory: number("memory.current"),
+            memory_max: number("memory.max"),
+            cpus_max: quota(),
+            pids: number("pids.current"),
+            pids_max: number("pids.max"),
+            waiting: PRESSURE.map(|name| some(&file(name)?, "avg10=")),
+            usage: Usage::read(file),
+        }
+    }
+}
+
+const PRESSURE: [&str; 3] = ["cpu.pressure", "memory.pressure", "io.pressure"];
 
 /// The number after a key, in a file of lines of both.
 fn keyed(text: &str, key: &str) -> Option<u64> {
@@ -51,10 +94,10 @@ fn summed(text: &str, word: &str) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
 
-/// The total of the line `some` of a pressure file.
-fn some_total(text: &str) -> Option<u64> {
+/// What follows a word in the line `some` of a pressure file.
+fn some<T: std::str::FromStr>(text: &str, word: &str) -> Option<T> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
-    line.split_whitespace().find_map(|part| part.strip_prefix("total=")?.parse().ok())
+    line.split_whitespace().find_map(|part| part.strip_prefix(word)?.parse().ok())
 }
 
 #[cfg(test)]
@@ -85,10 +128,34 @@ mod tests {
         assert_eq!(Usage::read(|_| None), Usage::default());
     }
 
+    #[test]
+    fn what_is_used_now_stands_against_its_limits() {
+        let file = |name: &str| {
+            let text = match name {
+                "memory.current" => "4096\n",
+                "memory.max" => "536870912\n",
+                "cpu.max" => "150000 100000\n",
+                "cpu.stat" => "usage_usec 7\n",
+                "pids.current" => "3\n",
+                "pids.max" => "max\n",
+                "io.pressure" => "some avg10=12.50 avg60=0.00 avg300=0.00 total=77\nfull avg10=1.00 total=5\n",
+                _ => return None,
+            };
+            Some(text.to_owned())
+        };
+        let live = Live::read(file);
+        assert_eq!((live.memory, live.memory_max, live.cpus_max), (Some(4096), Some(512 << 20), Some(1.5)));
+        assert_eq!((live.pids, live.pids_max, live.usage.cpu_us), (Some(3), None, Some(7)));
+        assert_eq!((live.waiting, live.usage.pressure), ([None, None, Some(12.5)], [None, None, Some(77)]));
+        assert_eq!(Live::read(|_| None), Live::default());
+        let odd = |text: &'static str| Live::read(move |_| Some(text.to_owned())).cpus_max;
+        assert_eq!([odd("max 100000\n"), odd("1 0\n"), odd("")], [None; 3]);
+    }
+
     proptest::proptest! {
         #[test]
         fn odd_files_never_panic(text in "\\PC{0,80}|[a-z_ =0-9.\\n]{0,80}") {
-            let _ = Usage::read(|_| Some(text.clone()));
+            let _ = Live::read(|_| Some(text.clone()));
         }
     }
 }

@@ -51,8 +51,14 @@ pub fn parse(command: Command, words: &[OsString]) -> Result<Asked> {
         }
         Err(error) => {
             let text = error.render().to_string();
-            let first = text.lines().next().unwrap_or("not understood");
-            super::usage_of(first.strip_prefix("error: ").unwrap_or(first), &format!("sbx {name} --help")).map(|_| None)
+            let mut lines = text.lines();
+            let mut first = lines.next().unwrap_or("not understood").to_owned();
+            // What is missing stands in a line of its own.
+            if first.ends_with(':') {
+                first.extend(lines.next().map(|line| format!(" {}", line.trim())));
+            }
+            super::usage_of(first.strip_prefix("error: ").unwrap_or(&first), &format!("sbx {name} --help"))
+                .map(|_| None)
         }
     }
 }

@@ -17,6 +17,8 @@ use std::path::PathBuf;
 
 /// How many milliseconds a supervisor is asked for that has not all to give yet.
 const PATIENCE: u64 = 2_000;
+/// Milliseconds for an answer.
+const ANSWER: u64 = 10_000;
 
 /// Runs the subcommand; the result is the exit status.
 pub fn exec(words: &[OsString]) -> Result<u8> {
@@ -69,7 +71,7 @@ fn handles(found: &Found) -> Result<Handles> {
     let mut waited = 0;
     loop {
         let mut handles = Handles::default();
-        match client.handles(|number, fd| handles.keep(number, fd)) {
+        match client.handles(ANSWER, |number, fd| handles.keep(number, fd)) {
             Ok(()) => return Ok(handles),
             Err(EAGAIN) if waited < PATIENCE => {
                 let _ = poll(&mut [], Some(5));

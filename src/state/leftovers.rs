@@ -34,11 +34,12 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record)
     if crate::sys::sabotaged(c"leftovers") {
         return Ok(Cleared::All);
     }
-    let Some(record) = read(dir, name) else { return Ok(Cleared::All) };
     let left = |on: String, why: String| Error::State { on, why, hint: Some("another --name".into()) };
-    if record.version > VERSION {
-        return Err(left(record.name.clone(), "its record was written by a newer sbx, which has to clear it".into()));
+    if is_newer(dir) {
+        let why = "its record was written by a newer sbx, which has to clear it";
+        return Err(left(name.to_string_lossy().into_owned(), why.into()));
     }
+    let Some(record) = read(dir, name) else { return Ok(Cleared::All) };
     if !record.made.is_empty() && used(&record) {
         return Ok(Cleared::Later);
     }
@@ -70,9 +71,25 @@ fn is_layer_of(upper: &Path, name: &str) -> bool {
     token.is_some_and(hexadecimal) && upper.parent().is_some_and(|home| home.ends_with("sbx/upper"))
 }
 
-pub(super) fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
+/// What the records of every version begin with.
+#[derive(serde::Deserialize)]
+struct Form {
+    version: u32,
+}
+
+/// Whether the record is of a later version, of which no more can be read than that.
+fn is_newer(dir: BorrowedFd<'_>) -> bool {
+    let form = text_of(dir).and_then(|text| serde_json::from_str::<Form>(&text).ok());
+    form.is_some_and(|form| form.version > VERSION)
+}
+
+fn text_of(dir: BorrowedFd<'_>) -> Option<String> {
     let file = fs::openat(dir, RECORD, Open::Read).ok()?;
-    let record: Record = serde_json::from_str(&read_regular(file.as_fd(), MOST).ok()?).ok()?;
+    read_regular(file.as_fd(), MOST).ok()
+}
+
+pub(super) fn read(dir: BorrowedFd<'_>, name: &CStr) -> Option<Record> {
+    let record: Record = serde_json::from_str(&text_of(dir)?).ok()?;
     let own = record.name.as_bytes() == name.to_bytes() && text::name("name", &record.name).is_ok();
     own.then_some(record)
 }

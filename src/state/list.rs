@@ -1,13 +1,13 @@
 //! What there is of sandboxes: each with its record and whether it lives. A damaged record hides nobody else.
 
-use super::control::Client;
+use super::control::{Client, SOCKET};
 use super::{CROWD, PAUSED, Record, StateDir, leftovers};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, Open};
 use crate::sys::stream::ECONNREFUSED;
-use crate::sys::{EACCES, ENOENT};
+use crate::sys::{EACCES, EAGAIN, ENOENT};
 use serde::Serialize;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,8 +41,9 @@ pub struct Found {
     dir: OwnedFd,
 }
 
-/// Milliseconds for which a sandbox that has just begun is waited for: it listens when it has run for a moment.
-const PATIENCE: u64 = 2_000;
+/// Milliseconds for which a sandbox that has just begun is waited for: it listens when it has run for a moment, and
+/// systemd or a slow disk may take their time before.
+const PATIENCE: u64 = 10_000;
 
 impl Found {
     /// Speaks to its supervisor; one that has just begun is waited for.
@@ -54,17 +55,26 @@ impl Found {
         loop {
             match Client::connect(self.dir.as_fd()) {
                 Ok(client) => return Ok(client),
-                Err(ENOENT | ECONNREFUSED) if waited < PATIENCE && fs::try_lock(self.dir.as_fd()) == Ok(false) => {
+                Err(ENOENT | ECONNREFUSED) if !self.is_held() => return Err(self.not_running()),
+                Err(ENOENT | ECONNREFUSED | EAGAIN) if waited < PATIENCE => {
                     let _ = poll(&mut [], Some(5));
                     waited += 5;
                 }
-                Err(ENOENT | ECONNREFUSED) => return Err(self.not_running()),
-                Err(errno) => {
-                    let why = format!("its supervisor cannot be reached: {errno}");
-                    return Err(Error::State { on: self.name.clone(), why, hint: None });
-                }
+                Err(ENOENT | ECONNREFUSED) => return Err(self.unreachable("does not listen")),
+                Err(EAGAIN) => return Err(self.unreachable("lets nobody in: too many commands wait for it")),
+                Err(errno) => return Err(self.unreachable(&format!("cannot be reached: {errno}"))),
             }
         }
+    }
+
+    /// Whether somebody holds it now, whatever was so when it was found.
+    pub fn is_held(&self) -> bool {
+        fs::is_locked(self.dir.as_fd()) == Ok(true)
+    }
+
+    fn unreachable(&self, why: &str) -> Error {
+        let hint = self.record.as_ref().map(|record| format!("kill -KILL {}, which ends it", record.supervisor_pid));
+        Error::State { on: self.name.clone(), why: format!("its supervisor {why}"), hint }
     }
 
     /// That it does not run.
@@ -91,7 +101,8 @@ impl StateDir {
             if batch.is_end() {
                 break;
             }
-            names.extend(batch.map(CStr::to_owned));
+            // What else lies here is no sandbox, whoever has put it here.
+            names.extend(batch.filter(|name| is_name(name)).map(CStr::to_owned));
         }
         let mut found: Vec<Found> = names.iter().filter_map(|name| self.look(name).ok().flatten()).collect();
         found.sort_by(|one, other| one.name.cmp(&other.name));
@@ -119,25 +130,22 @@ impl StateDir {
 
     fn look(&self, name: &CStr) -> crate::sys::Result<Option<Found>> {
         let dir = fs::open_beneath(self.dir.as_fd(), name, Open::List)?;
-        let lives = !fs::try_lock(dir.as_fd())?;
+        let lives = fs::is_locked(dir.as_fd())?;
         let record = leftovers::read(dir.as_fd(), name);
         let paused = || fs::lstat(dir.as_fd(), PAUSED).is_ok();
         let standing = match (lives, &record) {
-            (true, None) => Standing::Starting,
             (true, Some(record)) if record.state == "starting" => Standing::Starting,
-            (true, Some(_)) if paused() => Standing::Paused,
-            (true, Some(_)) => Standing::Running,
+            // Its record is damaged, or there was no room for one; but it has begun to listen.
+            (true, None) if fs::lstat(dir.as_fd(), SOCKET).is_err() => Standing::Starting,
+            (true, _) if paused() => Standing::Paused,
+            (true, _) => Standing::Running,
             (false, Some(record)) if record.state == "exited" => Standing::Exited,
             (false, _) => Standing::Dead,
         };
-        // The lock that was just taken for a look must not be seen as life.
-        let dir = if lives { dir } else { unlocked(self, dir, name)? };
         Ok(name.to_str().ok().map(|name| Found { name: name.to_owned(), standing, record, dir }))
     }
 }
 
-/// Opens the directory anew, by which the lock of the other descriptor goes.
-fn unlocked(state: &StateDir, locked: OwnedFd, name: &CStr) -> crate::sys::Result<OwnedFd> {
-    drop(locked);
-    fs::open_beneath(state.dir.as_fd(), name, Open::List)
+fn is_name(name: &CStr) -> bool {
+    name.to_str().is_ok_and(|name| crate::spec::text::name("NAME", name).is_ok())
 }

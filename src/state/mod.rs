@@ -7,6 +7,7 @@ pub mod control;
 mod kept;
 mod leftovers;
 mod list;
+pub mod live;
 pub mod log;
 mod names;
 mod path;

@@ -162,6 +162,11 @@ impl Watch {
         self.0.revents & libc::POLLNVAL != 0
     }
 
+    /// Whether nobody reads what is written, as of a pipe whose other end is closed.
+    pub fn broken(&self) -> bool {
+        self.0.revents & libc::POLLERR != 0
+    }
+
     /// Whether the other end is gone, however much of what it wrote is still to be read: a socket whose peer is closed
     /// is readable too, for the end of file.
     pub fn hung_up(&self) -> bool {

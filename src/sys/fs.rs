@@ -328,6 +328,17 @@ pub fn try_lock(of: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
+/// Whether somebody else holds the exclusive lock. Looked at by a shared one, so that two who look do not see each other.
+pub fn is_locked(of: BorrowedFd<'_>) -> Result<bool> {
+    // SAFETY: takes integers.
+    let flock = |how| retry(|| done(unsafe { libc::flock(of.as_raw_fd(), how) }));
+    match flock(libc::LOCK_SH | libc::LOCK_NB) {
+        Ok(()) => flock(libc::LOCK_UN).map(|()| false),
+        Err(super::Errno(libc::EWOULDBLOCK)) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// `renameat(2)` within one directory.
 pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
     renameat(dir, from, dir, to)

@@ -117,10 +117,10 @@ pub fn listen(path: &CStr, backlog: i32) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// `connect(2)` to the listener of a path.
+/// `connect(2)` to the listener of a path; nobody is waited for, here or later. `EAGAIN`: too many wait to be let in.
 pub fn connect(path: &CStr) -> Result<OwnedFd> {
     // SAFETY: as in `listen`.
-    named(path, 0, |socket, address, size| unsafe { libc::connect(socket, address, size) })
+    named(path, libc::SOCK_NONBLOCK, |socket, address, size| unsafe { libc::connect(socket, address, size) })
 }
 
 /// `accept4(2)`: the next that waits, close-on-exec; `EAGAIN` where nobody does.

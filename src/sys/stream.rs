@@ -48,6 +48,19 @@ pub fn peer(of: BorrowedFd<'_>) -> Result<Peer> {
     Ok(Peer { pid: cred.pid, uid: cred.uid })
 }
 
+/// `getsockopt(2)`, `SO_PEERPIDFD` (Linux 6.5): the process of [`peer`], as a descriptor that no other ever gets.
+pub fn peer_pidfd(of: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let mut size = size_of_val(&pidfd) as libc::socklen_t;
+    let into: *mut c_void = (&raw mut pidfd).cast();
+    // SAFETY: the buffer is ours and of that size.
+    done(unsafe { libc::getsockopt(of.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, into, &mut size) })?;
+    fd(pidfd)
+}
+
+/// The libc crate does not have it for every C library yet (asm-generic/socket.h).
+const SO_PEERPIDFD: libc::c_int = 77;
+
 /// `send(2)` of as much as there is room for; `EAGAIN` where there is none. No SIGPIPE.
 pub fn send_some(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -77,6 +90,9 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("s")).expect("bound");
         let socket = connect(&path).expect("connected");
         assert_eq!(peer(socket.as_fd()), Ok(Peer { pid: std::process::id() as i32, uid: cred::geteuid() }));
+        if let Ok(pidfd) = peer_pidfd(socket.as_fd()) {
+            assert_eq!(crate::sys::process::pid_of(pidfd.as_fd()), Ok(std::process::id() as i32));
+        }
         assert_eq!(send_some(socket.as_fd(), b"abc"), Ok(3));
         drop(listener);
         assert_eq!(connect(&path).map(drop), Err(ECONNREFUSED));

@@ -93,6 +93,11 @@ pub fn columns(of: BorrowedFd<'_>) -> Option<u16> {
     size(of).ok().map(|size| size.0[1]).filter(|columns| *columns > 0)
 }
 
+/// How many lines it has.
+pub fn lines(of: BorrowedFd<'_>) -> Option<u16> {
+    size(of).ok().map(|size| size.0[0]).filter(|lines| *lines > 0)
+}
+
 /// `TIOCSWINSZ`: the kernel sends SIGWINCH to the terminal's foreground group where it changes.
 pub fn set_size(of: BorrowedFd<'_>, size: Size) -> Result<()> {
     // SAFETY: as in `size`; only read.

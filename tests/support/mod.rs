@@ -6,6 +6,7 @@
 pub mod detached;
 #[path = "../common/needs.rs"]
 mod needs;
+pub mod screen;
 
 pub use needs::*;
 use std::collections::HashMap;
@@ -97,6 +98,29 @@ impl Place {
         let mut words: Vec<OsString> = options.iter().map(OsString::from).collect();
         words.extend([self.rootfs().into(), "sh".into(), "-c".into(), script.into()]);
         self.sbx_run(words)
+    }
+
+    /// `sbx run --name NAME ROOTFS sh -c SCRIPT`, with options before ROOTFS, that other commands can speak to.
+    #[track_caller]
+    pub fn named(&self, name: &str, options: &[&str], script: &str) -> Running {
+        let options: Vec<&str> = ["--name", name].iter().chain(options).copied().collect();
+        let mut running = self.shell(&options, script).start();
+        let socket = self.state().join(name).join("control");
+        assert!(soon(|| socket.exists() || running.ended().is_some()), "{name} does not come up");
+        assert!(socket.exists(), "{name} has ended: {:?}", running.done());
+        running
+    }
+
+    /// What `sbx inspect` tells of a sandbox; null where there is none.
+    pub fn facts(&self, name: &str) -> serde_json::Value {
+        let done = self.sbx(["inspect", name]).done();
+        let facts: serde_json::Value = serde_json::from_slice(&done.out).unwrap_or_else(|e| panic!("{e}: {done:?}"));
+        facts[0].clone()
+    }
+
+    /// How a sandbox stands.
+    pub fn standing(&self, name: &str) -> String {
+        self.facts(name)["state"].as_str().unwrap_or("none").to_owned()
     }
 
     /// Any program, marked, with a clean environment, in a process group of its own.

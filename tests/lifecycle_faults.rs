@@ -1,0 +1,460 @@
+//! Faults and races of sandboxes that other commands look after: every party killed at many points, a supervisor that is
+//! stopped, clients that are a nuisance, commands that meet. Nothing is left, no name is lost, nobody hangs.
+
+mod support;
+
+use sbx::sys::socket::{self, Wait};
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+use support::{Place, Running, SOON, lacks, soon, within};
+
+const SLEEP: &str = "sleep 1000 & exec sleep 1000";
+
+fn loops() -> u32 {
+    std::env::var("SBX_TEST_LOOPS").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
+}
+
+/// Nothing lives, the next command finds nothing, and the name is free; how long the first took.
+#[track_caller]
+fn gone(place: &Place, name: &str, what: &str) -> Duration {
+    let begin = Instant::now();
+    assert!(within(SOON, || place.processes().is_empty()), "{what}: {:?}", place.processes());
+    let took = begin.elapsed();
+    let all = place.sbx(["ps", "-a", "--json"]).done().exits(0);
+    assert_eq!((all.text().trim(), all.err.as_str()), ("[]", ""), "{what}");
+    assert_eq!(place.records(), [""; 0], "{what}");
+    place.shell(&["--name", name], "exit 4").done().exits(4);
+    place.assert_clean();
+    took
+}
+
+#[test]
+fn each_party_is_killed_at_many_points() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let (mut longest, points) = (Duration::ZERO, u64::from(loops() / 20).max(1));
+    for victim in ["sbx", "sbx-init", "sleep", "sh"] {
+        for point in 0..points {
+            let mut running = place.shell(&["--name", "x"], SLEEP).start();
+            std::thread::sleep(Duration::from_millis(point * 120 / points));
+            let first = place.processes().into_iter().find(|process| process.name == victim);
+            match (first, victim) {
+                (Some(process), _) => support::kill(process.pid, "KILL"),
+                // Not there yet, or no more: the shell becomes the second `sleep`.
+                (None, _) => running.signal("KILL"),
+            }
+            let what = format!("{victim} at {} ms", point * 120 / points);
+            if within(Duration::from_millis(500), || running.ended().is_some()) {
+                let code = running.done().code();
+                assert!([137, 1009, 125, 0].contains(&code), "{what}: {code}");
+            } else {
+                // One of two that sleep; the other is the program.
+                running.signal("TERM");
+                running.done().exits(143);
+            }
+            longest = longest.max(gone(&place, "x", &what));
+        }
+    }
+    println!("gone after at most {longest:?}");
+}
+
+#[test]
+fn clients_are_killed_at_many_points() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    for words in [
+        &["stop", "x"][..],
+        &["stop", "-t", "0", "x"],
+        &["kill", "x"],
+        &["rm", "-f", "x"],
+        &["wait", "x"],
+        &["pause", "x"],
+        &["exec", "x", "sleep", "1000"],
+        &["stats", "x"],
+        &["ps"],
+    ] {
+        for point in 0..12 {
+            let running = place.named("x", &[], "trap '' TERM; sleep 1000 & while :; do sleep 1000; done");
+            let client = place.sbx(words).start();
+            std::thread::sleep(Duration::from_millis(point));
+            client.signal("KILL");
+            drop(client.done());
+            // Whatever has become of it, the next one is answered.
+            let next = place.sbx(["rm", "-f", "x"]).done();
+            let ended = next.err.contains("no sandbox") || next.err.contains("not running");
+            assert!(next.code() == 0 || (next.code() == 1 && ended), "{words:?} at {point}: {next:?}");
+            assert_eq!(running.done().code(), 137, "{words:?} at {point}");
+            gone(&place, "x", &format!("{words:?} at {point}"));
+        }
+    }
+}
+
+#[test]
+fn a_stopped_supervisor_keeps_nobody_from_ending_it() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    for words in [&["stop", "-t", "1", "x"][..], &["kill", "x"], &["rm", "-f", "x"]] {
+        let place = Place::new();
+        let running = place.named("x", &[], SLEEP);
+        let waiting = place.sbx(["wait", "x"]).start();
+        std::thread::sleep(Duration::from_millis(200));
+        running.signal("STOP");
+        assert!(soon(|| support::process(running.pid()).is_some_and(|p| p.state == 'T')));
+        // Who only looks is not kept waiting.
+        assert_eq!(place.standing("x"), "running");
+        let begin = Instant::now();
+        let done = place.sbx(words).done().exits(0);
+        assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(done.err.contains("x: its supervisor did not answer"), "{done:?}");
+        assert_eq!(running.done().code(), 1009);
+        waiting.done().refused(1, &["x"]);
+        gone(&place, "x", &format!("{words:?}"));
+    }
+    // What asks for no end says why it is not done; and it is still there, and goes on.
+    let place = Place::new();
+    let running = place.named("x", &[], SLEEP);
+    running.signal("STOP");
+    let asked = [&["pause", "x"][..], &["kill", "-s", "WINCH", "x"], &["exec", "x", "true"]];
+    let asked = asked.map(|words| place.sbx(words).start());
+    asked.map(|running| {
+        let done = running.done();
+        assert!([1, 125].contains(&done.code()) && done.err.starts_with("sbx: x: its supervisor"), "{done:?}");
+    });
+    running.signal("CONT");
+    place.sbx(["stop", "x"]).done().exits(0);
+    running.done().exits(143);
+    gone(&place, "x", "continued");
+}
+
+#[test]
+fn a_stopped_init_and_a_stopped_program_end_like_others() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    for (victim, words) in
+        [("sbx-init", ["stop", "-t", "1"]), ("sleep", ["stop", "-t", "9"]), ("sbx-init", ["rm", "-f", "-q"])]
+    {
+        let place = Place::new();
+        let running = place.named("x", &[], SLEEP);
+        let process = || place.processes().into_iter().find(|process| process.name == victim);
+        assert!(soon(|| process().is_some()));
+        support::kill(process().expect("there").pid, "STOP");
+        place.sbx(words.into_iter().chain(["x"])).done().exits(0).says("");
+        let code = running.done().code();
+        assert!([137, 143].contains(&code), "{victim}: {code}");
+        gone(&place, "x", victim);
+    }
+}
+
+// --- Clients that are a nuisance ---
+
+/// A connection to the supervisor of a sandbox, as a program that is not sbx makes it.
+fn connect(place: &Place, name: &str) -> Option<OwnedFd> {
+    let path = place.state().join(name).join("control");
+    socket::connect(&CString::new(path.as_os_str().as_bytes()).expect("no NUL")).ok()
+}
+
+/// A request as `state/control.rs` has it.
+fn request(kind: u32, a: i32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&kind.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&a.to_ne_bytes());
+    bytes
+}
+
+const SIGNAL: u32 = 1;
+const KILL: u32 = 2;
+const WAIT: u32 = 6;
+const ENTER: u32 = 7;
+
+#[test]
+fn clients_that_are_a_nuisance_disturb_nobody() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], "trap 'exit 3' TERM; while :; do sleep 0.01; done");
+    let answers = |what: &str| {
+        place.sbx(["pause", "x"]).done().exits(0);
+        place.sbx(["resume", "x"]).done().exits(0);
+        assert_eq!(place.standing("x"), "running", "{what}");
+    };
+    // Those who connect and say nothing, far more than there is room for.
+    let silent: Vec<_> = (0..300)
+        .filter_map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            connect(&place, "x")
+        })
+        .collect();
+    assert!(silent.len() > 200, "{}", silent.len());
+    answers("silent");
+    // Garbage of every length, and requests with numbers that mean nothing: each is let go.
+    for length in [0usize, 1, 15, 17, 64, 4096, 65536] {
+        if let Some(client) = connect(&place, "x") {
+            let _ = socket::send_now(client.as_fd(), &vec![0xa5; length]);
+        }
+    }
+    for (kind, a) in [(0, 0), (u32::MAX, -1), (SIGNAL, 0), (SIGNAL, 65), (3, -9), (8, 1), (KILL << 8, 0)] {
+        let client = connect(&place, "x").expect("a connection");
+        socket::send_now(client.as_fd(), &request(kind, a)).expect("sent");
+        let ended = soon(|| matches!(socket::receive(client.as_fd(), &mut [0; 16], Wait::No), Ok((0, _)) | Err(_)));
+        assert!(ended, "{kind} {a}");
+    }
+    // A descriptor that comes along is closed.
+    let fds = || std::fs::read_dir(format!("/proc/{}/fd", running.pid())).expect("fd").count();
+    drop(silent);
+    assert!(soon(|| fds() < 40), "{}", fds());
+    answers("garbage");
+    let before = fds();
+    let client = connect(&place, "x").expect("a connection");
+    for _ in 0..50 {
+        let file = std::fs::File::open("/dev/null").expect("open");
+        while socket::send(client.as_fd(), &request(SIGNAL, 28), Some(file.as_fd())).is_err() {
+            let _ = socket::receive(client.as_fd(), &mut [0; 16], Wait::No);
+        }
+    }
+    answers("descriptors");
+    assert!(soon(|| fds() <= before + 1), "{} {before}", fds());
+    // Those who ask and never read, for what carries descriptors too.
+    let deaf: Vec<_> = (0..20).filter_map(|_| connect(&place, "x")).collect();
+    for kind in [SIGNAL, WAIT, ENTER] {
+        for client in &deaf {
+            for _ in 0..200 {
+                let _ = socket::send_now(client.as_fd(), &request(kind, 28));
+            }
+        }
+        answers("deaf");
+    }
+    drop(deaf);
+    // Many at once that mean it.
+    let many: Vec<Running> = (0..50).map(|_| place.sbx(["kill", "-s", "WINCH", "x"]).start()).collect();
+    many.into_iter().for_each(|client| drop(client.done().exits(0)));
+    place.sbx(["stop", "x"]).done().exits(0);
+    running.done().exits(3);
+    gone(&place, "x", "nuisance");
+}
+
+/// Private memory in KiB.
+fn private(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let lines = text.lines().filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"));
+    lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn ten_thousand_requests_leave_the_supervisor_as_small_as_it_was() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], "exec sleep 1000");
+    let ask = |kind: u32, number: i32| {
+        let client = connect(&place, "x").expect("a connection");
+        socket::send_now(client.as_fd(), &request(kind, number)).expect("sent");
+        assert!(soon(|| socket::receive(client.as_fd(), &mut [0; 16], Wait::No).is_ok()));
+    };
+    // What is made once when it is first asked for does not count.
+    [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
+    std::thread::sleep(Duration::from_millis(300));
+    let before = private(running.pid());
+    for _ in 0..3_000 {
+        [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
+    }
+    for _ in 0..1_000 {
+        if let Some(client) = connect(&place, "x") {
+            let _ = socket::send_now(client.as_fd(), b"garbage");
+        }
+    }
+    // Its own code is given back when it has had nothing to do for a moment.
+    assert!(soon(|| private(running.pid()) <= before + 16), "{before} KiB became {}", private(running.pid()));
+    println!("{before} KiB before, {} after", private(running.pid()));
+    place.sbx(["stop", "x"]).done().exits(0);
+    running.done().exits(143);
+}
+
+#[test]
+fn another_user_is_not_served() {
+    if lacks(&["userns", "subids", "python3"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], "exec sleep 1000");
+    let state = place.state();
+    // By another of the caller's own ids: the directory keeps everybody out; and where it does not, the supervisor asks
+    // who comes.
+    let script = format!(
+        "import os, socket, struct, sys\n\
+         os.setgroups([]); os.setresgid(5, 5, 5); os.setresuid(5, 5, 5)\n\
+         s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+         try: s.connect('{}/x/control')\n\
+         except PermissionError: sys.exit('kept out')\n\
+         s.settimeout(20)\n\
+         try:\n\
+         \ts.send(struct.pack('=IiQ', 2, 0, 0))\n\
+         \tgot = s.recv(16)\n\
+         except (BrokenPipeError, ConnectionResetError): got = b''\n\
+         sys.exit('served' if got else 'shown out')\n",
+        state.display()
+    );
+    let asked = || {
+        let words = ["--map-auto", "--map-root-user", "--setuid", "0", "--setgid", "0", "python3", "-c", &script];
+        place.run("unshare", ["--user"].into_iter().chain(words)).done().err
+    };
+    let mode = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    for dir in [place.path("run"), place.path("")] {
+        mode(&dir, 0o755);
+    }
+    assert_eq!(asked().trim(), "kept out");
+    mode(&state, 0o1755);
+    mode(&state.join("x"), 0o755);
+    mode(&state.join("x/control"), 0o777);
+    assert_eq!(asked().trim(), "shown out");
+    mode(&state, 0o1700);
+    assert_eq!(place.standing("x"), "running");
+    place.sbx(["stop", "x"]).done().exits(0);
+    running.done().exits(143);
+    place.assert_clean();
+}
+
+// --- Races ---
+
+#[test]
+fn one_of_a_hundred_gets_the_name() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    for _ in 0..2 {
+        let all: Vec<Running> =
+            (0..100).map(|_| place.shell(&["--name", "x"], "echo won; exec sleep 1000").start()).collect();
+        let mut all = all;
+        assert!(within(SOON * 3, || all.iter_mut().filter_map(Running::ended).count() == 99));
+        place.sbx(["stop", "x"]).done().exits(0);
+        let mut won = 0;
+        for running in all {
+            let done = running.done();
+            match done.code() {
+                143 => won += 1,
+                _ => drop(done.refused(125, &["x", "running"])),
+            }
+        }
+        assert_eq!(won, 1);
+        gone(&place, "x", "a hundred");
+    }
+}
+
+/// A sequence that looks random and is the same each time (Numerical Recipes' constants).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
+}
+
+const COMMANDS: [&[&str]; 12] = [
+    &["run"],
+    &["run"],
+    &["run"],
+    &["run"],
+    &["stop"],
+    &["stop", "-t", "0"],
+    &["kill"],
+    &["rm", "-f"],
+    &["rm"],
+    &["pause"],
+    &["resume"],
+    &["exec"],
+];
+
+/// One of four that act on the same ten names; what it started, to be waited for.
+fn rounds(place: &Place, seed: u64, rounds: u32) -> Vec<Running> {
+    let (mut dice, mut started) = (Dice(seed), Vec::new());
+    for round in 0..rounds {
+        let name = format!("n{}", dice.roll(10));
+        let words = COMMANDS[dice.roll(COMMANDS.len())];
+        match words[0] {
+            "run" => {
+                started.push(place.shell(&["--name", &name], SLEEP).start().limit_more(3_000));
+                // Else nearly all meet a sandbox of less than a moment.
+                std::thread::sleep(Duration::from_millis(dice.roll(120) as u64));
+            }
+            "exec" => {
+                let done = place.sbx(["exec", &name, "true"]).done();
+                assert!([0, 125, 137, 143].contains(&done.code()), "exec in round {round}: {done:?}");
+            }
+            _ => {
+                let done = place.sbx(words.iter().copied().chain([name.as_str()])).done();
+                let legal = done.code() == 0 || (done.code() == 1 && done.err.starts_with("sbx: "));
+                let odd = ["did not answer", "panicked", "bug in"].iter().any(|word| done.err.contains(word));
+                assert!(legal && !odd, "{words:?} {name} in round {round}: {done:?}");
+            }
+        }
+        // Those that were refused or have ended are not kept.
+        let mut alive = Vec::new();
+        for mut running in started {
+            match running.ended() {
+                None => alive.push(running),
+                Some(_) => {
+                    let done = running.done();
+                    assert!([125, 137, 143].contains(&done.code()), "run ended in round {round}: {done:?}");
+                }
+            }
+        }
+        started = alive;
+    }
+    started
+}
+
+#[test]
+fn four_processes_meet_on_ten_names() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let bystander = place.named("bystander", &[], "trap '' TERM INT; while :; do sleep 1000; done");
+    let stranger = place.run("sleep", ["1000"]).start();
+    let count = loops();
+    let left: Vec<Running> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4)
+            .map(|n| {
+                scope.spawn({
+                    let place = &place;
+                    move || rounds(place, n + 1, count)
+                })
+            })
+            .collect();
+        all.into_iter().flat_map(|one| one.join().expect("a legal end of each command")).collect()
+    });
+    // Those that live are listed, and can be ended.
+    let list = place.sbx(["ps", "--json"]).done().exits(0);
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&list.out).expect("an array");
+    let names: Vec<&str> = list.iter().filter_map(|facts| facts["name"].as_str()).collect();
+    assert!(names.contains(&"bystander") && names.len() == left.len() + 1, "{names:?}, {} runs", left.len());
+    for name in names.iter().filter(|name| **name != "bystander") {
+        place.sbx(["stop", "-t", "1", name]).done().exits(0);
+    }
+    for running in left {
+        let code = running.done().code();
+        assert!([137, 143].contains(&code), "{code}");
+    }
+    // Nobody else was hit.
+    assert_eq!(place.standing("bystander"), "running");
+    assert!(support::process(stranger.pid()).is_some_and(|process| process.state != 'Z'));
+    stranger.signal("KILL");
+    drop(stranger.done());
+    place.sbx(["rm", "-f", "bystander"]).done().exits(0);
+    bystander.done().exits(137);
+    gone(&place, "n1", "rounds");
+}
