@@ -162,7 +162,7 @@ impl Host {
     /// # Errors
     /// `Spec` where ROOTFS cannot be used, `Sys` where the caller's own surroundings cannot be read.
     pub fn look(spec: &Spec, caller: Caller) -> Result<Host> {
-        let by_name = spec.wants_ranges() || spec.user.is_some() || power(sys::cred::geteuid()) != Power::Ordinary;
+        let by_name = spec.wants_ranges() || spec.user.is_some() || sys::cred::geteuid() == 0;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let root = root(spec, grouped)?;
         Ok(Host::with_root(spec, caller, root))
