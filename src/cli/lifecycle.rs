@@ -234,9 +234,10 @@ fn ended(state: &StateDir, found: &Found, mut client: Client, request: Request, 
     let mut until = due;
     loop {
         match client.next(Some(until)) {
-            Ok(None) if event::monotonic_ms() < until && stays(found) => match tell(found, request)? {
-                Some(again) => client = again,
-                None => return Ok(()),
+            Ok(None) if event::monotonic_ms() < until && stays(found) => match tell(found, request) {
+                Ok(Some(again)) => client = again,
+                Err(error) if found.is_held() => return Err(error),
+                _ => return Ok(()),
             },
             Ok(None) => return Ok(()),
             Ok(Some(Reply::Refused(errno))) => return Err(refused(&found.name, request, errno)),
@@ -251,6 +252,7 @@ fn ended(state: &StateDir, found: &Found, mut client: Client, request: Request, 
     process::pidfd_send_signal(client.supervisor().map_err(fail)?.as_fd(), event::SIGKILL).map_err(fail)?;
     super::say(&format!("{}: its supervisor did not answer, and was killed with all that ran in it", found.name));
     while client.next(None).map_err(fail)?.is_some() {}
+    let _ = stays(found);
     state.sweep();
     Ok(())
 }
@@ -258,7 +260,7 @@ fn ended(state: &StateDir, found: &Found, mut client: Client, request: Request, 
 /// Whether a sandbox goes on whose supervisor has closed the connection. One that ends gives its name back in the same
 /// moment, in whichever order the kernel closes what a killed one had.
 fn stays(found: &Found) -> bool {
-    (0..100).all(|_| {
+    (0..500).all(|_| {
         let held = found.is_held();
         if held {
             let _ = event::poll(&mut [], Some(2));

@@ -247,7 +247,16 @@ impl StateDir {
             Err(ENOENT) => return Ok(()),
             other => other.map_err(fail)?,
         };
-        if !fs::try_lock(dir.as_fd()).map_err(fail)? {
+        // Another command's look or sweep holds it for a moment.
+        let mut free = fs::try_lock(dir.as_fd());
+        for _ in 0..SWEEPS {
+            if free != Ok(false) {
+                break;
+            }
+            let _ = poll(&mut [], Some(1));
+            free = fs::try_lock(dir.as_fd());
+        }
+        if !free.map_err(fail)? {
             let why = "it is running".to_owned();
             return Err(Error::State { on: name.into(), why, hint: Some(format!("sbx stop {name}")) });
         }

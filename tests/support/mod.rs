@@ -138,9 +138,9 @@ impl Place {
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").env("LANG", "C.UTF-8");
         command.env("HOME", self.path("home")).env("XDG_RUNTIME_DIR", self.path("run")).env("TERM", "xterm");
         command.env("TMPDIR", self.path("tmp"));
-        // By this tests/run finds what is left of a test that was killed itself.
-        if let Some(run) = std::env::var_os("SBX_TEST_RUN") {
-            command.env("SBX_TEST_RUN", run);
+        // By the first of these tests/run finds what is left of a test that was killed itself.
+        for name in ["SBX_TEST_RUN", "SBX_SABOTAGE"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
         Run { command, input: Some(Vec::new()), limit: LIMIT }
     }
