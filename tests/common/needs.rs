@@ -86,7 +86,8 @@ pub fn missing(feature: &str) -> Option<String> {
             opened.err().map(|error| format!("/dev/fuse: {error}"))
         }
         // Controllers, as sbx finds them: what a lane has it declares, so sbx cannot talk itself out of a test.
-        "cgroup" => planned(&["--mem", "64M", "--cpus", "1", "--pids", "9"]),
+        "cgroup" => planned(&["--mem", "64M", "--pids", "9"]),
+        "cpu" => planned(&["--cpus", "1"]),
         "cpuset" => planned(&["--cpuset", "0"]),
         "io" => planned(&["--io-weight", "100"]),
         "systemd" => (!session_dir().join("systemd/private").exists()).then(|| "no systemd of the user's own".into()),
@@ -94,6 +95,10 @@ pub fn missing(feature: &str) -> Option<String> {
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
             (!traced.is_ok_and(|status| status.success())).then(|| "strace does not work here".into())
+        }
+        without if without.starts_with("without-") => {
+            let feature = &without["without-".len()..];
+            missing(feature).is_none().then(|| format!("{feature} can be had"))
         }
         program => {
             let there = PROGRAMS.split(':').any(|dir| Path::new(dir).join(program).is_file());
