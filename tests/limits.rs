@@ -88,6 +88,16 @@ fn a_tree_of_processes_counts_as_one() {
 }
 
 #[test]
+fn the_whole_tree_ends_whoever_was_too_big() {
+    if !has("cgroup") {
+        return;
+    }
+    let outcome = limited(&["--mem", "64M"]).bring_probe().sh("/probe fill 300 0 5000; echo survived; sleep 5").run();
+    assert!(!outcome.stdout.contains("survived"), "{}", outcome.stdout);
+    over(outcome, "64M");
+}
+
+#[test]
 fn what_lies_in_the_tmpfs_counts_and_pages_of_files_do_not() {
     if !has("cgroup") {
         return;

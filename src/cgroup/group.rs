@@ -10,7 +10,7 @@ use crate::host::files::{c_path, read_bytes_of};
 use crate::plan::limits::{ReadBack, Setting};
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process};
+use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process, sabotaged};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -160,6 +160,9 @@ impl Group {
     }
 
     fn set(&self, setting: &Setting) -> Result<()> {
+        if sabotaged(c"cgroup-limits") || setting.file == "memory.oom.group" && sabotaged(c"oom-group") {
+            return Ok(());
+        }
         let file = c_path(Path::new(&setting.file));
         match fs::openat(self.fd(), &file, Open::Write).and_then(|f| fs::write_all(f.as_fd(), setting.value.as_bytes()))
         {
@@ -195,6 +198,9 @@ impl Drop for Group {
             let _ = fs::write_all(kill.as_fd(), b"1");
         }
         let Holder::Own(made) = &self.holder else { return };
+        if sabotaged(c"cgroup-removal") {
+            return;
+        }
         empty(self.fd(), PATIENCE);
         let _ = remove(made.parent.as_fd(), &made.name);
     }
@@ -265,13 +271,26 @@ pub fn remove_left(path: &Path, sandbox: &str) -> crate::sys::Result<()> {
     if mount::fstatfs(parent.as_fd())?.kind != CGROUP2 {
         return Ok(());
     }
-    let leaf = c_path(Path::new(&leaf_of(sandbox)));
-    let _ = fs::unlinkat(parent.as_fd(), &leaf, Kind::Directory);
     let name = c_path(Path::new(name));
     match fs::open_beneath(parent.as_fd(), &name, Open::List) {
-        Ok(dir) if !empty(dir.as_fd(), LEFT_PATIENCE) => Err(EBUSY),
-        Ok(_) => remove(parent.as_fd(), &name),
-        Err(errno) => gone(errno),
+        Ok(dir) if !empty(dir.as_fd(), LEFT_PATIENCE) => return Err(EBUSY),
+        Ok(_) => remove(parent.as_fd(), &name)?,
+        Err(errno) => gone(errno)?,
+    }
+    let leaf = c_path(Path::new(&leaf_of(sandbox)));
+    if fs::unlinkat(parent.as_fd(), &leaf, Kind::Directory).is_ok() {
+        reopen(parent.as_fd());
+    }
+    Ok(())
+}
+
+/// Lets processes into a group again that sbx had to itself, so that it was sbx that switched its controllers on.
+fn reopen(dir: BorrowedFd<'_>) {
+    let mut below = false;
+    each_below(dir, |_, _| below = true);
+    if !below && let Ok(on) = text(dir, "cgroup.subtree_control") {
+        let off: Vec<String> = on.split_whitespace().map(|controller| format!("-{controller}")).collect();
+        let _ = write(dir, c"cgroup.subtree_control", &off.join(" "));
     }
 }
 
@@ -391,6 +410,16 @@ fn remove(parent: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
 
 /// The groups that the program made, the innermost first. What cannot be removed now is tried again by the caller.
 fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
+    each_below(dir, |name, below| {
+        if depth > 0 {
+            remove_below(below, depth - 1);
+        }
+        let _ = fs::unlinkat(dir, name, Kind::Directory);
+    });
+}
+
+/// The groups in a group.
+fn each_below(dir: BorrowedFd<'_>, mut each: impl FnMut(&CStr, BorrowedFd<'_>)) {
     let mut entries = fs::Entries::new();
     loop {
         let Ok(names) = fs::getdents(dir, &mut entries) else { return };
@@ -399,11 +428,9 @@ fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
         }
         for name in names {
             // The files of a group are no directories: ENOTDIR.
-            let Ok(below) = fs::open_beneath(dir, name, Open::List) else { continue };
-            if depth > 0 {
-                remove_below(below.as_fd(), depth - 1);
+            if let Ok(below) = fs::open_beneath(dir, name, Open::List) {
+                each(name, below.as_fd());
             }
-            let _ = fs::unlinkat(dir, name, Kind::Directory);
         }
     }
 }

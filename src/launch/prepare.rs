@@ -345,6 +345,7 @@ impl Context<'_> {
     /// How the cgroup is mounted, where it is.
     fn cgroup_attr(&self) -> Option<Attr> {
         self.plan.steps.iter().find_map(|p| match &p.step {
+            Step::CgroupMount if crate::sys::sabotaged(c"cgroup-mount") => Some(Attr::GUARDED),
             Step::CgroupMount => Some(Attr::GUARDED | Attr::RDONLY),
             Step::Mount(Mount { source: Source::Cgroup, .. }) => Some(Attr::GUARDED),
             _ => None,

@@ -91,6 +91,8 @@ pub fn missing(feature: &str) -> Option<String> {
         "cpuset" => planned(&["--cpuset", "0"]),
         "io" => planned(&["--io-weight", "100"]),
         "systemd" => (!session_dir().join("systemd/private").exists()).then(|| "no systemd of the user's own".into()),
+        "unified" => (!Path::new("/sys/fs/cgroup/cgroup.controllers").exists()).then(|| "no cgroup v2".into()),
+        "booted" => (!Path::new("/run/systemd/system").exists()).then(|| "not booted by systemd".into()),
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
