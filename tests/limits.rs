@@ -275,7 +275,10 @@ fn without_a_group_it_is_watched_and_said() {
     }
     let outcome = sandbox(&["--mem", "64M", "--pids", "9"]).sh("true").run().exits(0);
     let lines: Vec<&str> = outcome.stderr.lines().collect();
-    assert!(matches!(lines[..], [line] if line.contains("limits by watch, which stops accidents, not an attacker: ")), "{lines:?}");
+    assert!(
+        matches!(lines[..], [line] if line.contains("limits by watch, which stops accidents, not an attacker: ")),
+        "{lines:?}"
+    );
     over(sandbox(&["--mem", "64M"]).probe_with("fill", &["300", "0", "5000"]).run(), "64M");
     let refused = limited(&["--mem", "64M"]).sh("true").run().refused();
     refused.says("--limits cgroup").says("--limits watch");

@@ -85,16 +85,21 @@ impl Delegation {
         let own = mounted.and_then(|mount| group_of("self", &mount.root, &mount.point));
         let found = match (mounted, &own) {
             (Some(mount), Some(own)) => divisible(own, &mount.point, ours),
-            (Some(_), None) => Err("the group of this process lies outside of what is mounted".into()),
+            (Some(_), None) => Err("a cgroup namespace without a mount of its own: the group of this process lies outside of what is mounted".into()),
             (None, _) => Err("no cgroup v2 is mounted".into()),
         };
         let (direct, why) = match found {
             Ok(direct) => (Some(direct), String::new()),
             Err(why) => (None, why),
         };
-        // On a hybrid hierarchy it has no controllers to give.
-        let door = if layout == Layout::Unified { manager::door(caller, uid) } else { None };
-        let managed = door.as_ref().and(mounted).and_then(|mount| managed(&mount.point, own.as_deref(), uid));
+        // On a hybrid hierarchy it has no controllers to give, and a group that cannot be reached has no limits to set.
+        let door = own.as_ref().filter(|_| layout == Layout::Unified).and_then(|_| manager::door(caller, uid));
+        let managed = door.as_ref().zip(mounted).and_then(|(door, mount)| match door.is_system() {
+            true => Some(words(&mount.point, "cgroup.controllers")),
+            false => managed(&mount.point, own.as_deref(), uid),
+        });
+        // In a cgroup namespace of our own its groups are out of reach.
+        let door = door.filter(|_| managed.is_some() || initial_namespace());
         Delegation {
             layout,
             controllers: mounted.map_or_else(Vec::new, |mount| words(&mount.point, "cgroup.controllers")),
@@ -169,6 +174,11 @@ fn is_empty(group: &Path) -> bool {
 fn alone(group: &Path, ours: &[i32]) -> bool {
     let own = |line: &str| line.trim().parse().is_ok_and(|pid| ours.contains(&pid));
     read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.lines().all(own))
+}
+
+/// Whether this process sees all groups; the number is the kernel's for the first namespace (proc_ns.h).
+fn initial_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == "cgroup:[4026531835]")
 }
 
 /// What the user's systemd has itself. Its group is above ours in a session of its own making; else it has the

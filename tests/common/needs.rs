@@ -93,6 +93,10 @@ pub fn missing(feature: &str) -> Option<String> {
         "systemd" => (!session_dir().join("systemd/private").exists()).then(|| "no systemd of the user's own".into()),
         "unified" => (!Path::new("/sys/fs/cgroup/cgroup.controllers").exists()).then(|| "no cgroup v2".into()),
         "booted" => (!Path::new("/run/systemd/system").exists()).then(|| "not booted by systemd".into()),
+        "disposable" => {
+            let lane = std::fs::read_to_string("/proc/cmdline").is_ok_and(|text| text.contains("sbx.lane="));
+            (!lane || missing("booted").is_some()).then(|| "only with a systemd in a VM of tests/vm".into())
+        }
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
