@@ -242,8 +242,14 @@ fn the_user_is_logged_out() {
             println!("{:?}", Command::new("loginctl").args(words).output());
             for _ in 0..6 {
                 std::thread::sleep(Duration::from_secs(3));
-                println!("{:?}", Command::new("systemctl").args(["is-active", &session.manager()]).output().map(|o| text(&o.stdout)));
-                println!("{:?}", Command::new("loginctl").args(["user-status", USER]).output().map(|o| text(&o.stdout)));
+                println!(
+                    "{:?}",
+                    Command::new("systemctl").args(["is-active", &session.manager()]).output().map(|o| text(&o.stdout))
+                );
+                println!(
+                    "{:?}",
+                    Command::new("loginctl").args(["user-status", USER]).output().map(|o| text(&o.stdout))
+                );
             }
         },
         &FOR_LONG,

@@ -6,7 +6,7 @@
 use super::usage::Usage;
 use crate::error::{Error, Result};
 use crate::host::cgroup::Direct;
-use crate::host::files::{c_path, read_bytes_of};
+use crate::host::files::c_path;
 use crate::plan::limits::{ReadBack, Setting};
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open};
@@ -30,6 +30,7 @@ pub struct Group {
     dir: OwnedFd,
     path: PathBuf,
     holder: Holder,
+    cleared: bool,
 }
 
 /// Who takes the group away.
@@ -48,7 +49,7 @@ struct Made {
     parent: OwnedFd,
     name: CString,
     /// Where sbx itself moved out of the way.
-    _leaf: Option<Leaf>,
+    leaf: Option<Leaf>,
 }
 
 /// A group for sbx alone: one that gives controllers to others may hold no process (cgroup-v2.rst, "No Internal
@@ -86,13 +87,13 @@ impl Group {
         if let Some(leaf) = &mut leaf {
             leaf.switched_on = switched_on;
         }
-        let made = Made { parent, name, _leaf: leaf };
+        let made = Made { parent, name, leaf };
         let dir = made.directory().map_err(|errno| match errno {
             EEXIST => in_use(sandbox),
             errno => fail("divided", errno),
         })?;
         let path = at.at.join(name_of(sandbox));
-        let group = Group { dir, path, holder: Holder::Own(made) };
+        let group = Group { dir, path, holder: Holder::Own(made), cleared: false };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -107,8 +108,8 @@ impl Group {
         let dir = open(&path).map_err(|errno| refused(&path, "opened", errno))?;
         let above = path.parent().unwrap_or(&path);
         let above = open(above).map_err(|errno| refused(above, "opened", errno))?;
-        let before = Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills;
-        let group = Group { dir, path, holder: Holder::Systemd(above, before) };
+        let before = kills(above.as_fd());
+        let group = Group { dir, path, holder: Holder::Systemd(above, before), cleared: false };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -139,10 +140,11 @@ impl Group {
         Err(ETIMEDOUT)
     }
 
-    /// What all of it has used, and what limits did; `None` where systemd was faster.
-    pub fn usage(&self) -> Option<Usage> {
-        let usage = Usage::read(|file| text(self.fd(), file).ok());
-        text(self.fd(), "cgroup.events").ok().map(|_there| usage)
+    /// What all of it has used, and what limits did, as far as it stands in these files; `None` where systemd was
+    /// faster.
+    pub fn usage(&self, wanted: impl Fn(&str) -> bool) -> Option<Usage> {
+        let usage = Usage::read(|file| if wanted(file) { text(self.fd(), file).ok() } else { None });
+        (!self.is_scope() || text(self.fd(), "cgroup.events").is_ok()).then_some(usage)
     }
 
     /// Whether systemd takes it away.
@@ -155,7 +157,7 @@ impl Group {
     pub fn killed_above(&self) -> bool {
         match &self.holder {
             Holder::Own(_) => false,
-            Holder::Systemd(above, before) => Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills > *before,
+            Holder::Systemd(above, before) => kills(above.as_fd()) > *before,
         }
     }
 
@@ -163,21 +165,28 @@ impl Group {
         if sabotaged(c"cgroup-limits") || setting.file == "memory.oom.group" && sabotaged(c"oom-group") {
             return Ok(());
         }
-        let file = c_path(Path::new(&setting.file));
-        match fs::openat(self.fd(), &file, Open::Write).and_then(|f| fs::write_all(f.as_fd(), setting.value.as_bytes()))
-        {
-            Ok(()) => {}
+        let name = c_path(Path::new(&setting.file));
+        let file = match fs::openat(self.fd(), &name, Open::ReadWrite) {
+            Ok(file) => file,
             Err(ENOENT) if setting.optional => return Ok(()),
-            Err(EINVAL | ERANGE) if setting.reads == ReadBack::Cpus => {
-                let all = text(self.fd(), "cpuset.cpus.effective").unwrap_or_default();
-                return Err(foreign(setting, all.trim()));
-            }
             Err(errno) => return Err(unset(setting, errno)),
-        }
-        let read = text(self.fd(), &setting.file).map_err(|errno| unset(setting, errno))?;
-        if !setting.holds(&read) {
-            let why = format!("{} reads {} after {} was written", setting.file, read.trim(), setting.value);
-            return Err(Error::spec(&format!("--{}", setting.option), &setting.asked, why));
+        };
+        let read = || value(file.as_fd()).map_err(|errno| unset(setting, errno));
+        // What systemd has set already is only read.
+        if !self.is_scope() || !setting.holds(&read()?) {
+            match fs::write_all(file.as_fd(), setting.value.as_bytes()) {
+                Ok(()) => {}
+                Err(EINVAL | ERANGE) if setting.reads == ReadBack::Cpus => {
+                    let all = text(self.fd(), "cpuset.cpus.effective").unwrap_or_default();
+                    return Err(foreign(setting, all.trim()));
+                }
+                Err(errno) => return Err(unset(setting, errno)),
+            }
+            let read = read()?;
+            if !setting.holds(&read) {
+                let why = format!("{} reads {} after {} was written", setting.file, read.trim(), setting.value);
+                return Err(Error::spec(&format!("--{}", setting.option), &setting.asked, why));
+            }
         }
         if setting.reads == ReadBack::Cpus {
             let given = text(self.fd(), "cpuset.cpus.effective").map_err(|errno| unset(setting, errno))?;
@@ -189,20 +198,40 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Ends what is in it and takes it away; whether nothing is left. A scope is systemd's, and goes with its last
+    /// process.
+    pub fn clear(&mut self) -> bool {
+        let gone = match &self.holder {
+            Holder::Own(_) if sabotaged(c"cgroup-removal") => false,
+            // As nearly always, for the program's end was waited for.
+            Holder::Own(made) if fs::unlinkat(made.parent.as_fd(), &made.name, Kind::Directory).is_ok() => true,
+            Holder::Own(made) => {
+                self.kill();
+                empty(self.fd(), PATIENCE);
+                remove(made.parent.as_fd(), &made.name).is_ok()
+            }
+            Holder::Systemd(..) => {
+                self.kill();
+                false
+            }
+        };
+        self.cleared = true;
+        gone && matches!(&self.holder, Holder::Own(Made { leaf: None, .. }))
+    }
+
+    fn kill(&self) {
+        if populated(self.fd()) {
+            let _ = write(self.fd(), c"cgroup.kill", "1");
+        }
+    }
+}
+
 impl Drop for Group {
-    /// Ends what is in it and takes it away. A scope is systemd's, and goes with its last process.
     fn drop(&mut self) {
-        if let Ok(kill) = fs::openat(self.fd(), c"cgroup.kill", Open::Write)
-            && populated(self.fd())
-        {
-            let _ = fs::write_all(kill.as_fd(), b"1");
+        if !self.cleared {
+            self.clear();
         }
-        let Holder::Own(made) = &self.holder else { return };
-        if sabotaged(c"cgroup-removal") {
-            return;
-        }
-        empty(self.fd(), PATIENCE);
-        let _ = remove(made.parent.as_fd(), &made.name);
     }
 }
 
@@ -343,8 +372,19 @@ fn unset(setting: &Setting, errno: Errno) -> Error {
 }
 
 fn text(dir: BorrowedFd<'_>, file: &str) -> crate::sys::Result<String> {
-    let file = fs::openat(dir, &c_path(Path::new(file)), Open::Read)?;
-    Ok(String::from_utf8_lossy(&read_bytes_of(file.as_fd(), 1 << 16)?).into_owned())
+    value(fs::openat(dir, &c_path(Path::new(file)), Open::Read)?.as_fd())
+}
+
+/// The content of an open file of a group, from its beginning: the kernel gives all of it in one read.
+fn value(file: BorrowedFd<'_>) -> crate::sys::Result<String> {
+    let mut buffer = [0; 4096];
+    let length = fs::pread(file, &mut buffer, 0)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Processes that memory limits have killed in a group and below it.
+fn kills(dir: BorrowedFd<'_>) -> u64 {
+    Usage::read(|file| if file == "memory.events" { text(dir, file).ok() } else { None }).memory_kills
 }
 
 fn write(dir: BorrowedFd<'_>, file: &CStr, text: &str) -> crate::sys::Result<()> {

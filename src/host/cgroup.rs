@@ -50,8 +50,6 @@ pub struct Delegation {
     pub root: PathBuf,
     /// The caller's own group, where it can be reached.
     pub own: Option<PathBuf>,
-    /// Controllers of the v2 hierarchy's root as mounted.
-    pub controllers: Vec<String>,
     /// Whether a cgroup namespace's own limits are closed to those inside (`nsdelegate`, Linux 4.13).
     pub nsdelegate: bool,
     /// Where groups can be made.
@@ -102,7 +100,6 @@ impl Delegation {
         let door = door.filter(|_| managed.is_some() || initial_namespace());
         Delegation {
             layout,
-            controllers: mounted.map_or_else(Vec::new, |mount| words(&mount.point, "cgroup.controllers")),
             nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
             mount: mounted.map(|mount| mount.point.clone()),
             root: mounted.map(|mount| mount.root.clone()).unwrap_or_default(),
@@ -135,7 +132,7 @@ fn group_of(process: &str, root: &Path, point: &Path) -> Option<PathBuf> {
 }
 
 fn words(group: &Path, file: &str) -> Vec<String> {
-    let text = read_text(&group.join(file), 4096).unwrap_or_default();
+    let text = read_value(&group.join(file)).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -145,8 +142,7 @@ fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
     let direct = |at: &Path| Direct { at: at.to_owned(), own: at == own, controllers: words(at, "cgroup.controllers") };
     for group in own.ancestors().skip(1).take_while(|group| group.starts_with(top)) {
         // The root of the hierarchy may hold processes and give controllers all the same; it is root's.
-        let root = read_value(&group.join("cgroup.type")).is_err();
-        if may_divide(group) && (root || is_empty(group)) {
+        if may_divide(group) && (is_empty(group) || read_value(&group.join("cgroup.type")).is_err()) {
             return Ok(direct(group));
         }
     }
@@ -161,9 +157,9 @@ fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
 /// that a threaded one has made invalid, give no memory (cgroup-v2.rst, "Threads").
 fn may_divide(group: &Path) -> bool {
     let Ok(dir) = openat(HERE, &c_path(group), Open::Directory) else { return false };
-    let domain = read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
     let open = |name| openat(dir.as_fd(), name, Open::Write).is_ok();
-    domain && may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control")
+    let domain = || read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
+    may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control") && domain()
 }
 
 fn is_empty(group: &Path) -> bool {

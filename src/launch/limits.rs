@@ -91,11 +91,24 @@ impl Mapped<'_> {
 pub(super) struct Counts {
     group: Option<Group>,
     usage: Option<Usage>,
+    /// The files that somebody wants to know of, where these are not all; each costs a start its time.
+    wanted: Option<Vec<&'static str>>,
 }
 
 impl Counts {
-    pub(super) fn of(group: Option<Group>) -> Counts {
-        Counts { group, usage: None }
+    /// Of a group that is watched for what its limits do, and all of it where it is asked for.
+    pub(super) fn of(group: Option<Group>, plan: &Plan, all: bool) -> Counts {
+        let events = [("memory", "memory.events"), ("pids", "pids.events"), ("cpu", "cpu.stat")];
+        let limited = |controller: &&str| plan.limits.controllers.contains(controller);
+        let events = events.into_iter().filter(|(controller, _)| limited(controller)).map(|(_, file)| file);
+        Counts { group, usage: None, wanted: (!all).then(|| events.collect()) }
+    }
+
+    fn look(&self) -> Option<Usage> {
+        let group = self.group.as_ref()?;
+        let usage = group.usage(|file| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(&file)))?;
+        // Then there is more to tell.
+        if usage.memory_kills + usage.pids_refused > 0 { group.usage(|_| true) } else { Some(usage) }
     }
 
     /// The cgroup, where there is one.
@@ -105,23 +118,28 @@ impl Counts {
 
     /// Reads a scope that systemd is about to take away with its last process.
     pub(super) fn read(&mut self) {
-        if let Some(group) = self.group.as_ref().filter(|group| group.is_scope()) {
-            self.usage = group.usage();
+        if self.group.as_ref().is_some_and(Group::is_scope) {
+            self.usage = self.look();
         }
     }
 
-    /// The same when the program has ended; init waits for the word that it is done.
+    /// The same when the program has ended; init of a scope waits for the word that it is done.
     pub(super) fn read_at_end(&mut self, channel: BorrowedFd<'_>) {
+        self.usage = self.look();
         if self.group.as_ref().is_some_and(Group::is_scope) {
-            self.read();
             let _ = tell(channel, Message::Go, None);
         }
+    }
+
+    /// Takes a group of our own away; whether nothing is left of it.
+    pub(super) fn clear(&mut self) -> bool {
+        self.group.as_mut().filter(|group| !group.is_scope()).is_some_and(Group::clear)
     }
 
     /// What was used, and whether the memory limit was what killed init.
     pub(super) fn at_end(&self, plan: &Plan, init: Ended) -> (Option<Usage>, Option<Reached>) {
         let Some(group) = &self.group else { return (None, None) };
-        let usage = self.usage.or_else(|| group.usage());
+        let usage = self.usage.or_else(|| self.look());
         let killed = match &usage {
             Some(usage) => usage.memory_kills > 0,
             // Gone before it could be read; but the limit kills all at once, so init too.

@@ -426,6 +426,11 @@ impl<'a> Monitor<'a> {
         self.drain();
         let (usage, reached) = self.sandbox.counts.at_end(self.plan, init);
         self.limit = self.limit.or(reached);
+        if self.sandbox.counts.clear()
+            && let Some(claim) = &self.sandbox.claim
+        {
+            claim.group_is_gone(&self.sandbox.record);
+        }
         if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
             return Err(too_small(limit));
         }

@@ -27,6 +27,8 @@ pub struct Told {
     pub pid: bool,
     /// Each step when it is done.
     pub steps: bool,
+    /// All that its cgroup has counted; else only what its limits did.
+    pub usage: bool,
 }
 
 /// Makes the script of a plan.
