@@ -234,26 +234,10 @@ fn the_manager_is_killed() {
     goes(|session| systemctl(&["kill", "--kill-whom=main", "-s", "KILL", &session.manager()]), &FOR_LONG);
 }
 
+/// As `loginctl terminate-user` does it.
 #[test]
-fn the_user_is_logged_out() {
-    let words = ["terminate-user", USER];
-    goes(
-        |session| {
-            println!("{:?}", Command::new("loginctl").args(words).output());
-            for _ in 0..6 {
-                std::thread::sleep(Duration::from_secs(3));
-                println!(
-                    "{:?}",
-                    Command::new("systemctl").args(["is-active", &session.manager()]).output().map(|o| text(&o.stdout))
-                );
-                println!(
-                    "{:?}",
-                    Command::new("loginctl").args(["user-status", USER]).output().map(|o| text(&o.stdout))
-                );
-            }
-        },
-        &FOR_LONG,
-    );
+fn the_slice_of_the_user_is_stopped() {
+    goes(|session| systemctl(&["stop", &format!("user-{}.slice", session.uid)]), &FOR_LONG);
 }
 
 #[test]
@@ -297,8 +281,25 @@ fn a_manager_that_executes_itself_anew_keeps_the_limits() {
             "67108864\nactive\n"
         );
         session.sbx(&["--mem", "64M"], &MAX).ends().exits(0).prints("67108864");
+        println!("{what}: {}", value(&group, "memory.oom.group"));
     }
     std::fs::write(place.path().join("go"), "").expect("a file");
     run.ends().exits(137).says("killed by the memory limit (64M)");
+    session.nothing_is_left();
+}
+
+/// For another unit's limits systemd looks at the slice anew, and takes back what it has no property for; all ends still.
+#[test]
+fn the_limits_of_others_change_nothing() {
+    let Some(session) = session() else { return };
+    let script = "/probe fill 300 0 5000; echo survived; sleep 5";
+    let wait = format!("sleep 2; {script}");
+    let run = session.sbx(&["--mem", "64M", "--name", "first"], &["sh", "-c", &wait]);
+    let group = session.group_of("first");
+    session.sbx(&["--mem", "64M", "--cpus", "0.5", "--cpu-weight", "50"], &["true"]).ends().exits(0);
+    session.user(&["set-property", "--runtime", "sbx-first.scope", "CPUWeight=50"]);
+    println!("oom.group: {}", value(&group, "memory.oom.group"));
+    let outcome = run.ends().exits(137).says("killed by the memory limit (64M)");
+    assert_eq!(outcome.stdout, "");
     session.nothing_is_left();
 }

@@ -147,6 +147,13 @@ impl Group {
         (!self.is_scope() || text(self.fd(), "cgroup.events").is_ok()).then_some(usage)
     }
 
+    /// What its own memory limit does, to be waited for (memory.events.local, Linux 5.2).
+    pub fn memory_events(&self) -> Option<OwnedFd> {
+        let events = fs::openat(self.fd(), c"memory.events.local", Open::Read).ok()?;
+        Usage::says_oom(events.as_fd());
+        Some(events)
+    }
+
     /// Whether systemd takes it away.
     pub fn is_scope(&self) -> bool {
         matches!(self.holder, Holder::Systemd(..))

@@ -79,7 +79,7 @@ pub(super) struct Monitor<'a> {
 pub(super) const SETTLED: u64 = 50;
 
 /// How many descriptors the supervisor watches besides those of its clients.
-const OWN: usize = 6;
+const OWN: usize = 7;
 
 impl<'a> Monitor<'a> {
     pub(super) fn new(
@@ -143,6 +143,9 @@ impl<'a> Monitor<'a> {
             self.keep_time(observer);
             self.keep_stop();
             self.keep_memory(observer);
+            if watches[6].ready() && self.sandbox.counts.out_of_memory() {
+                let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+            }
             self.settle(observer);
             self.serve(&watches[OWN..]);
             self.pump(&watches);
@@ -164,6 +167,7 @@ impl<'a> Monitor<'a> {
             input,
             output,
             stdin,
+            self.sandbox.counts.watch(),
         ];
         let mut all = [Watch::off(); OWN + WATCHES];
         all[..OWN].copy_from_slice(&own);
@@ -424,8 +428,9 @@ impl<'a> Monitor<'a> {
             fuse.finish();
         }
         self.drain();
-        let (usage, reached) = self.sandbox.counts.at_end(self.plan, init);
-        self.limit = self.limit.or(reached);
+        let (usage, reached) = self.sandbox.counts.at_end(self.plan, init, self.ended.map(|(ended, _)| ended));
+        // What was watched may have ended by itself in the same moment.
+        self.limit = self.limit.filter(|_| self.ended.is_none()).or(reached);
         if self.sandbox.counts.clear()
             && let Some(claim) = &self.sandbox.claim
         {
@@ -452,9 +457,7 @@ impl<'a> Monitor<'a> {
         let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
         let layer_full = in_store && full == Fullness::Full;
         let typed = matches!(ended, Ended::Signal(signal) if self.typed == Some(signal));
-        // The program may have ended by itself in the same moment.
-        let limit = self.limit.filter(|_| self.ended.is_none());
-        Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None, typed }
+        Exit { ended, timed_out: self.timed_out, layer_full, limit: self.limit, usage: None, typed }
     }
 
     /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
