@@ -55,7 +55,7 @@ make_disk() {
     tar -C "$run_dir/$user" --owner=1000 --group=1000 -cf "$disk/rootfs.tar" rootfs || return 1
     while read -r lane _ _ _ list has; do
         mkdir "$disk/lanes/$lane"
-        environment /sbx sbxtest /home/sbxtest >"$disk/lanes/$lane/env"
+        { environment /sbx sbxtest /home/sbxtest; echo SBX_TEST_EXES=/sbx/exe; } >"$disk/lanes/$lane/env"
         plan_of "$list" >"$disk/lanes/$lane/plan"
         while read -r exe _; do
             if [[ -x tests/$exe ]]; then exe=tests/$exe; else exe=$(compgen -G "$run_dir/exe/$exe-*"); fi
