@@ -58,7 +58,7 @@ make_disk() {
         { environment /sbx sbxtest /home/sbxtest; echo SBX_TEST_EXES=/sbx/exe; } >"$disk/lanes/$lane/env"
         plan_of "$list" >"$disk/lanes/$lane/plan"
         while read -r exe _; do
-            if [[ -x tests/$exe ]]; then exe=tests/$exe; else exe=$(compgen -G "$run_dir/exe/$exe-*"); fi
+            if [[ -f tests/$exe ]]; then exe=tests/$exe; else exe=$(compgen -G "$run_dir/exe/$exe-*"); fi
             cp -u "$exe" "$disk/exe/$(basename "${exe%-*}")" || return 1
         done <"$disk/lanes/$lane/plan"
     done < <(rows lanes)
