@@ -59,7 +59,7 @@ pub fn door(caller: &Caller, uid: u32) -> Option<Door> {
     if system { Some(Door::Private(SYSTEM.into())) } else { door_of_session(caller, uid) }
 }
 
-/// The manager's own socket, which needs no bus (no dbus-user-session), else the bus.
+/// Without the bus (no dbus-user-session) the manager's own socket is left.
 fn door_of_session(caller: &Caller, uid: u32) -> Option<Door> {
     let runtime = runtime(caller, uid)?;
     let private = runtime.join(PRIVATE);
@@ -67,8 +67,8 @@ fn door_of_session(caller: &Caller, uid: u32) -> Option<Door> {
     if !theirs {
         return None;
     }
-    // As systemctl does: by the bus each word costs two more switches of process.
-    [Door::Private(private), Door::Bus(runtime.join("bus"))].into_iter().find(|door| opens(door.path(), uid))
+    // The manager sends all that happens to whoever is at its own socket: many starts at once would wait for each other.
+    [Door::Bus(runtime.join("bus")), Door::Private(private)].into_iter().find(|door| opens(door.path(), uid))
 }
 
 /// Where pam_systemd puts a user's sockets. A variable that a change of user left behind (`su`, `sudo -E`) names
@@ -117,20 +117,18 @@ mod tests {
     }
 
     #[test]
-    fn the_managers_own_socket_is_the_first_choice() {
-        for names in [&["bus", "systemd/private"][..], &["systemd/private"]] {
-            let (door, dir) = found(names, &[]);
-            assert_eq!(door, Some(Door::Private(dir.join("systemd/private"))));
-        }
+    fn the_bus_is_the_first_choice() {
+        let (door, dir) = found(&["bus", "systemd/private"], &[]);
+        assert_eq!(door, Some(Door::Bus(dir.join("bus"))));
+        assert_eq!(door.and_then(|door| door.beside()), Some(Door::Private(dir.join("systemd/private"))));
     }
 
     #[test]
-    fn where_that_does_not_listen_the_bus_is_left() {
-        let (door, dir) = found(&["bus"], &["systemd/private"]);
-        assert_eq!(door, Some(Door::Bus(dir.join("bus"))));
-        assert_eq!(door.and_then(|door| door.beside()), Some(Door::Private(dir.join("systemd/private"))));
-        let (door, dir) = found(&["systemd/private"], &["bus"]);
-        assert_eq!(door, Some(Door::Private(dir.join("systemd/private"))));
+    fn without_a_living_bus_the_managers_own_socket_is_left() {
+        for stale in [&[][..], &["bus"]] {
+            let (door, dir) = found(&["systemd/private"], stale);
+            assert_eq!(door, Some(Door::Private(dir.join("systemd/private"))));
+        }
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub(super) struct Counts {
     /// What a scope's own memory limit does. systemd writes its idea of `memory.oom.group` again whenever it looks at a
     /// slice anew, such as for another unit's limits (seen with 252), and then the kernel ends a single process.
     events: Option<OwnedFd>,
+    /// Whether it has ended all; it is told before anybody is dead.
+    out_of_memory: bool,
 }
 
 impl Counts {
@@ -106,14 +108,18 @@ impl Counts {
         let wanted = files.into_iter().filter(limited).map(|(_, file)| file);
         let scope = group.as_ref().filter(|group| group.is_scope() && plan.limits.mem.is_some());
         let events = scope.and_then(Group::memory_events);
-        Counts { group, usage: None, events, wanted: (!all).then(|| wanted.collect()) }
+        Counts { group, usage: None, events, out_of_memory: false, wanted: (!all).then(|| wanted.collect()) }
     }
 
     fn look(&self) -> Option<Usage> {
         let group = self.group.as_ref()?;
         let usage = group.usage(|file| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(&file)))?;
         // Then there is more to tell.
-        if usage.memory_kills + usage.pids_refused > 0 { group.usage(|_| true) } else { Some(usage) }
+        if self.out_of_memory || usage.memory_kills + usage.pids_refused > 0 {
+            group.usage(|_| true)
+        } else {
+            Some(usage)
+        }
     }
 
     /// The cgroup, where there is one.
@@ -150,7 +156,7 @@ impl Counts {
     pub(super) fn out_of_memory(&mut self) -> bool {
         let reached = self.events.as_ref().is_some_and(|events| Usage::says_oom(events.as_fd()));
         if reached {
-            self.events = None;
+            (self.events, self.out_of_memory) = (None, true);
             self.read();
         }
         reached
@@ -161,6 +167,7 @@ impl Counts {
         let Some(group) = &self.group else { return (None, None) };
         let usage = self.usage.or_else(|| self.look());
         let killed = match &usage {
+            _ if self.out_of_memory => true,
             Some(usage) => usage.memory_kills > 0,
             // Gone before it could be read; but the limit kills all at once, so init too.
             None => init == Ended::Signal(SIGKILL) && group.killed_above(),
