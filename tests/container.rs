@@ -94,15 +94,27 @@ fn profile(more: &[&str]) -> Value {
 
 /// `sbx WORDS` in a container; the fixture is its root and the root file system at /mnt/rootfs, /run and /tmp are free.
 fn contained(place: &Place, seccomp: &Value, masked: bool, words: &[&str]) -> Done {
+    let args: Vec<&str> = ["/mnt/sbx"].iter().chain(words).copied().collect();
+    place.write("config.json", config(place, seccomp, masked, &args, &[]).to_string());
+    let name = format!("sbx-{}", std::process::id());
+    let root = place.path("crun");
+    // crun refuses a machine whose /sys/fs/cgroup is not cgroup v2, even where it is to make no use of it.
+    let script = "test -e /sys/fs/cgroup/cgroup.controllers || mount -t cgroup2 none /sys/fs/cgroup; \
+        exec crun --root \"$0\" --cgroup-manager=disabled run \"$1\"";
+    let words = ["--map-root-user", "--mount", "--cgroup", "sh", "-c", script, root.to_str().expect("UTF-8"), &name];
+    place.run("unshare", words).done()
+}
+
+/// The bundle of a container in which these words run, with more mounts.
+fn config(place: &Place, seccomp: &Value, masked: bool, args: &[&str], more: &[Value]) -> Value {
     let ids = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
     let rootfs = place.own_rootfs("container");
     let mount = |kind: &str, at: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
     let bind = |src: &std::path::Path, at: &str| json!({ "destination": at, "type": "bind", "source": src, "options": ["rbind", "ro"] });
     let lists = if masked { (&MASKED[..], &READ_ONLY[..]) } else { (&[][..], &[][..]) };
-    let args: Vec<&str> = ["/mnt/sbx"].iter().chain(words).copied().collect();
     let caps = ["bounding", "effective", "permitted"].map(|set| (set.to_owned(), json!(CAPS)));
     let namespaces = ["user", "mount", "pid", "ipc", "uts", "network", "cgroup"].map(|kind| json!({ "type": kind }));
-    let config = json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "process": {
             "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": args,
@@ -126,14 +138,8 @@ fn contained(place: &Place, seccomp: &Value, masked: bool, words: &[&str]) -> Do
             "maskedPaths": lists.0, "readonlyPaths": lists.1, "seccomp": seccomp,
         },
     });
-    place.write("config.json", config.to_string());
-    let name = format!("sbx-{}", std::process::id());
-    let root = place.path("crun");
-    // crun refuses a machine whose /sys/fs/cgroup is not cgroup v2, even where it is to make no use of it.
-    let script = "test -e /sys/fs/cgroup/cgroup.controllers || mount -t cgroup2 none /sys/fs/cgroup; \
-        exec crun --root \"$0\" --cgroup-manager=disabled run \"$1\"";
-    let words = ["--map-root-user", "--mount", "--cgroup", "sh", "-c", script, root.to_str().expect("UTF-8"), &name];
-    place.run("unshare", words).done()
+    config["mounts"].as_array_mut().expect("mounts").extend(more.iter().cloned());
+    config
 }
 
 /// Runs in a container with these calls open besides Moby's, and checks there: the two have to agree.
@@ -175,4 +181,43 @@ fn behind_podmans_profile_it_works() {
     let words: Vec<&str> = said.split_whitespace().collect();
     let confined = ["CapEff:", "00000000800405fb", "NoNewPrivs:", "1", "Seccomp:", "2", "0", "0", "1"];
     assert_eq!(words, confined, "{said}");
+}
+
+/// As `podman run --cgroupns=private` with a delegated cgroup: what is seen of the hierarchy is the container's own group.
+#[test]
+fn alone_in_a_container_with_a_group_of_its_own_limits_hold() {
+    if lacks(&["userns", "crun", "tmpfs-xattrs", "cgroup", "without-systemd"]) {
+        return;
+    }
+    let place = Place::new();
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("our group");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup v2");
+    let group = std::path::Path::new("/sys/fs/cgroup").join(own).with_file_name(format!("box-{}", std::process::id()));
+    let cgroup = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+        "options": ["rw", "nosuid", "noexec", "nodev"] });
+    let run = |command: &str| {
+        std::fs::create_dir(&group).expect("a group");
+        let args = ["/bin/sh", "-c", command];
+        let config = config(&place, &profile(&PODMAN), false, &args, std::slice::from_ref(&cgroup));
+        place.write("config.json", config.to_string());
+        // Detached, so that crun stands not in the group while the container runs.
+        let script = "echo $$ >\"$2/cgroup.procs\" && \
+            exec unshare --map-root-user --mount crun --root \"$0\" --cgroup-manager=disabled run --detach \"$1\"";
+        let (root, name) = (place.path("crun"), format!("sbx-{}-{}", std::process::id(), command.len()));
+        let words = ["-c", script, root.to_str().expect("UTF-8"), &name, group.to_str().expect("UTF-8")];
+        let done = place.run("sh", words).done();
+        place.assert_no_processes();
+        let control = std::fs::read_to_string(group.join("cgroup.subtree_control")).expect("a file of the group");
+        assert_eq!(control, "", "{}", done.err);
+        // With anything below it, it could not be removed.
+        std::fs::remove_dir(&group).expect("an empty group");
+        done
+    };
+    let sbx = "/mnt/sbx run --mem 64M --pids 20 /mnt/rootfs";
+    let said = run(&format!("sleep 1; exec {sbx} cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"));
+    assert_eq!((said.text().trim(), said.err.as_str()), ("67108864\n21", ""));
+    let hog = run(&format!("sleep 1; exec {sbx} sh -c 'x=x; while :; do x=$x$x; done'"));
+    assert!(hog.err.contains("killed by the memory limit (64M)"), "{}", hog.err);
+    let beside = run(&format!("sleep 1; {sbx} true; true"));
+    assert!(beside.err.contains("limits by watch") && beside.err.contains("holds other processes"), "{}", beside.err);
 }

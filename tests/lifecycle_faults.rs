@@ -128,7 +128,7 @@ fn a_stopped_supervisor_keeps_nobody_from_ending_it() {
     running.signal("STOP");
     let asked = [&["pause", "x"][..], &["kill", "-s", "WINCH", "x"], &["exec", "x", "true"]];
     let asked = asked.map(|words| place.sbx(words).start());
-    asked.map(|running| {
+    let _ = asked.map(|running| {
         let done = running.done();
         assert!([1, 125].contains(&done.code()) && done.err.starts_with("sbx: x: its supervisor"), "{done:?}");
     });
@@ -265,11 +265,11 @@ fn ten_thousand_requests_leave_the_supervisor_as_small_as_it_was() {
         assert!(soon(|| socket::receive(client.as_fd(), &mut [0; 16], Wait::No).is_ok()));
     };
     // What is made once when it is first asked for does not count.
-    [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
+    let _ = [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
     std::thread::sleep(Duration::from_millis(300));
     let before = private(running.pid());
     for _ in 0..3_000 {
-        [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
+        let _ = [(SIGNAL, 28), (WAIT, 0), (ENTER, 0)].map(|(kind, number)| ask(kind, number));
     }
     for _ in 0..1_000 {
         let _ = socket::send_now(connect(&place, "x").as_fd(), b"garbage");

@@ -88,6 +88,16 @@ fn a_tree_of_processes_counts_as_one() {
 }
 
 #[test]
+fn the_whole_tree_ends_whoever_was_too_big() {
+    if !has("cgroup") {
+        return;
+    }
+    let outcome = limited(&["--mem", "64M"]).bring_probe().sh("/probe fill 300 0 5000; echo survived; sleep 5").run();
+    assert!(!outcome.stdout.contains("survived"), "{}", outcome.stdout);
+    over(outcome, "64M");
+}
+
+#[test]
 fn what_lies_in_the_tmpfs_counts_and_pages_of_files_do_not() {
     if !has("cgroup") {
         return;
@@ -134,7 +144,7 @@ fn a_bomb_is_held_counted_and_leaves_nothing() {
 
 #[test]
 fn processor_time_is_what_was_asked_for() {
-    if !has("cgroup") {
+    if lacks(&["cgroup", "cpu"]) {
         return;
     }
     let begin = Instant::now();
@@ -152,7 +162,7 @@ fn processor_time_is_what_was_asked_for() {
 
 #[test]
 fn processors_are_those_asked_for() {
-    if !has("cgroup") || !has("cpuset") {
+    if lacks(&["cgroup", "cpuset"]) {
         return;
     }
     let seen = limited(&["--cpuset", "1"]).probe("processors").sees();
@@ -162,7 +172,7 @@ fn processors_are_those_asked_for() {
 
 #[test]
 fn rates_of_a_disk_hold() {
-    if !has("cgroup") || !has("io") {
+    if lacks(&["cgroup", "io"]) {
         return;
     }
     // The tests lie on a virtio disk of their own there.
@@ -244,6 +254,39 @@ fn auto_takes_a_cgroup_without_a_word() {
 }
 
 #[test]
+fn what_is_not_delegated_is_refused_by_name_or_let_go() {
+    if lacks(&["cgroup", "without-cpu"]) {
+        return;
+    }
+    let asked = ["--mem", "64M", "--pids", "9", "--cpus", "0.5"];
+    let refused = limited(&asked).sh("true").run().refused();
+    refused.says("--cpus").says("has no controller cpu to give").says("echo +cpu > cgroup.subtree_control");
+    // The same without a word of the way: half a processor is nobody's to give without a cgroup either.
+    sandbox(&asked).sh("true").run().refused().says("no controller cpu");
+    let max = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max";
+    let less = limited(&asked).option("--best-effort").sh(max).run().exits(0).prints("67108864\n10");
+    less.says("sbx: skipped: --cpus").says("no controller cpu");
+}
+
+#[test]
+fn without_a_group_it_is_watched_and_said() {
+    if !has("without-cgroup") {
+        return;
+    }
+    let outcome = sandbox(&["--mem", "64M", "--pids", "9"]).sh("true").run().exits(0);
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    assert!(
+        matches!(lines[..], [line] if line.contains("limits by watch, which stops accidents, not an attacker: ")),
+        "{lines:?}"
+    );
+    over(sandbox(&["--mem", "64M"]).probe_with("fill", &["300", "0", "5000"]).run(), "64M");
+    let refused = limited(&["--mem", "64M"]).sh("true").run().refused();
+    refused.says("--limits cgroup").says("--limits watch");
+    sandbox(&["--mount", "type=cgroup"]).sh("true").run().refused().says("--mount type=cgroup");
+    sandbox(&["--mem", "64M", "--cpus", "0.5"]).sh("true").run().refused().says("--cpus");
+}
+
+#[test]
 fn it_works_with_the_other_options() {
     if !has("cgroup") {
         return;
@@ -291,6 +334,8 @@ fn killed_at_many_points_it_leaves_no_group() {
         }
         goes(&format!("sbx-{name}"));
     }
+    // systemd may have been faster than any command, and a record is left.
+    limited(&["--state"]).option(scratch.join("state")).sh("true").run().exits(0);
     let left = std::fs::read_dir(scratch.join("state")).into_iter().flatten().count();
     assert_eq!(left, 0);
 }
@@ -314,7 +359,7 @@ fn many_at_once_leave_the_groups_as_they_were() {
 
 #[test]
 fn systemd_knows_the_scope_and_its_limits() {
-    if lacks(&["cgroup", "systemd"]) {
+    if lacks(&["cgroup", "cpu", "systemd"]) {
         return;
     }
     let mut running =

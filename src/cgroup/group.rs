@@ -6,11 +6,11 @@
 use super::usage::{Live, Usage};
 use crate::error::{Error, Result};
 use crate::host::cgroup::Direct;
-use crate::host::files::{c_path, read_bytes_of};
+use crate::host::files::c_path;
 use crate::plan::limits::{ReadBack, Setting};
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process};
+use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process, sabotaged};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ pub struct Group {
     dir: OwnedFd,
     path: PathBuf,
     holder: Holder,
+    cleared: bool,
 }
 
 /// Who takes the group away.
@@ -48,7 +49,7 @@ struct Made {
     parent: OwnedFd,
     name: CString,
     /// Where sbx itself moved out of the way.
-    _leaf: Option<Leaf>,
+    leaf: Option<Leaf>,
 }
 
 /// A group for sbx alone: one that gives controllers to others may hold no process (cgroup-v2.rst, "No Internal
@@ -86,13 +87,13 @@ impl Group {
         if let Some(leaf) = &mut leaf {
             leaf.switched_on = switched_on;
         }
-        let made = Made { parent, name, _leaf: leaf };
+        let made = Made { parent, name, leaf };
         let dir = made.directory().map_err(|errno| match errno {
             EEXIST => in_use(sandbox),
             errno => fail("divided", errno),
         })?;
         let path = at.at.join(name_of(sandbox));
-        let group = Group { dir, path, holder: Holder::Own(made) };
+        let group = Group { dir, path, holder: Holder::Own(made), cleared: false };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -107,8 +108,8 @@ impl Group {
         let dir = open(&path).map_err(|errno| refused(&path, "opened", errno))?;
         let above = path.parent().unwrap_or(&path);
         let above = open(above).map_err(|errno| refused(above, "opened", errno))?;
-        let before = Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills;
-        let group = Group { dir, path, holder: Holder::Systemd(above, before) };
+        let before = kills(above.as_fd());
+        let group = Group { dir, path, holder: Holder::Systemd(above, before), cleared: false };
         settings.iter().try_for_each(|setting| group.set(setting))?;
         Ok(group)
     }
@@ -139,10 +140,18 @@ impl Group {
         Err(ETIMEDOUT)
     }
 
-    /// What all of it has used, and what limits did; `None` where systemd was faster.
-    pub fn usage(&self) -> Option<Usage> {
-        let usage = Usage::read(|file| text(self.fd(), file).ok());
-        text(self.fd(), "cgroup.events").ok().map(|_there| usage)
+    /// What all of it has used, and what limits did, as far as it stands in these files; `None` where systemd was
+    /// faster.
+    pub fn usage(&self, wanted: impl Fn(&str) -> bool) -> Option<Usage> {
+        let usage = Usage::read(|file| if wanted(file) { text(self.fd(), file).ok() } else { None });
+        (!self.is_scope() || text(self.fd(), "cgroup.events").is_ok()).then_some(usage)
+    }
+
+    /// What its own memory limit does, to be waited for (memory.events.local, Linux 5.2).
+    pub fn memory_events(&self) -> Option<OwnedFd> {
+        let events = fs::openat(self.fd(), c"memory.events.local", Open::Read).ok()?;
+        Usage::says_oom(events.as_fd());
+        Some(events)
     }
 
     /// Whether systemd takes it away.
@@ -155,26 +164,36 @@ impl Group {
     pub fn killed_above(&self) -> bool {
         match &self.holder {
             Holder::Own(_) => false,
-            Holder::Systemd(above, before) => Usage::read(|file| text(above.as_fd(), file).ok()).memory_kills > *before,
+            Holder::Systemd(above, before) => kills(above.as_fd()) > *before,
         }
     }
 
     fn set(&self, setting: &Setting) -> Result<()> {
-        let file = c_path(Path::new(&setting.file));
-        match fs::openat(self.fd(), &file, Open::Write).and_then(|f| fs::write_all(f.as_fd(), setting.value.as_bytes()))
-        {
-            Ok(()) => {}
-            Err(ENOENT) if setting.optional => return Ok(()),
-            Err(EINVAL | ERANGE) if setting.reads == ReadBack::Cpus => {
-                let all = text(self.fd(), "cpuset.cpus.effective").unwrap_or_default();
-                return Err(foreign(setting, all.trim()));
-            }
-            Err(errno) => return Err(unset(setting, errno)),
+        if sabotaged(c"cgroup-limits") || setting.file == "memory.oom.group" && sabotaged(c"oom-group") {
+            return Ok(());
         }
-        let read = text(self.fd(), &setting.file).map_err(|errno| unset(setting, errno))?;
-        if !setting.holds(&read) {
-            let why = format!("{} reads {} after {} was written", setting.file, read.trim(), setting.value);
-            return Err(Error::spec(&format!("--{}", setting.option), &setting.asked, why));
+        let name = c_path(Path::new(&setting.file));
+        let file = match fs::openat(self.fd(), &name, Open::ReadWrite) {
+            Ok(file) => file,
+            Err(ENOENT) if setting.optional => return Ok(()),
+            Err(errno) => return Err(unset(setting, errno)),
+        };
+        let read = || value(file.as_fd()).map_err(|errno| unset(setting, errno));
+        // What systemd has set already is only read.
+        if !self.is_scope() || !setting.holds(&read()?) {
+            match fs::write_all(file.as_fd(), setting.value.as_bytes()) {
+                Ok(()) => {}
+                Err(EINVAL | ERANGE) if setting.reads == ReadBack::Cpus => {
+                    let all = text(self.fd(), "cpuset.cpus.effective").unwrap_or_default();
+                    return Err(foreign(setting, all.trim()));
+                }
+                Err(errno) => return Err(unset(setting, errno)),
+            }
+            let read = read()?;
+            if !setting.holds(&read) {
+                let why = format!("{} reads {} after {} was written", setting.file, read.trim(), setting.value);
+                return Err(Error::spec(&format!("--{}", setting.option), &setting.asked, why));
+            }
         }
         if setting.reads == ReadBack::Cpus {
             let given = text(self.fd(), "cpuset.cpus.effective").map_err(|errno| unset(setting, errno))?;
@@ -193,17 +212,40 @@ pub fn live(group: &Path) -> Option<Live> {
     text(dir.as_fd(), "cgroup.events").ok().map(|_there| live)
 }
 
-impl Drop for Group {
-    /// Ends what is in it and takes it away. A scope is systemd's, and goes with its last process.
-    fn drop(&mut self) {
-        if let Ok(kill) = fs::openat(self.fd(), c"cgroup.kill", Open::Write)
-            && populated(self.fd())
-        {
-            let _ = fs::write_all(kill.as_fd(), b"1");
+impl Group {
+    /// Ends what is in it and takes it away; whether nothing is left. A scope is systemd's, and goes with its last
+    /// process.
+    pub fn clear(&mut self) -> bool {
+        let gone = match &self.holder {
+            Holder::Own(_) if sabotaged(c"cgroup-removal") => false,
+            // As nearly always, for the program's end was waited for.
+            Holder::Own(made) if fs::unlinkat(made.parent.as_fd(), &made.name, Kind::Directory).is_ok() => true,
+            Holder::Own(made) => {
+                self.kill();
+                empty(self.fd(), PATIENCE);
+                remove(made.parent.as_fd(), &made.name).is_ok()
+            }
+            Holder::Systemd(..) => {
+                self.kill();
+                false
+            }
+        };
+        self.cleared = true;
+        gone && matches!(&self.holder, Holder::Own(Made { leaf: None, .. }))
+    }
+
+    fn kill(&self) {
+        if populated(self.fd()) {
+            let _ = write(self.fd(), c"cgroup.kill", "1");
         }
-        let Holder::Own(made) = &self.holder else { return };
-        empty(self.fd(), PATIENCE);
-        let _ = remove(made.parent.as_fd(), &made.name);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.cleared {
+            self.clear();
+        }
     }
 }
 
@@ -272,13 +314,26 @@ pub fn remove_left(path: &Path, sandbox: &str) -> crate::sys::Result<()> {
     if mount::fstatfs(parent.as_fd())?.kind != CGROUP2 {
         return Ok(());
     }
-    let leaf = c_path(Path::new(&leaf_of(sandbox)));
-    let _ = fs::unlinkat(parent.as_fd(), &leaf, Kind::Directory);
     let name = c_path(Path::new(name));
     match fs::open_beneath(parent.as_fd(), &name, Open::List) {
-        Ok(dir) if !empty(dir.as_fd(), LEFT_PATIENCE) => Err(EBUSY),
-        Ok(_) => remove(parent.as_fd(), &name),
-        Err(errno) => gone(errno),
+        Ok(dir) if !empty(dir.as_fd(), LEFT_PATIENCE) => return Err(EBUSY),
+        Ok(_) => remove(parent.as_fd(), &name)?,
+        Err(errno) => gone(errno)?,
+    }
+    let leaf = c_path(Path::new(&leaf_of(sandbox)));
+    if fs::unlinkat(parent.as_fd(), &leaf, Kind::Directory).is_ok() {
+        reopen(parent.as_fd());
+    }
+    Ok(())
+}
+
+/// Lets processes into a group again that sbx had to itself, so that it was sbx that switched its controllers on.
+fn reopen(dir: BorrowedFd<'_>) {
+    let mut below = false;
+    each_below(dir, |_, _| below = true);
+    if !below && let Ok(on) = text(dir, "cgroup.subtree_control") {
+        let off: Vec<String> = on.split_whitespace().map(|controller| format!("-{controller}")).collect();
+        let _ = write(dir, c"cgroup.subtree_control", &off.join(" "));
     }
 }
 
@@ -331,8 +386,19 @@ fn unset(setting: &Setting, errno: Errno) -> Error {
 }
 
 fn text(dir: BorrowedFd<'_>, file: &str) -> crate::sys::Result<String> {
-    let file = fs::openat(dir, &c_path(Path::new(file)), Open::Read)?;
-    Ok(String::from_utf8_lossy(&read_bytes_of(file.as_fd(), 1 << 16)?).into_owned())
+    value(fs::openat(dir, &c_path(Path::new(file)), Open::Read)?.as_fd())
+}
+
+/// The content of an open file of a group, from its beginning: the kernel gives all of it in one read.
+fn value(file: BorrowedFd<'_>) -> crate::sys::Result<String> {
+    let mut buffer = [0; 4096];
+    let length = fs::pread(file, &mut buffer, 0)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Processes that memory limits have killed in a group and below it.
+fn kills(dir: BorrowedFd<'_>) -> u64 {
+    Usage::read(|file| if file == "memory.events" { text(dir, file).ok() } else { None }).memory_kills
 }
 
 fn write(dir: BorrowedFd<'_>, file: &CStr, text: &str) -> crate::sys::Result<()> {
@@ -398,6 +464,16 @@ fn remove(parent: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
 
 /// The groups that the program made, the innermost first. What cannot be removed now is tried again by the caller.
 fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
+    each_below(dir, |name, below| {
+        if depth > 0 {
+            remove_below(below, depth - 1);
+        }
+        let _ = fs::unlinkat(dir, name, Kind::Directory);
+    });
+}
+
+/// The groups in a group.
+fn each_below(dir: BorrowedFd<'_>, mut each: impl FnMut(&CStr, BorrowedFd<'_>)) {
     let mut entries = fs::Entries::new();
     loop {
         let Ok(names) = fs::getdents(dir, &mut entries) else { return };
@@ -406,11 +482,9 @@ fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
         }
         for name in names {
             // The files of a group are no directories: ENOTDIR.
-            let Ok(below) = fs::open_beneath(dir, name, Open::List) else { continue };
-            if depth > 0 {
-                remove_below(below.as_fd(), depth - 1);
+            if let Ok(below) = fs::open_beneath(dir, name, Open::List) {
+                each(name, below.as_fd());
             }
-            let _ = fs::unlinkat(dir, name, Kind::Directory);
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result, visible};
 use crate::host::manager::Door;
 use crate::plan::limits::{Property, Value};
 use crate::sys::event::{SIGKILL, monotonic_ms, poll};
+use crate::sys::sabotaged;
 use std::os::fd::BorrowedFd;
 
 /// How long systemd may take for a scope; it needs milliseconds.
@@ -239,7 +240,8 @@ fn request(scope: &Scope<'_>) -> Body {
         property(list, "Delegate", &Value::Bool(true));
         // Without it a scope whose processes died badly would keep its name.
         property(list, "CollectMode", &Value::Text("inactive-or-failed".into()));
-        scope.properties.iter().for_each(|limit| property(list, limit.name, &limit.value));
+        let limits = if sabotaged(c"cgroup-limits") { &[] } else { scope.properties };
+        limits.iter().for_each(|limit| property(list, limit.name, &limit.value));
         list.entry().text("PIDs").signature("au").array(4, |pids| {
             pids.u32(scope.pid as u32);
         });

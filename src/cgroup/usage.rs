@@ -1,5 +1,8 @@
 //! What a cgroup has counted, and what it uses now: its files as numbers. Pure but for the reader it is given.
 
+use crate::sys::fs::pread;
+use std::os::fd::BorrowedFd;
+
 /// See the head of the file. What the kernel or the group does not count is `None`, or 0 for events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -37,6 +40,14 @@ impl Usage {
             io: file("io.stat").map(|text| (summed(&text, "rbytes="), summed(&text, "wbytes="))),
             pressure: PRESSURE.map(|name| some(&file(name)?, "total=")),
         }
+    }
+
+    /// Whether an open memory.events.local tells that the group had no memory left. From its reading on it can be waited
+    /// for anew; allocates nothing.
+    pub fn says_oom(events: BorrowedFd<'_>) -> bool {
+        let mut buffer = [0; 512];
+        let length = pread(events, &mut buffer, 0).unwrap_or(0);
+        std::str::from_utf8(&buffer[..length]).is_ok_and(|text| keyed(text, "oom").is_some_and(|count| count > 0))
     }
 }
 

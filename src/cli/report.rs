@@ -62,6 +62,11 @@ impl<'a> Reporter<'a> {
         self.pid_file.is_some() || self.status_fd.is_some()
     }
 
+    /// Whether all that was used is told at the end.
+    pub fn wants_usage(&self) -> bool {
+        self.counted || self.status_fd.is_some()
+    }
+
     /// Nothing ran: an empty pid file would only mislead.
     pub fn forget_pid_file(&self) {
         if let Some(file) = &self.pid_file {

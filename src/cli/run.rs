@@ -50,7 +50,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     )?;
     reporter.notes(plan.notes());
     state.sweep();
-    let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose") };
+    let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: reporter.wants_usage() };
     let request = Request { state: &state, told };
     let exit = if plan.is_detached() {
         let leaving = match detach::part(&name, inherited)? {

@@ -50,8 +50,6 @@ pub struct Delegation {
     pub root: PathBuf,
     /// The caller's own group, where it can be reached.
     pub own: Option<PathBuf>,
-    /// Controllers of the v2 hierarchy's root as mounted.
-    pub controllers: Vec<String>,
     /// Whether a cgroup namespace's own limits are closed to those inside (`nsdelegate`, Linux 4.13).
     pub nsdelegate: bool,
     /// Where groups can be made.
@@ -85,19 +83,23 @@ impl Delegation {
         let own = mounted.and_then(|mount| group_of("self", &mount.root, &mount.point));
         let found = match (mounted, &own) {
             (Some(mount), Some(own)) => divisible(own, &mount.point, ours),
-            (Some(_), None) => Err("the group of this process lies outside of what is mounted".into()),
+            (Some(_), None) => Err("a cgroup namespace without a mount of its own: the group of this process lies outside of what is mounted".into()),
             (None, _) => Err("no cgroup v2 is mounted".into()),
         };
         let (direct, why) = match found {
             Ok(direct) => (Some(direct), String::new()),
             Err(why) => (None, why),
         };
-        // On a hybrid hierarchy it has no controllers to give.
-        let door = if layout == Layout::Unified { manager::door(caller, uid) } else { None };
-        let managed = door.as_ref().and(mounted).and_then(|mount| managed(&mount.point, own.as_deref(), uid));
+        // On a hybrid hierarchy it has no controllers to give, and a group that cannot be reached has no limits to set.
+        let door = own.as_ref().filter(|_| layout == Layout::Unified).and_then(|_| manager::door(caller, uid));
+        let managed = door.as_ref().zip(mounted).and_then(|(door, mount)| match door.is_system() {
+            true => Some(words(&mount.point, "cgroup.controllers")),
+            false => managed(&mount.point, own.as_deref(), uid),
+        });
+        // In a cgroup namespace of our own its groups are out of reach.
+        let door = door.filter(|_| managed.is_some() || initial_namespace());
         Delegation {
             layout,
-            controllers: mounted.map_or_else(Vec::new, |mount| words(&mount.point, "cgroup.controllers")),
             nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
             mount: mounted.map(|mount| mount.point.clone()),
             root: mounted.map(|mount| mount.root.clone()).unwrap_or_default(),
@@ -137,7 +139,7 @@ fn group_of(process: &str, root: &Path, point: &Path) -> Option<PathBuf> {
 }
 
 fn words(group: &Path, file: &str) -> Vec<String> {
-    let text = read_text(&group.join(file), 4096).unwrap_or_default();
+    let text = read_value(&group.join(file)).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -147,8 +149,7 @@ fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
     let direct = |at: &Path| Direct { at: at.to_owned(), own: at == own, controllers: words(at, "cgroup.controllers") };
     for group in own.ancestors().skip(1).take_while(|group| group.starts_with(top)) {
         // The root of the hierarchy may hold processes and give controllers all the same; it is root's.
-        let root = read_value(&group.join("cgroup.type")).is_err();
-        if may_divide(group) && (root || is_empty(group)) {
+        if may_divide(group) && (is_empty(group) || read_value(&group.join("cgroup.type")).is_err()) {
             return Ok(direct(group));
         }
     }
@@ -163,9 +164,9 @@ fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
 /// that a threaded one has made invalid, give no memory (cgroup-v2.rst, "Threads").
 fn may_divide(group: &Path) -> bool {
     let Ok(dir) = openat(HERE, &c_path(group), Open::Directory) else { return false };
-    let domain = read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
     let open = |name| openat(dir.as_fd(), name, Open::Write).is_ok();
-    domain && may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control")
+    let domain = || read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
+    may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control") && domain()
 }
 
 fn is_empty(group: &Path) -> bool {
@@ -176,6 +177,11 @@ fn is_empty(group: &Path) -> bool {
 fn alone(group: &Path, ours: &[i32]) -> bool {
     let own = |line: &str| line.trim().parse().is_ok_and(|pid| ours.contains(&pid));
     read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.lines().all(own))
+}
+
+/// Whether this process sees all groups; the number is the kernel's for the first namespace (proc_ns.h).
+fn initial_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == "cgroup:[4026531835]")
 }
 
 /// What the user's systemd has itself. Its group is above ours in a session of its own making; else it has the

@@ -1,9 +1,11 @@
-//! Whether the user has a systemd of their own that can be asked for a scope, and where it is spoken to.
+//! Whether the user has a systemd of their own that can be asked for a scope, and where it is spoken to. Root's is the
+//! system's.
 //!
 //! A door is somebody who listens, belongs to the user and lives in this pid namespace: a socket that a dead manager
 //! left, one that somebody else planted, and one from outside the container that sbx runs in are none.
 
 use crate::host::files::c_path;
+use crate::host::initial_user_namespace;
 use crate::spec::text::Caller;
 use crate::sys::fs::{HERE, Kind, lstat, stat};
 use crate::sys::stream::{Peer, connect, peer};
@@ -14,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// The manager's own socket, in the runtime directory.
 const PRIVATE: &str = "systemd/private";
+/// That of the system's manager, which is root's alone.
+const SYSTEM: &str = "/run/systemd/private";
 
 /// Where a user's systemd can be spoken to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,16 +45,29 @@ impl Door {
             Door::Private(_) => None,
         }
     }
+
+    /// Whether it is the system's manager that listens.
+    pub(super) fn is_system(&self) -> bool {
+        *self == Door::Private(SYSTEM.into())
+    }
 }
 
-/// The door to this user's manager, where one runs. Without the bus (no dbus-user-session) its own socket is left.
+/// The door to this user's manager, where one runs. Root has the system's: it runs whoever is logged in, and a group
+/// that sbx made in its tree by itself could lose its controllers.
 pub fn door(caller: &Caller, uid: u32) -> Option<Door> {
+    let system = uid == 0 && initial_user_namespace() && opens(Path::new(SYSTEM), uid);
+    if system { Some(Door::Private(SYSTEM.into())) } else { door_of_session(caller, uid) }
+}
+
+/// Without the bus (no dbus-user-session) the manager's own socket is left.
+fn door_of_session(caller: &Caller, uid: u32) -> Option<Door> {
     let runtime = runtime(caller, uid)?;
     let private = runtime.join(PRIVATE);
     let theirs = lstat(HERE, &c_path(&private)).is_ok_and(|stat| stat.kind == Kind::Socket && stat.uid == uid);
     if !theirs {
         return None;
     }
+    // The manager sends all that happens to whoever is at its own socket: many starts at once would wait for each other.
     [Door::Bus(runtime.join("bus")), Door::Private(private)].into_iter().find(|door| opens(door.path(), uid))
 }
 
@@ -96,7 +113,7 @@ mod tests {
         let listen = |name: &&str| UnixListener::bind(dir.path().join(name)).expect("bound");
         stale.iter().map(listen).for_each(drop);
         let _listeners: Vec<_> = names.iter().map(listen).collect();
-        (door(&caller(dir.path()), geteuid()), dir.path().to_owned())
+        (door_of_session(&caller(dir.path()), geteuid()), dir.path().to_owned())
     }
 
     #[test]
@@ -126,7 +143,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("systemd")).expect("a directory");
         let _listener = UnixListener::bind(dir.path().join("systemd/private")).expect("bound");
-        assert_eq!(door(&caller(dir.path()), geteuid() + 54321), None);
+        assert_eq!(door_of_session(&caller(dir.path()), geteuid() + 54321), None);
         assert_eq!(runtime(&caller(Path::new("relative")), geteuid() + 54321), None);
     }
 }

@@ -76,7 +76,7 @@ pub fn enter(
     }
     let mut record = record(plan, host);
     record.pid = Some(pid);
-    let counts = limits::Counts::of(None);
+    let counts = limits::Counts::default();
     let signals = signals.as_fd();
     let upper = Upper { _lock: None };
     let sandbox = Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: upper };

@@ -16,7 +16,7 @@ pub struct Exit {
     pub layer_full: bool,
     /// The limit that has ended it.
     pub limit: Option<Reached>,
-    /// What the sandbox's cgroup has counted, where it has one.
+    /// What the sandbox's cgroup has counted, where it has one, as far as [`Told`](super::Told) says.
     pub usage: Option<Usage>,
     /// Whether what ended the program had come to sbx first, from the keyboard: SIGINT or SIGQUIT.
     pub typed: bool,

@@ -10,10 +10,10 @@ use crate::host::Host;
 use crate::plan::Plan;
 use crate::plan::limits::{Enforced, Way};
 use crate::state::Limit;
-use crate::sys::event::SIGKILL;
+use crate::sys::event::{SIGKILL, Watch};
 use crate::sys::process::Ended;
 use crate::sys::socket::Wait;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The group of the direct way; empty, with its limits in it.
 pub(super) fn make(plan: &Plan) -> Result<Option<Group>> {
@@ -87,15 +87,39 @@ impl Mapped<'_> {
 }
 
 /// The sandbox's cgroup and what it has counted, as far as it had to be read before the end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Counts {
     group: Option<Group>,
     usage: Option<Usage>,
+    /// The files that somebody wants to know of, where these are not all; each costs a start its time.
+    wanted: Option<Vec<&'static str>>,
+    /// What a scope's own memory limit does. systemd writes its idea of `memory.oom.group` again whenever it looks at a
+    /// slice anew, such as for another unit's limits (seen with 252), and then the kernel ends a single process.
+    events: Option<OwnedFd>,
+    /// Whether it has ended all; it is told before anybody is dead.
+    out_of_memory: bool,
 }
 
 impl Counts {
-    pub(super) fn of(group: Option<Group>) -> Counts {
-        Counts { group, usage: None }
+    /// Of a group that is watched for what its limits do, and all of it where it is asked for.
+    pub(super) fn of(group: Option<Group>, plan: &Plan, all: bool) -> Counts {
+        let files = [("memory", "memory.events"), ("pids", "pids.events"), ("cpu", "cpu.stat")];
+        let limited = |(controller, _): &(&str, &str)| plan.limits.controllers.contains(controller);
+        let wanted = files.into_iter().filter(limited).map(|(_, file)| file);
+        let scope = group.as_ref().filter(|group| group.is_scope() && plan.limits.mem.is_some());
+        let events = scope.and_then(Group::memory_events);
+        Counts { group, usage: None, events, out_of_memory: false, wanted: (!all).then(|| wanted.collect()) }
+    }
+
+    fn look(&self) -> Option<Usage> {
+        let group = self.group.as_ref()?;
+        let usage = group.usage(|file| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(&file)))?;
+        // Then there is more to tell.
+        if self.out_of_memory || usage.memory_kills + usage.pids_refused > 0 {
+            group.usage(|_| true)
+        } else {
+            Some(usage)
+        }
     }
 
     /// The cgroup, where there is one.
@@ -105,29 +129,52 @@ impl Counts {
 
     /// Reads a scope that systemd is about to take away with its last process.
     pub(super) fn read(&mut self) {
-        if let Some(group) = self.group.as_ref().filter(|group| group.is_scope()) {
-            self.usage = group.usage();
+        if self.group.as_ref().is_some_and(Group::is_scope) {
+            self.usage = self.look();
         }
     }
 
-    /// The same when the program has ended; init waits for the word that it is done.
+    /// The same when the program has ended; init of a scope waits for the word that it is done.
     pub(super) fn read_at_end(&mut self, channel: BorrowedFd<'_>) {
+        self.usage = self.look();
         if self.group.as_ref().is_some_and(Group::is_scope) {
-            self.read();
             let _ = tell(channel, Message::Go, None);
         }
     }
 
-    /// What was used, and whether the memory limit was what killed init.
-    pub(super) fn at_end(&self, plan: &Plan, init: Ended) -> (Option<Usage>, Option<Reached>) {
+    /// Takes a group of our own away; whether nothing is left of it.
+    pub(super) fn clear(&mut self) -> bool {
+        self.group.as_mut().filter(|group| !group.is_scope()).is_some_and(Group::clear)
+    }
+
+    /// Ready when [`Counts::out_of_memory`] may have something new.
+    pub(super) fn watch(&self) -> Watch {
+        self.events.as_ref().map_or(Watch::off(), |events| Watch::urgent(events.as_fd()))
+    }
+
+    /// Whether the limit was reached, so that all has to end.
+    pub(super) fn out_of_memory(&mut self) -> bool {
+        let reached = self.events.as_ref().is_some_and(|events| Usage::says_oom(events.as_fd()));
+        if reached {
+            (self.events, self.out_of_memory) = (None, true);
+            self.read();
+        }
+        reached
+    }
+
+    /// What was used, and whether the memory limit was what killed the program, or init.
+    pub(super) fn at_end(&self, plan: &Plan, init: Ended, program: Option<Ended>) -> (Option<Usage>, Option<Reached>) {
         let Some(group) = &self.group else { return (None, None) };
-        let usage = self.usage.or_else(|| group.usage());
+        let usage = self.usage.or_else(|| self.look());
         let killed = match &usage {
+            _ if self.out_of_memory => true,
             Some(usage) => usage.memory_kills > 0,
             // Gone before it could be read; but the limit kills all at once, so init too.
             None => init == Ended::Signal(SIGKILL) && group.killed_above(),
         };
-        let value = plan.limits.mem.filter(|_| killed);
+        // One that ended by itself has lived with the death of another.
+        let dead = program.is_none_or(|ended| ended == Ended::Signal(SIGKILL));
+        let value = plan.limits.mem.filter(|_| killed && dead);
         let peak = usage.and_then(|usage| usage.memory_peak);
         (usage, value.map(|value| Reached { option: "mem", value, peak: peak.unwrap_or(value) }))
     }

@@ -156,7 +156,7 @@ fn attempt(
     record.state = "running".into();
     let Mapped { init, channel, claim, .. } = mapped;
     let signals = signals.as_fd();
-    let counts = limits::Counts::of(group);
+    let counts = limits::Counts::of(group, plan, request.told.usage);
     let sandbox = Sandbox { init, counts, channel, signals, record, claim: Some(claim), _upper: upper };
     Monitor::new(plan, request, sandbox, outside).feeding(feed).with_fuse(fuse).run(observer)
 }

@@ -16,10 +16,10 @@ use crate::plan::{Plan, Stage, UpperAt};
 use crate::spec::Init;
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
+use crate::sys;
 use crate::sys::event::{self, Watch};
 use crate::sys::process::{self, Ended};
 use crate::sys::socket::Wait;
-use crate::sys::{self, alloc};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What goes wrong in the set-up is an error; from `Running` on everything is an exit.
@@ -71,7 +71,7 @@ pub(super) struct Monitor<'a> {
     watch: Option<MemoryWatch>,
     limit: Option<Reached>,
     /// Monotonic milliseconds at which the own text is given back, while it is still in memory.
-    text: Option<u64>,
+    pub(super) text: Option<u64>,
 }
 
 /// Milliseconds after which who waits for the program is one that waits long, and gives its memory back: a short run
@@ -79,7 +79,7 @@ pub(super) struct Monitor<'a> {
 pub(super) const SETTLED: u64 = 50;
 
 /// How many descriptors the supervisor watches besides those of its clients.
-const OWN: usize = 6;
+const OWN: usize = 7;
 
 impl<'a> Monitor<'a> {
     pub(super) fn new(
@@ -145,6 +145,9 @@ impl<'a> Monitor<'a> {
             self.keep_time(observer);
             self.keep_stop();
             self.keep_memory(observer);
+            if watches[6].ready() && self.sandbox.counts.out_of_memory() {
+                let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+            }
             self.settle(observer);
             self.serve(&watches[OWN..]);
             self.pump(&watches);
@@ -166,6 +169,7 @@ impl<'a> Monitor<'a> {
             input,
             output,
             stdin,
+            self.sandbox.counts.watch(),
         ];
         let mut all = [Watch::off(); OWN + WATCHES];
         all[..OWN].copy_from_slice(&own);
@@ -366,30 +370,6 @@ impl<'a> Monitor<'a> {
         [left, settling, stop, background, look].into_iter().flatten().min()
     }
 
-    /// The program runs longer than a moment: other commands may want to know of it. A short run is spared all that.
-    fn settle(&mut self, observer: &mut dyn super::Observer) {
-        if self.text.is_none_or(|at| event::monotonic_ms() < at) {
-            return;
-        }
-        self.text = None;
-        if !self.service.was_opened() {
-            self.ask_handles();
-        }
-        if let Some(claim) = self.sandbox.claim.as_ref().filter(|_| !self.service.was_opened()) {
-            // The socket may find room where the record finds none, and without it nobody could stop the sandbox.
-            let told = [claim.write(&self.sandbox.record), self.service.open(claim)];
-            for error in told.into_iter().filter_map(Result::err) {
-                observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
-            }
-        }
-        alloc::drop_text();
-    }
-
-    /// Gives the own text back again when nothing has been asked for a moment.
-    pub(super) fn settle_again(&mut self) {
-        self.text = Some(event::monotonic_ms() + SETTLED);
-    }
-
     /// Nothing has happened for a while.
     fn idle(&mut self) {
         if let Some(terminal) = &mut self.terminal {
@@ -435,8 +415,14 @@ impl<'a> Monitor<'a> {
             fuse.finish();
         }
         self.drain();
-        let (usage, reached) = self.sandbox.counts.at_end(self.plan, init);
-        self.limit = self.limit.or(reached);
+        let (usage, reached) = self.sandbox.counts.at_end(self.plan, init, self.ended.map(|(ended, _)| ended));
+        // What was watched may have ended by itself in the same moment.
+        self.limit = self.limit.filter(|_| self.ended.is_none()).or(reached);
+        if self.sandbox.counts.clear()
+            && let Some(claim) = &self.sandbox.claim
+        {
+            claim.group_is_gone(&self.sandbox.record);
+        }
         if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
             return Err(too_small(limit));
         }
@@ -458,9 +444,7 @@ impl<'a> Monitor<'a> {
         let in_store = matches!(Upper::place(self.plan), Some(UpperAt::Store));
         let layer_full = in_store && full == Fullness::Full;
         let typed = matches!(ended, Ended::Signal(signal) if self.typed == Some(signal));
-        // The program may have ended by itself in the same moment.
-        let limit = self.limit.filter(|_| self.ended.is_none());
-        Exit { ended, timed_out: self.timed_out, layer_full, limit, usage: None, typed }
+        Exit { ended, timed_out: self.timed_out, layer_full, limit: self.limit, usage: None, typed }
     }
 
     /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.

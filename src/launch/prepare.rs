@@ -27,6 +27,8 @@ pub struct Told {
     pub pid: bool,
     /// Each step when it is done.
     pub steps: bool,
+    /// All that its cgroup has counted; else only what its limits did.
+    pub usage: bool,
 }
 
 /// Makes the script of a plan.
@@ -345,6 +347,7 @@ impl Context<'_> {
     /// How the cgroup is mounted, where it is.
     fn cgroup_attr(&self) -> Option<Attr> {
         self.plan.steps.iter().find_map(|p| match &p.step {
+            Step::CgroupMount if crate::sys::sabotaged(c"cgroup-mount") => Some(Attr::GUARDED),
             Step::CgroupMount => Some(Attr::GUARDED | Attr::RDONLY),
             Step::Mount(Mount { source: Source::Cgroup, .. }) => Some(Attr::GUARDED),
             _ => None,

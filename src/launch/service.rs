@@ -2,15 +2,17 @@
 //!
 //! Nobody is waited for: a client that does not read loses what it was told.
 
+use super::Observer;
 use super::channel::{Message, tell};
+use super::exit::Event;
 use super::handles::{CGROUP, COUNT, Handles, KEPT};
-use super::monitor::Monitor;
+use super::monitor::{Monitor, SETTLED};
 use crate::spec::Init;
 use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
 use crate::state::control::{Listener, Reply, Request, answer, hand, hear};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, cred, fs, process};
+use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, alloc, cred, fs, process};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
@@ -105,6 +107,30 @@ impl Service {
 }
 
 impl Monitor<'_> {
+    /// The program runs longer than a moment: other commands may want to know of it. A short run is spared all that.
+    pub(super) fn settle(&mut self, observer: &mut dyn Observer) {
+        if self.text.is_none_or(|at| event::monotonic_ms() < at) {
+            return;
+        }
+        self.text = None;
+        if !self.service.was_opened() {
+            self.ask_handles();
+        }
+        if let Some(claim) = self.sandbox.claim.as_ref().filter(|_| !self.service.was_opened()) {
+            // The socket may find room where the record finds none, and without it nobody could stop the sandbox.
+            let told = [claim.write(&self.sandbox.record), self.service.open(claim)];
+            for error in told.into_iter().filter_map(Result::err) {
+                observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
+            }
+        }
+        alloc::drop_text();
+    }
+
+    /// Gives the own text back again when nothing has been asked for a moment.
+    fn settle_again(&mut self) {
+        self.text = Some(event::monotonic_ms() + SETTLED);
+    }
+
     /// Takes a request of each client that has one.
     pub(super) fn serve(&mut self, watches: &[Watch]) {
         for number in 0..CLIENTS {

@@ -393,6 +393,11 @@ impl Claim<'_> {
         Ok(())
     }
 
+    /// Its cgroup needs no clearing any more.
+    pub fn group_is_gone(&self, record: &Record) {
+        self.leaves.set(!record.made.is_empty() || record.upper.is_some() || record.scope.is_some());
+    }
+
     /// Whether the drop has something to clear outside the sandbox's own namespaces, or the record stays.
     pub fn leaves_something(&self) -> bool {
         self.leaves.get() || self.kept.get()

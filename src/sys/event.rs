@@ -137,6 +137,11 @@ impl Watch {
         Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
     }
 
+    /// A file of the kernel's that has changed since it was read.
+    pub fn urgent(fd: BorrowedFd<'_>) -> Watch {
+        Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLPRI, revents: 0 })
+    }
+
     /// Room to write.
     pub fn write(fd: BorrowedFd<'_>) -> Watch {
         Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 })

@@ -86,14 +86,25 @@ pub fn missing(feature: &str) -> Option<String> {
             opened.err().map(|error| format!("/dev/fuse: {error}"))
         }
         // Controllers, as sbx finds them: what a lane has it declares, so sbx cannot talk itself out of a test.
-        "cgroup" => planned(&["--mem", "64M", "--cpus", "1", "--pids", "9"]),
+        "cgroup" => planned(&["--mem", "64M", "--pids", "9"]),
+        "cpu" => planned(&["--cpus", "1"]),
         "cpuset" => planned(&["--cpuset", "0"]),
         "io" => planned(&["--io-weight", "100"]),
         "systemd" => (!session_dir().join("systemd/private").exists()).then(|| "no systemd of the user's own".into()),
+        "unified" => (!Path::new("/sys/fs/cgroup/cgroup.controllers").exists()).then(|| "no cgroup v2".into()),
+        "booted" => (!Path::new("/run/systemd/system").exists()).then(|| "not booted by systemd".into()),
+        "disposable" => {
+            let lane = std::fs::read_to_string("/proc/cmdline").is_ok_and(|text| text.contains("sbx.lane="));
+            (!lane || missing("booted").is_some()).then(|| "only with a systemd in a VM of tests/vm".into())
+        }
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
             (!traced.is_ok_and(|status| status.success())).then(|| "strace does not work here".into())
+        }
+        without if without.starts_with("without-") => {
+            let feature = &without["without-".len()..];
+            missing(feature).is_none().then(|| format!("{feature} can be had"))
         }
         program => {
             let there = PROGRAMS.split(':').any(|dir| Path::new(dir).join(program).is_file());

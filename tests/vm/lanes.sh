@@ -1,7 +1,7 @@
 # The part of tests/run that boots VMs; sourced there with --vm.
 #
-# `lanes` holds a row for each VM, `tests` what runs in them. tests/vm/image makes what is booted, tests/vm/boot boots it,
-# guest/ is what runs inside.
+# `lanes` holds a row for each VM and names what runs there: `tests`, or less. tests/vm/image makes what is booted,
+# tests/vm/boot boots it, guest/ is what runs inside.
 # shellcheck shell=bash disable=SC2154 # the variables of tests/run
 
 readonly vm_time_limit=${SBX_TEST_VM_TIMEOUT:-600}
@@ -23,8 +23,8 @@ qemu_from_backports() {
     "${apt[@]}" update >/dev/null && "${apt[@]}" -y install --no-install-recommends -t "$suite-backports" qemu-system-x86 >/dev/null
 }
 
-# The rows of a table.
-rows() { grep -v '^#' "tests/vm/$1"; }
+# The rows of a table; of `lanes` those that were chosen.
+rows() { grep -v '^#' "tests/vm/$1" | { if [[ $1 == lanes ]]; then grep -E "^($lane_only) "; else cat; fi; }; }
 
 skip_lane() {
     if [[ ,$has, == *,vm,* ]]; then fail "$1: SBX_TEST_HAS declares vm: $2"; return; fi
@@ -37,23 +37,32 @@ skip_lanes() {
     while read -r lane _; do skip_lane "$lane" "$1"; done < <(rows lanes)
 }
 
+# What a lane runs, a line for each: EXECUTABLE ARGUMENT… of the lane's list of tests, or the one script of `vm_script`.
+plan_of() {
+    local list=$1 name tests words
+    if ((${#vm_script[@]})); then echo "${vm_script[*]}"; return; fi
+    while read -r name tests; do
+        mapfile -t words < <(filter_of "$name")
+        echo "$name --test-threads=2 --show-output ${words[*]:-$tests}"
+    done < <(rows "$list")
+}
+
 # Makes the disk of the guests: the directory of this run in small, and a directory for each lane.
 make_disk() {
     # `has` is the lane's for `environment`.
-    local disk=$run_dir/vm/disk user=$1 lane has name tests words
+    local disk=$run_dir/vm/disk user=$1 lane list has exe
     mkdir -p "$disk"/{exe,lanes,sbxtest} && cp -al "$run_dir"/{bin,tree} "$disk" || return 1
     tar -C "$run_dir/$user" --owner=1000 --group=1000 -cf "$disk/rootfs.tar" rootfs || return 1
-    while read -r lane _ _ _ has; do
+    while read -r lane _ _ _ list has; do
         mkdir "$disk/lanes/$lane"
-        environment /sbx sbxtest /home/sbxtest >"$disk/lanes/$lane/env"
-        while read -r name tests; do
-            mapfile -t words < <(filter_of "$name")
-            echo "$name --test-threads=2 --show-output ${words[*]:-$tests}" >>"$disk/lanes/$lane/plan"
-        done < <(rows tests)
+        { environment /sbx sbxtest /home/sbxtest; echo SBX_TEST_EXES=/sbx/exe; } >"$disk/lanes/$lane/env"
+        plan_of "$list" >"$disk/lanes/$lane/plan"
+        while read -r exe _; do
+            if [[ -f tests/$exe ]]; then exe=tests/$exe; else exe=$(compgen -G "$run_dir/exe/$exe-*"); fi
+            cp -u "$exe" "$disk/exe/$(basename "${exe%-*}")" || return 1
+        done <"$disk/lanes/$lane/plan"
     done < <(rows lanes)
-    while read -r name _; do
-        cp "$run_dir/exe/$name"-* "$disk/exe/$name" || return 1
-    done < <(rows tests)
+    ((!${#vm_script[@]})) || for exe in "$run_dir"/exe/*; do cp -u "$exe" "$disk/exe/$(basename "${exe%-*}")"; done
     mke2fs -q -F -t ext4 -O '^has_journal' -m 0 -d "$disk" "$run_dir/vm/tests.ext4" 2g >/dev/null
 }
 
@@ -66,7 +75,12 @@ count_lane() {
         read -r _ name status left <<<"$line"
         if [[ -z $status ]]; then : >"$part"; continue; fi
         ended[$name]=yes
-        count "$lane/$name" "$part" "$status"
+        if ((${#vm_script[@]})); then
+            cat "$part"
+            ((status == 0)) || fail "$lane/$name"
+        else
+            count "$lane/$name" "$part" "$status"
+        fi
         [[ -z $left ]] || fail "$lane/$name: left behind: $left"
     done <"$log"
     while read -r name _; do
@@ -97,7 +111,9 @@ lanes() {
     for need in "${vm_needs[@]}"; do
         command -v "${need%%:*}" >/dev/null || { skip_lanes "${need%%:*} is not installed"; return; }
     done
-    mapfile -t kernels < <(rows lanes | awk '{ print $2 }' | sort -u)
+    [[ -n $(rows lanes) ]] || { fail "no lane is named $lane_only"; return; }
+    # Of all lanes, for there is one image.
+    mapfile -t kernels < <(lane_only='.*' rows lanes | awk '{ print $2 }' | sort -u)
     say "The image of the VMs"
     if ! image=$(tests/vm/image "${kernels[@]}"); then skip_lanes "the image cannot be made"; return; fi
     if ! make_disk "$user"; then fail "the disk of the VMs"; return; fi
