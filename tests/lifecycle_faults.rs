@@ -245,10 +245,10 @@ fn clients_that_are_a_nuisance_disturb_nobody() {
     gone(&place, "x", "nuisance");
 }
 
-/// Memory of its own in KiB, without the pages of files that others may share or not at this moment.
+/// Memory of its own in KiB, without pages of files: those others may share or not, and a fresh file is all dirty.
 fn private(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
-    let line = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("a size")
 }
 
