@@ -4,6 +4,7 @@ mod common;
 
 use common::{Outcome, Scratch, has, plain, sandbox, sbx};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 /// What a shell inside prints under these options.
@@ -248,4 +249,40 @@ fn man_pages_and_completions_are_written() {
     let help = told(&["run", "--help"]).exits(0).stdout;
     assert!(help.contains("<ROOTFS>") && !help.contains("[ROOTFS]") && !help.contains("possible values"), "{help}");
     told(&["completions", "csh"]).exits(125).says("bash");
+}
+
+#[test]
+fn completions_know_each_command_its_options_and_names() {
+    let bash = told(&["completions", "bash"]).exits(0).stdout;
+    let commands =
+        ["ps", "inspect", "stats", "logs", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check", "exec"];
+    for command in commands {
+        let help = told(&[command, "--help"]).exits(0).stdout;
+        let known = bash.split(&format!("sbx__subcmd__{command})\n            opts=\"")).nth(1);
+        let known = known.and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("{command} is not known"));
+        let listed = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+        let options = listed.filter_map(|line| line.split([' ', ',', '=']).find(|word| word.starts_with("--")));
+        for option in options.filter(|option| !["--help", "--color", "--quiet"].contains(option)) {
+            assert!(known.split(' ').any(|word| word == option), "{command}: {option} is not in {known}");
+        }
+    }
+    // As bash itself asks, of an sbx that tells of two.
+    let scratch = Scratch::new();
+    let bin = scratch.file("bin/sbx", "#!/bin/sh\necho 'NAME  STATE'; echo 'web-1  running'; echo 'db  exited (0)'\n");
+    fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let script = scratch.file("sbx.bash", &bash);
+    let offered = |line: &str| {
+        let ask =
+            "source \"$0\"; COMP_WORDS=($1); [[ $1 == *\\  ]] && COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]}-1));
+            _sbx_named sbx \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; echo \"${COMPREPLY[*]}\"";
+        let path = format!("{}:/usr/bin:/bin", scratch.join("bin").display());
+        let output = Command::new("bash").args(["-c", ask]).arg(&script).arg(line).env("PATH", path).output();
+        String::from_utf8_lossy(&output.expect("bash").stdout).trim().to_owned()
+    };
+    assert_eq!(offered("sbx stop "), "web-1 db");
+    assert_eq!(offered("sbx stop web-1 d"), "db");
+    assert_eq!(offered("sbx exec w"), "web-1");
+    assert!(offered("sbx stop --").contains("--signal"));
+    assert!(offered("sbx st").contains("stop"));
+    assert!(!offered("sbx run ").contains("web-1"));
 }

@@ -32,14 +32,55 @@ pub fn man(words: &[OsString]) -> Result<u8> {
     Ok(0)
 }
 
-/// `logs` as completions know it.
-fn logs() -> clap::Command {
-    use clap::{Arg, Command};
-    let flag = |long: &'static str, short: char| Arg::new(long).long(long).short(short).num_args(0);
-    let value = |long: &'static str| Arg::new(long).long(long).value_hint(clap::ValueHint::Other);
-    let args = [flag("follow", 'f'), flag("timestamps", 't'), value("tail"), value("since")];
-    Command::new("logs").args(args).arg(Arg::new("NAME").value_hint(clap::ValueHint::Other))
+/// A subcommand of few words, as completions know it: its name, its flags, its options with a value, and whether names
+/// of sandboxes follow.
+type Small = (&'static str, &'static [(&'static str, Option<char>)], &'static [(&'static str, Option<char>)], bool);
+
+/// `tests/options.rs` holds them against what their `--help` says.
+const SMALL: [Small; 12] = [
+    ("ps", &[("all", Some('a')), ("json", None)], &[], false),
+    ("inspect", &[], &[], true),
+    ("stats", &[("no-stream", None), ("json", None)], &[], true),
+    ("logs", &[("follow", Some('f')), ("timestamps", Some('t'))], &[("tail", None), ("since", None)], true),
+    ("wait", &[], &[], true),
+    ("stop", &[], &[("time", Some('t')), ("signal", Some('s'))], true),
+    ("kill", &[], &[("signal", Some('s'))], true),
+    ("pause", &[], &[], true),
+    ("resume", &[], &[], true),
+    ("rm", &[("force", Some('f'))], &[], true),
+    ("prune", &[], &[], false),
+    ("check", &[("json", None)], &[], false),
+];
+
+fn small((name, flags, options, named): &Small) -> clap::Command {
+    use clap::{Arg, Command, ValueHint};
+    let arg = |(long, short): &(&'static str, Option<char>)| {
+        let arg = Arg::new(*long).long(*long);
+        short.map_or(arg.clone(), |short| arg.short(short))
+    };
+    let command = Command::new(*name).args(flags.iter().map(|flag| arg(flag).num_args(0)));
+    let command = command
+        .args(options.iter().map(|option| arg(option).value_hint(ValueHint::Other)))
+        .arg(arg(&("state", None)).value_hint(ValueHint::DirPath));
+    let command = if *name == "check" { command.visible_alias("doctor") } else { command };
+    if *named { command.arg(Arg::new("NAME").num_args(0..).value_hint(ValueHint::Other)) } else { command }
 }
+
+/// The other shells' scripts have no place where this could be added in as few words.
+const BASH_NAMES: &str = r#"
+# The names of sandboxes, where they belong.
+_sbx_named() {
+    _sbx "$@"
+    case ${COMP_WORDS[1]} in
+        inspect | stats | logs | wait | stop | kill | pause | resume | rm | exec)
+            [[ $2 == -* || $3 == --state ]] && return
+            [[ ${COMP_WORDS[1]} == exec && $COMP_CWORD != 2 ]] && return
+            COMPREPLY=($(compgen -W "$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)" -- "$2"))
+            ;;
+    esac
+}
+complete -F _sbx_named -o nosort -o bashdefault -o default sbx
+"#;
 
 /// Prints the completions of a shell.
 pub fn completions(words: &[OsString]) -> Result<u8> {
@@ -57,15 +98,16 @@ pub fn completions(words: &[OsString]) -> Result<u8> {
     }
     let mut sbx = clap::Command::new("sbx")
         .subcommand(run)
-        .subcommand(logs())
-        .subcommand(
-            clap::Command::new("check").visible_alias("doctor").arg(clap::Arg::new("json").long("json").num_args(0)),
-        )
+        .subcommand(super::args::shown_exec())
+        .subcommands(SMALL.iter().map(small))
         .subcommand(
             clap::Command::new("completions").arg(clap::Arg::new("SHELL").value_parser(shells.map(|(name, _)| name))),
         )
         .subcommand(clap::Command::new("man").arg(clap::Arg::new("DIR").value_hint(clap::ValueHint::DirPath)));
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut sbx, "sbx", &mut text);
+    if shell == Shell::Bash {
+        text.extend_from_slice(BASH_NAMES.as_bytes());
+    }
     super::print(&String::from_utf8_lossy(&text))
 }
