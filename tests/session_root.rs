@@ -292,7 +292,7 @@ fn a_manager_that_executes_itself_anew_keeps_the_limits() {
 #[test]
 fn the_limits_of_others_change_nothing() {
     let Some(session) = session() else { return };
-    let script = "/probe fill 300 0 5000; echo survived; sleep 5";
+    let script = "/probe fill 300 0 5000; sleep 5; echo survived";
     let wait = format!("sleep 2; {script}");
     let run = session.sbx(&["--mem", "64M", "--name", "first"], &["sh", "-c", &wait]);
     let group = session.group_of("first");

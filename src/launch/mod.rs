@@ -149,7 +149,9 @@ fn attempt(
     record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     group = mapped.place(plan, host, signals.as_fd())?.or(group);
     // systemd clears what has run in it; what never did it may keep.
-    record.scope = None;
+    if record.scope.take().is_some() {
+        mapped.claim.leaves_only(&record);
+    }
     mapped.go();
     output::let_go(&mut script);
     record.pid = Some(mapped.pid);

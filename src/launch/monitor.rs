@@ -418,10 +418,9 @@ impl<'a> Monitor<'a> {
         let (usage, reached) = self.sandbox.counts.at_end(self.plan, init, self.ended.map(|(ended, _)| ended));
         // What was watched may have ended by itself in the same moment.
         self.limit = self.limit.filter(|_| self.ended.is_none()).or(reached);
-        if self.sandbox.counts.clear()
-            && let Some(claim) = &self.sandbox.claim
-        {
-            claim.group_is_gone(&self.sandbox.record);
+        if self.sandbox.counts.clear() {
+            self.sandbox.record.group = None;
+            self.sandbox.claim.iter().for_each(|claim| claim.leaves_only(&self.sandbox.record));
         }
         if let (Phase::SettingUp | Phase::AtGate, Some(limit)) = (self.phase, &self.limit) {
             return Err(too_small(limit));

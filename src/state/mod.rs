@@ -381,9 +381,7 @@ impl Claim<'_> {
             return Err(Error::State { on: self.path.display().to_string(), why: why.into(), hint });
         }
         // Before the file has its name: from then on the end has to clear what it holds.
-        let leaves = !record.made.is_empty() || record.upper.is_some() || record.group.is_some();
-        // A scope in which the program runs is systemd's to clear.
-        self.leaves.set(leaves || record.scope.is_some());
+        self.leaves_only(record);
         let fail = |errno| unusable(&self.path, format!("cannot write the record: {errno}"));
         kept::write(self.dir.as_fd(), &text).map_err(fail)?;
         self.kept.set(record.is_kept());
@@ -393,9 +391,11 @@ impl Claim<'_> {
         Ok(())
     }
 
-    /// Its cgroup needs no clearing any more.
-    pub fn group_is_gone(&self, record: &Record) {
-        self.leaves.set(!record.made.is_empty() || record.upper.is_some() || record.scope.is_some());
+    /// What a record holds is all that is left to clear, whatever the written one says.
+    pub fn leaves_only(&self, record: &Record) {
+        let leaves = !record.made.is_empty() || record.upper.is_some() || record.group.is_some();
+        // A scope in which the program runs is systemd's to clear.
+        self.leaves.set(leaves || record.scope.is_some());
     }
 
     /// Whether the drop has something to clear outside the sandbox's own namespaces, or the record stays.
