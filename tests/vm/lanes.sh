@@ -37,26 +37,26 @@ skip_lanes() {
     while read -r lane _; do skip_lane "$lane" "$1"; done < <(rows lanes)
 }
 
-# What a lane runs, a line for each: EXECUTABLE ARGUMENT… of the lane's list of tests, or the one script of `vm_script`.
+# What a lane runs, a line for each: EXECUTABLE ARGUMENT… of the lane's lists of tests, or the one script of `vm_script`.
 plan_of() {
-    local list=$1 name tests words
+    local lists=$1 list name tests words
     if ((${#vm_script[@]})); then echo "${vm_script[*]}"; return; fi
     while read -r name tests; do
         mapfile -t words < <(filter_of "$name")
         echo "$name --test-threads=2 --show-output ${words[*]:-$tests}"
-    done < <(rows "$list")
+    done < <(for list in ${lists//,/ }; do rows "$list"; done)
 }
 
 # Makes the disk of the guests: the directory of this run in small, and a directory for each lane.
 make_disk() {
     # `has` is the lane's for `environment`.
-    local disk=$run_dir/vm/disk user=$1 lane list has exe
+    local disk=$run_dir/vm/disk user=$1 lane lists has exe
     mkdir -p "$disk"/{exe,lanes,sbxtest} && cp -al "$run_dir"/{bin,tree} "$disk" || return 1
     tar -C "$run_dir/$user" --owner=1000 --group=1000 -cf "$disk/rootfs.tar" rootfs || return 1
-    while read -r lane _ _ _ list has; do
+    while read -r lane _ _ _ lists has; do
         mkdir "$disk/lanes/$lane"
         { environment /sbx sbxtest /home/sbxtest; echo SBX_TEST_EXES=/sbx/exe; } >"$disk/lanes/$lane/env"
-        plan_of "$list" >"$disk/lanes/$lane/plan"
+        plan_of "$lists" >"$disk/lanes/$lane/plan"
         while read -r exe _; do
             if [[ -f tests/$exe ]]; then exe=tests/$exe; else exe=$(compgen -G "$run_dir/exe/$exe-*"); fi
             cp -u "$exe" "$disk/exe/$(basename "${exe%-*}")" || return 1
