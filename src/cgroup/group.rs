@@ -217,7 +217,7 @@ impl Group {
     /// process.
     pub fn clear(&mut self) -> bool {
         let gone = match &self.holder {
-            Holder::Own(_) if sabotaged(c"cgroup-removal") => false,
+            Holder::Own(_) if sabotaged(c"cgroup-removal") => true,
             // As nearly always, for the program's end was waited for.
             Holder::Own(made) if fs::unlinkat(made.parent.as_fd(), &made.name, Kind::Directory).is_ok() => true,
             Holder::Own(made) => {
@@ -288,6 +288,9 @@ impl Leaf {
 impl Drop for Leaf {
     /// Back to where sbx was.
     fn drop(&mut self) {
+        if sabotaged(c"cgroup-leaf") {
+            return;
+        }
         let parent = self.parent.as_fd();
         let off: Vec<String> = self.switched_on.iter().map(|controller| format!("-{controller}")).collect();
         let _ = write(parent, c"cgroup.subtree_control", &off.join(" "));
