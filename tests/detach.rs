@@ -152,7 +152,7 @@ fn declared_descriptors_and_files_are_served() {
     assert_eq!(theirs, [dir.join("status")]);
     kill(pid, "KILL");
     it.ended();
-    assert!(status().lines().last().is_some_and(|line| line.contains("\"signal\":9")), "{}", status());
+    assert!(soon(|| status().lines().last().is_some_and(|line| line.contains("\"signal\":9"))), "{}", status());
     it.end();
     // Where it does not start there is no pid file either.
     let run = in_shell(&place, "--pid-file no-pid", "no-such");
