@@ -152,7 +152,7 @@ fn declared_descriptors_and_files_are_served() {
     assert_eq!(theirs, [dir.join("status")]);
     kill(pid, "KILL");
     it.ended();
-    assert!(status().lines().last().is_some_and(|line| line.contains("\"signal\":9")), "{}", status());
+    assert!(soon(|| status().lines().last().is_some_and(|line| line.contains("\"signal\":9"))), "{}", status());
     it.end();
     // Where it does not start there is no pid file either.
     let run = in_shell(&place, "--pid-file no-pid", "no-such");
@@ -197,7 +197,7 @@ fn it_outlives_its_terminal() {
 
 /// Words for strace that makes a step of the set-up last.
 const SLOW: [&str; 7] =
-    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount_setattr", "-einject=mount_setattr:delay_enter=20000000:when=1"];
+    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=pivot_root", "-einject=pivot_root:delay_enter=5000000:when=1"];
 
 #[test]
 fn a_signal_in_the_set_up_ends_it() {

@@ -7,7 +7,7 @@ use sbx::launch::{Ended, Event, Observer};
 use sbx::sys::event::{self, Signals, Watch};
 use sbx::sys::fs::{self, HERE, Open};
 use sbx::sys::process::{self, WaitFor, Which};
-use sbx::sys::{daemon, retry};
+use sbx::sys::{daemon, retry, sabotaged};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What ends a set-up, sent to the process that waits for it.
@@ -65,8 +65,9 @@ pub fn part(name: &str, inherited: Vec<RawFd>) -> Result<Side> {
     // They stay blocked: the launch takes them over, with what has come by then.
     std::mem::forget(signals);
     drop(read);
+    let alone = sabotaged(c"detach-session") || process::setsid().is_ok();
     let orphan = || daemon::parent_death_signal(Some(event::SIGTERM)).is_err() || process::getppid() != caller;
-    if process::setsid().is_err() || orphan() {
+    if !alone || !sabotaged(c"detach-orphan") && orphan() {
         process::exit_now(125);
     }
     Ok(Side::Supervisor(Leaving { word: Some(write), inherited }))
@@ -119,6 +120,11 @@ impl Leaving {
     /// Nothing of the caller is held any more: its terminal can go, its pipes end, its file systems be unmounted.
     fn leave(&mut self) {
         let Some(word) = self.word.take() else { return };
+        let _ = daemon::parent_death_signal(None);
+        if sabotaged(c"detach-leave") {
+            let _ = fs::write_all(word.as_fd(), b".");
+            return;
+        }
         let _ = fs::chdir(c"/");
         if let Ok(null) = fs::openat(HERE, c"/dev/null", Open::ReadWrite) {
             for number in 0..3 {
@@ -126,7 +132,6 @@ impl Leaving {
             }
         }
         daemon::close_inherited(&self.inherited);
-        let _ = daemon::parent_death_signal(None);
         let _ = fs::write_all(word.as_fd(), b".");
     }
 }

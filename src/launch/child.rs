@@ -24,6 +24,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 /// The status of a child that could not do its part: the parent has the reason, or sees the end of file.
 pub(super) const FAILED: i32 = 125;
 
+/// How many descriptors there is room for before the table is shared with the helper: those of a few dozen mounts.
+const DESCRIPTORS: i32 = 256;
+
 /// Where the child stands: its end of the channel and what it has opened.
 pub(super) struct Child<'a> {
     pub script: &'a Script,
@@ -290,6 +293,7 @@ impl Child<'_> {
             Err(errno) => self.give_up(Failure(Call::Pipe, errno)),
         };
         self.between = pipe.1.as_raw_fd();
+        sys::fs::make_room(self.channel, DESCRIPTORS);
         let helper = match process::clone_shared_fs() {
             Ok(0) => {
                 self.tree.mounts_from = Some(pipe.0);

@@ -10,6 +10,7 @@ use super::mounts::{Done, GUARDED, Tree, attach_at, clone_tree, held, new_fs, op
 use super::script::{Base, Failure, In, Op, Target};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount::{self, Attr, Depth};
+use crate::sys::tty::Size;
 use crate::sys::{self, ENOENT};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -253,8 +254,8 @@ fn prove_device(node: BorrowedFd<'_>, numbers: Option<(u32, u32)>) -> Done {
 /// A terminal of the sandbox's own.
 pub(super) fn terminal(child: &mut Child<'_>, op: &Op) -> Done {
     match op {
-        Op::Terminal { uid } => open_terminal(child, *uid),
-        Op::EnterTerminal { uid } => enter_terminal(child, *uid),
+        Op::Terminal { uid, size } => open_terminal(child, *uid, *size),
+        Op::EnterTerminal { uid, size } => enter_terminal(child, *uid, *size),
         _ => Err(Failure(Call::ReadBack, sys::ENOSYS)),
     }
 }
@@ -264,13 +265,15 @@ const DEVPTS: u64 = 0x1cd1;
 
 /// A terminal on the /dev/pts of a sandbox that runs. Its program may have put anything into /dev, but it cannot mount:
 /// what is a devpts there is the sandbox's own.
-fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
+fn enter_terminal(child: &mut Child<'_>, uid: u32, size: Size) -> Done {
     let root = fs::openat(HERE, c"/", Open::Directory).called(Call::Open)?;
     let master = fs::open_beneath(root.as_fd(), c"dev/pts/ptmx", Open::ReadWrite).called(Call::Openat2)?;
     if mount::fstatfs(master.as_fd()).called(Call::Stat)?.kind != DEVPTS {
         return Err(Failure(Call::ReadBack, sys::NOT_TAKEN));
     }
     sys::tty::unlock(master.as_fd()).called(Call::Ioctl)?;
+    // The parent may come later than the program's first look.
+    let _ = sys::tty::set_size(master.as_fd(), size);
     let slave = sys::tty::peer(master.as_fd()).called(Call::Terminal)?;
     fs::chown_user(slave.as_fd(), uid).called(Call::Chown)?;
     tell(child.channel, Message::Terminal, Some(master.as_fd())).called(Call::Send)?;
@@ -281,10 +284,12 @@ fn enter_terminal(child: &mut Child<'_>, uid: u32) -> Done {
 
 /// The master goes to the parent, the slave to the program; /dev/console is the slave too (S13: the slave comes
 /// from the master's own devpts, and no name of ROOTFS is looked at).
-fn open_terminal(child: &mut Child<'_>, uid: u32) -> Done {
+fn open_terminal(child: &mut Child<'_>, uid: u32, size: Size) -> Done {
     let tree = &child.tree;
     let master = fs::open_beneath(held(&tree.devpts)?, c"ptmx", Open::ReadWrite).called(Call::Openat2)?;
     sys::tty::unlock(master.as_fd()).called(Call::Ioctl)?;
+    // The parent may come later than the program's first look.
+    let _ = sys::tty::set_size(master.as_fd(), size);
     let slave = sys::tty::peer(master.as_fd()).called(Call::Terminal)?;
     fs::chown_user(slave.as_fd(), uid).called(Call::Chown)?;
     let dev = held(&tree.dev)?;

@@ -12,7 +12,7 @@ use crate::state::log::{Log, PIECE, Stream, Tag};
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
 use crate::sys::event::{Watch, monotonic_ms, poll};
-use crate::sys::{EAGAIN, EINTR, fs, process, tty};
+use crate::sys::{EAGAIN, EINTR, fs, tty};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Milliseconds between two looks whether a job in the background has come to the front.
@@ -149,13 +149,9 @@ impl Output {
         Ok(Some(Outside::Log(Box::new(Output { log, sources, _stdin: stdin }))))
     }
 
-    /// The terminal has the size of the caller's, if that has one: programs ask for it when they start, and of none at
-    /// all some make a fault.
     fn take_terminal(&mut self, master: Option<OwnedFd>) {
         let Some(master) = master else { return };
         let _ = tty::set_nonblocking(master.as_fd());
-        let size = [0, 1].into_iter().find_map(|number| tty::size(process::stdio(number)).ok());
-        let _ = tty::set_size(master.as_fd(), size.unwrap_or(tty::Size::USUAL));
         self.sources[0].from = Some(master);
     }
 

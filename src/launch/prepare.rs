@@ -3,7 +3,7 @@
 
 use super::mounts::PLAIN;
 use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, Target};
-use super::{ids, program, ruleset, sources};
+use super::{ids, program, relay, ruleset, sources};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
@@ -275,8 +275,8 @@ impl Context<'_> {
             Step::Sys(SysKind::Fresh) => Op::Sys(at("/sys")?),
             Step::Sys(SysKind::Empty) => Op::EmptySys { target: at("/sys")?, cgroup: self.cgroup_attr().is_some() },
             Step::CgroupMount => Op::Cgroup(at(CGROUP)?),
-            Step::EnterTerminal => Op::EnterTerminal { uid: self.plan.identities.uid },
-            _ => Op::Terminal { uid: self.plan.identities.uid },
+            Step::EnterTerminal => Op::EnterTerminal { uid: self.plan.identities.uid, size: relay::size() },
+            _ => Op::Terminal { uid: self.plan.identities.uid, size: relay::size() },
         })
     }
 

@@ -101,6 +101,16 @@ fn stdout() -> BorrowedFd<'static> {
     sys::process::stdio(1)
 }
 
+/// The size of the caller's terminal, else the usual one: programs ask for it when they start, and of none at all some
+/// make a fault.
+pub(super) fn size() -> tty::Size {
+    known_size().unwrap_or(tty::Size::USUAL)
+}
+
+fn known_size() -> Option<tty::Size> {
+    [stdin(), stdout()].into_iter().find_map(|fd| tty::size(fd).ok())
+}
+
 impl Terminal {
     /// Starts to carry: the caller's terminal goes raw and gives its size on.
     pub(super) fn new(master: OwnedFd) -> Terminal {
@@ -114,8 +124,7 @@ impl Terminal {
 
     /// Gives the size of the caller's terminal to the sandbox's.
     pub(super) fn resize(&self) {
-        let size = [stdin(), stdout()].into_iter().find_map(|fd| tty::size(fd).ok());
-        if let Some(size) = size {
+        if let Some(size) = known_size() {
             let _ = tty::set_size(self.master.as_fd(), size);
         }
     }

@@ -9,6 +9,7 @@ use crate::sys::mount::{Attr, Depth};
 use crate::sys::process::{ArgvArea, Namespaces, Pointers};
 use crate::sys::sched::CpuMask;
 use crate::sys::seccomp::Insn;
+use crate::sys::tty::Size;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
@@ -240,12 +241,15 @@ pub(crate) enum Op {
         src: CString,
         target: Target,
     },
+    /// A terminal for this user, of this size.
     Terminal {
         uid: u32,
+        size: Size,
     },
     /// The same on a /dev/pts that is there already.
     EnterTerminal {
         uid: u32,
+        size: Size,
     },
     /// The root's mount, and these below it, made read-only.
     SealRoot(Vec<Target>),

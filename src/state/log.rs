@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::sys::cred;
 use crate::sys::daemon::{SIGXFSZ, ignore};
 use crate::sys::fs::{self, Kind, Open};
-use crate::sys::{ENOENT, ENOSPC, Errno};
+use crate::sys::{ENOENT, ENOSPC, Errno, sabotaged};
 use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -197,6 +197,7 @@ impl Log {
         if written < records.len() {
             whole = records[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             // A torn record would be taken for a part of the next.
+            whole = if sabotaged(c"log-whole") { written } else { whole };
             let _ = fs::ftruncate(self.file.as_fd(), self.length + whole as u64);
         }
         self.length += whole as u64;

@@ -414,9 +414,11 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let (dir, name) = (self.dir.as_fd(), self.name.as_c_str());
         match (self.kept.get(), self.leaves.get()) {
-            (true, _) => self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name)),
-            (false, true) => self.parent.forget(dir, name),
-            (false, false) => unlist(self.parent.dir.as_fd(), dir, name),
+            (true, _) if !crate::sys::sabotaged(c"kept") => {
+                self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name))
+            }
+            (_, true) => self.parent.forget(dir, name),
+            (_, false) => unlist(self.parent.dir.as_fd(), dir, name),
         }
     }
 }

@@ -383,6 +383,13 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok((fd(ends[0])?, fd(ends[1])?))
 }
 
+/// Makes room for so many descriptors, by a number that is taken and given back. To be called while the table is this
+/// process's alone: a shared one waits for an RCU grace period, milliseconds, to grow (expand_files in fs/file.c).
+pub fn make_room(of: BorrowedFd<'_>, count: c_int) {
+    // SAFETY: takes integers.
+    let _ = fd(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_DUPFD_CLOEXEC, count - 1) });
+}
+
 /// `getdents64(2)`, once: the names in a directory opened with [`Open::List`], but for `.` and `..`. An empty
 /// batch that took no bytes is the end.
 pub fn getdents<'b>(dir: BorrowedFd<'_>, into: &'b mut Entries) -> Result<Batch<'b>> {
