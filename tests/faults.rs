@@ -569,7 +569,7 @@ fn a_full_and_a_read_only_state_directory() {
         let state = place.path("small");
         fs::create_dir_all(&state).expect("mkdir");
         let script = format!(
-            "mount -t tmpfs {mount},mode=700 none {0} || exit 9; {1}; exec {2} run --state {0}/s {3} echo ran",
+            "mount -t tmpfs {mount},mode=700 none {0} || exit 9; {1}; exec {2} run --state {0}/s {3} sh -c 'echo ran; sleep 0.3'",
             state.display(),
             if mount.contains("size") {
                 format!("head -c 1M /dev/zero >{}/fill 2>/dev/null", state.display())

@@ -6,7 +6,7 @@ mod common;
 use common::tree::picture;
 use common::{Scratch, plain, probe, rootfs, sandbox, volume};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -207,10 +207,15 @@ fn init_keeps_no_way_to_the_host() {
     };
     let status = fs::read_to_string(format!("/proc/{program}/status")).expect("status");
     let init = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().to_owned();
-    // Its own end of the channel, its signals, and the caller's three; no directory, nothing that was held open. The
-    // pid is told a moment before init closes what it built the root with.
+    // Its own end of the channel, its signals, the sandbox's own /proc, and the caller's three; no other directory,
+    // nothing that was held open. The pid is told a moment before init closes what it built the root with.
     let deadline = Instant::now() + Duration::from_secs(20);
-    let foreign = |(number, to): &(u32, String)| *number > 2 && !to.starts_with("socket:") && !to.contains("signalfd");
+    let file_system = |path: &str| fs::metadata(path).map(|file| file.dev()).ok();
+    let own_proc = |number: &u32| file_system(&format!("/proc/{init}/fd/{number}")) != file_system("/proc");
+    let foreign = |(number, to): &(u32, String)| {
+        let ours = to.starts_with("socket:") || to.contains("signalfd") || to == "/proc" && own_proc(number);
+        *number > 2 && !ours
+    };
     loop {
         let left: Vec<_> = descriptors(&init).into_iter().filter(foreign).collect();
         if left.is_empty() {

@@ -340,8 +340,9 @@ fn a_paused_tree_stands_still() {
         assert!(soon(|| fs::read_to_string(tree.join("count")).ok() != before.0));
     }
     sbx(&place, &["pause", "x"]).done().exits(0);
+    // What ends a process wakes it for that (signal.c, complete_signal), so there may be nothing left to resume.
     sbx(&place, &["kill", "-s", "TERM", "x"]).done().exits(0);
-    sbx(&place, &["resume", "x"]).done().exits(0);
+    assert!([0, 1].contains(&sbx(&place, &["resume", "x"]).done().code()));
     ended_by(&place, running, 15);
     let running = place.named("y", &["--no-init", "--limits", "off"], FOREVER);
     sbx(&place, &["pause", "y"]).done().refused(1, &["y", "--no-init"]);
