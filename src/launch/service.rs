@@ -12,7 +12,7 @@ use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
 use crate::state::control::{Listener, Reply, Request, answer, hand, hear};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, alloc, cred, fs, process};
+use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
@@ -138,9 +138,10 @@ impl Monitor<'_> {
                 continue;
             }
             let Some(client) = &self.service.clients[number] else { continue };
-            match hear(client.socket.as_fd()) {
+            match hear(client.socket.as_fd(), self.plan.name()) {
                 Ok(Some(request)) => self.answer(number, request),
                 Err(EAGAIN) => {}
+                Err(ESRCH) => answer(client.socket.as_fd(), Reply::Refused(ESRCH)),
                 Ok(None) | Err(_) => self.service.clients[number] = None,
             }
         }
@@ -215,6 +216,8 @@ impl Monitor<'_> {
             let text = serde_json::to_vec(&self.plan.kept(limits)).map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
+            // Every client gets the same open file.
+            fs::seal(file.as_fd())?;
             handles.keep(KEPT, file);
         }
         if let (None, Some(group)) = (handles.fd(CGROUP), self.sandbox.counts.group()) {
