@@ -158,6 +158,52 @@ fn a_stopped_init_and_a_stopped_program_end_like_others() {
     }
 }
 
+#[test]
+fn a_stopped_init_that_takes_no_more_signals_holds_nobody_up() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], SLEEP);
+    let process = || place.processes().into_iter().find(|process| process.name == "sbx-init");
+    assert!(soon(|| process().is_some()));
+    support::kill(process().expect("there").pid, "STOP");
+    let mut refused = 0;
+    for _ in 0..2_000 {
+        let client = connect(&place, "x");
+        let mut answer = [0; 16];
+        socket::send_now(client.as_fd(), &request(SIGNAL, 28)).expect("sent");
+        assert!(soon(|| socket::receive(client.as_fd(), &mut answer, Wait::No).is_ok()), "no answer");
+        refused += u32::from(answer[0] == 2);
+    }
+    assert!(refused > 0, "there is room for no end of signals");
+    place.sbx(["stop", "-t", "1", "x"]).done().exits(0).says("");
+    running.done().exits(137);
+    gone(&place, "x", "signals");
+}
+
+#[test]
+fn a_stopped_exec_keeps_no_sandbox_from_ending() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    // By Ctrl-Z, which it hears of, and by what nobody hears of.
+    for signal in ["TSTP", "STOP"] {
+        let place = Place::new();
+        let running = place.named("x", &[], "sleep 1");
+        let execs: Vec<Running> = (0..3).map(|_| place.sbx(["exec", "x", "sleep", "1000"]).start()).collect();
+        let sleeping = || place.processes().iter().filter(|process| process.name == "sleep").count() >= 3;
+        assert!(soon(sleeping), "{:?}", place.processes());
+        execs.iter().for_each(|exec| exec.signal(signal));
+        assert!(soon(|| execs.iter().all(|exec| support::process(exec.pid()).is_none_or(|p| p.state == 'T'))));
+        running.done().exits(0);
+        for exec in execs {
+            exec.done().exits(137);
+        }
+        gone(&place, "x", signal);
+    }
+}
+
 // --- Clients that are a nuisance ---
 
 /// A connection to the supervisor of a sandbox, as a program that is not sbx makes it. Where many wait to be let in, it

@@ -155,14 +155,31 @@ fn prove(end: BorrowedFd<'_>) -> Result<()> {
     if peer.uid != cred::geteuid() {
         return if crate::sys::sabotaged(c"peer") { Ok(()) } else { Err(EPERM) };
     }
-    // Held while its namespace is looked at, so that its number is no other's. Before Linux 6.5 there is only the number.
-    let held = peer_pidfd(end).or_else(|_| process::pidfd_open(peer.pid)).map_err(|_| EPERM)?;
+    // Held while its namespace is looked at, so that its number is no other's.
+    let held = process_at(end).map_err(|_| EPERM)?;
     let namespace = |of: &str| fs::stat(&CString::new(format!("/proc/{of}/ns/user")).unwrap_or_default());
     let theirs = namespace(&peer.pid.to_string()).map_err(|_| EPERM)?;
     let own = namespace("self")?;
     let lives = event::poll(&mut [Watch::read(held.as_fd())], Some(0)) == Ok(0);
     let same = (own.dev, own.ino) == (theirs.dev, theirs.ino) || crate::sys::sabotaged(c"peer-namespace");
     if lives && same { Ok(()) } else { Err(EPERM) }
+}
+
+/// The process at the other end, and surely no other's: one that has died would have closed this connection.
+///
+/// # Errors
+/// `ESRCH` where it is gone, or lives in a pid namespace that is not seen from here.
+pub fn process_at(end: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if let Ok(pidfd) = peer_pidfd(end) {
+        return Ok(pidfd);
+    }
+    // Before Linux 6.5 its number has to be opened, and is its own for as long as it holds the other end.
+    let pid = peer(end)?.pid;
+    if pid <= 0 {
+        return Err(ESRCH);
+    }
+    let pidfd = process::pidfd_open(pid)?;
+    if socket::hung_up(end) { Err(ESRCH) } else { Ok(pidfd) }
 }
 
 /// A supervisor's end. Its name goes with the claim of the sandbox's.
@@ -316,21 +333,12 @@ impl Client {
         }
     }
 
-    /// The supervisor's process, and surely no other's: one that has died would have closed this connection.
+    /// The supervisor's process.
     ///
     /// # Errors
-    /// `ESRCH` where it is gone, or lives in a pid namespace that is not seen from here.
+    /// As [`process_at`].
     pub fn supervisor(&self) -> Result<OwnedFd> {
-        if let Ok(pidfd) = peer_pidfd(self.socket.as_fd()) {
-            return Ok(pidfd);
-        }
-        // Before Linux 6.5 its number has to be opened, and is its own for as long as it holds the other end.
-        let pid = peer(self.socket.as_fd())?.pid;
-        if pid <= 0 {
-            return Err(ESRCH);
-        }
-        let pidfd = process::pidfd_open(pid)?;
-        if socket::hung_up(self.socket.as_fd()) { Err(ESRCH) } else { Ok(pidfd) }
+        process_at(self.socket.as_fd())
     }
 }
 
