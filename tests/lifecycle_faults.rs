@@ -4,7 +4,7 @@
 mod support;
 
 use sbx::sys::socket::{self, Wait};
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -155,6 +155,52 @@ fn a_stopped_init_and_a_stopped_program_end_like_others() {
         let code = running.done().code();
         assert!([137, 143].contains(&code), "{victim}: {code}");
         gone(&place, "x", victim);
+    }
+}
+
+#[test]
+fn a_stopped_init_that_takes_no_more_signals_holds_nobody_up() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], SLEEP);
+    let process = || place.processes().into_iter().find(|process| process.name == "sbx-init");
+    assert!(soon(|| process().is_some()));
+    support::kill(process().expect("there").pid, "STOP");
+    let mut refused = 0;
+    for _ in 0..2_000 {
+        let client = connect(&place, "x");
+        let mut answer = [0; 16];
+        socket::send_now(client.as_fd(), &request(SIGNAL, 28)).expect("sent");
+        assert!(soon(|| socket::receive(client.as_fd(), &mut answer, Wait::No).is_ok()), "no answer");
+        refused += u32::from(answer[0] == 2);
+    }
+    assert!(refused > 0, "there is room for no end of signals");
+    place.sbx(["stop", "-t", "1", "x"]).done().exits(0).says("");
+    running.done().exits(137);
+    gone(&place, "x", "signals");
+}
+
+#[test]
+fn a_stopped_exec_keeps_no_sandbox_from_ending() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    // By Ctrl-Z, which it hears of, and by what nobody hears of.
+    for signal in ["TSTP", "STOP"] {
+        let place = Place::new();
+        let running = place.named("x", &[], "sleep 1");
+        let execs: Vec<Running> = (0..3).map(|_| place.sbx(["exec", "x", "sleep", "1000"]).start()).collect();
+        let sleeping = || place.processes().iter().filter(|process| process.name == "sleep").count() >= 3;
+        assert!(soon(sleeping), "{:?}", place.processes());
+        execs.iter().for_each(|exec| exec.signal(signal));
+        assert!(soon(|| execs.iter().all(|exec| support::process(exec.pid()).is_none_or(|p| p.state == 'T'))));
+        running.done().exits(0);
+        for exec in execs {
+            exec.done().exits(137);
+        }
+        gone(&place, "x", signal);
     }
 }
 
@@ -324,6 +370,83 @@ fn another_user_is_not_served() {
     assert_eq!(place.standing("x"), "running");
     place.sbx(["stop", "x"]).done().exits(0);
     running.done().exits(143);
+    place.assert_clean();
+}
+
+/// A program to whom the state directory is shown: it asks the supervisors of two sandboxes for the way into them, and
+/// says whether one answers; then it answers itself, for a sandbox that there is not.
+const INSIDE: &str = "
+import array, fcntl, json, os, socket, struct, sys
+def inside(name):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.settimeout(20)
+    try:
+        s.connect('/st/' + name + '/control')
+        s.send(struct.pack('=IiQ', 7, 0, 0))
+        return 'served' if s.recv(16) else 'shown out'
+    except (BrokenPipeError, ConnectionResetError): return 'shown out'
+print(inside('own'), inside('other'), flush=True)
+os.mkdir('/st/fake', 0o700)
+held = os.open('/st/fake', os.O_RDONLY)
+fcntl.flock(held, fcntl.LOCK_EX)
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind('/st/fake/control')
+listener.listen(8)
+print('ready', flush=True)
+while True:
+    client = listener.accept()[0]
+    try:
+        client.recv(16)
+        client.send(struct.pack('=IiQ', 1, 0, 0))
+        print('asked', flush=True)
+    except OSError: pass
+";
+
+#[test]
+fn a_program_inside_neither_asks_nor_answers() {
+    if lacks(&["userns", "overlay", "python3"]) {
+        return;
+    }
+    let place = Place::new();
+    let other = place.named("other", &[], "exec sleep 1000");
+    let volume = format!("{}:/st", place.state().display());
+    let words = ["-d", "--name", "own", "-v", &volume, "@host", "python3", "-c", INSIDE];
+    place.sbx_run(words.map(OsString::from)).done().exits(0);
+    let logs = || place.sbx(["logs", "own"]).done().text();
+    assert!(soon(|| logs().contains("ready")), "{}", logs());
+    assert_eq!(logs(), "shown out shown out\nready\n");
+    for words in [&["exec", "fake", "true"][..], &["pause", "fake"], &["kill", "fake"], &["stop", "-t", "1", "fake"]] {
+        let status = if words[0] == "exec" { 125 } else { 1 };
+        place.sbx(words).done().refused(status, &["fake", "no supervisor of yours"]);
+    }
+    assert!(!logs().contains("asked"), "{}", logs());
+    place.sbx(["rm", "-f", "own"]).done().exits(0);
+    place.sbx(["stop", "other"]).done().exits(0);
+    other.done().exits(143);
+    place.sbx(["ps"]).done().exits(0);
+    place.assert_clean();
+}
+
+#[test]
+fn a_socket_that_was_moved_leads_to_no_other_sandbox() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = ["one", "two"].map(|name| place.named(name, &[], "exec sleep 1000"));
+    let socket = |name: &str| place.state().join(name).join("control");
+    let aside = place.path("aside");
+    std::fs::rename(socket("one"), &aside).expect("a rename");
+    std::fs::hard_link(socket("two"), socket("one")).expect("a link");
+    for words in [&["exec", "one", "true"][..], &["pause", "one"], &["kill", "one"], &["rm", "-f", "one"]] {
+        let status = if words[0] == "exec" { 125 } else { 1 };
+        place.sbx(words).done().refused(status, &["one", "is another sandbox's"]);
+    }
+    assert_eq!(place.standing("two"), "running");
+    std::fs::remove_file(socket("one")).expect("removed");
+    std::fs::rename(aside, socket("one")).expect("a rename");
+    place.sbx(["stop", "one", "two"]).done().exits(0);
+    running.into_iter().for_each(|running| drop(running.done().exits(143)));
     place.assert_clean();
 }
 

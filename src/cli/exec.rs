@@ -10,7 +10,7 @@ use sbx::plan::{self, Kept};
 use sbx::spec::Spec;
 use sbx::state::{Found, Standing, StateDir};
 use sbx::sys::event::poll;
-use sbx::sys::{EAGAIN, EPIPE};
+use sbx::sys::{EAGAIN, EPIPE, ESRCH};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
@@ -85,7 +85,10 @@ fn handles(found: &Found) -> Result<Handles> {
                 return Err(Error::State { on: found.name.clone(), why: why.into(), hint });
             }
             Err(errno) => {
-                let why = format!("its supervisor: {errno}");
+                let why = match errno {
+                    ESRCH => "the supervisor that listens in its place is another sandbox's".into(),
+                    errno => format!("its supervisor: {errno}"),
+                };
                 return Err(Error::State { on: found.name.clone(), why, hint: None });
             }
         }

@@ -275,6 +275,7 @@ fn refused(name: &str, request: Request, errno: Errno) -> Error {
             "without a cgroup and without sbx's init nobody can stop all of it".to_owned(),
             Some("leave out --no-init, or --limits cgroup".to_owned()),
         ),
+        (_, sbx::sys::ESRCH) => ("the supervisor that listens in its place is another sandbox's".to_owned(), None),
         (Request::Wait, sbx::sys::EBUSY) => ("too many commands wait for its end already".to_owned(), None),
         (_, errno) => (errno.to_string(), None),
     };

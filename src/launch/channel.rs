@@ -31,7 +31,7 @@
 //! With a map of ranges a process stands between the two, which clones init and says `Forked` + pidfd.
 
 use crate::sys::process::{Ended, Namespaces};
-use crate::sys::socket::{Wait, receive, send};
+use crate::sys::socket::{Wait, receive, send, send_now};
 use crate::sys::{EINVAL, Errno, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -208,6 +208,12 @@ impl Message {
 /// Sends one message.
 pub fn tell(to: BorrowedFd<'_>, message: Message, carried: Option<BorrowedFd<'_>>) -> Result<()> {
     send(to, &message.encode(), carried)
+}
+
+/// The same where nobody waits for room: `EAGAIN`. An init that is stopped or frozen takes nothing, and who looks after
+/// it has to go on.
+pub fn tell_now(to: BorrowedFd<'_>, message: Message) -> Result<()> {
+    send_now(to, &message.encode())
 }
 
 /// Takes one message and what it carried; `None` is the other end's close.

@@ -47,7 +47,12 @@ pub fn enter(
         on: "for the program".into(),
         errno,
     })?;
+    let whole = handles.are_there();
     handles.forget_shared();
+    // With one of them missing the program would run on the host.
+    if !whole || !handles.lead_inside() {
+        return Err(Error::Bug("a supervisor handed out less than all".into()));
+    }
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = super::feed(plan, host, &mut script)?;
     single_thread()?;

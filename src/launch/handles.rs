@@ -62,6 +62,13 @@ impl Handles {
         (0..=ROOT).all(|number| self.fd(number).is_some())
     }
 
+    /// Whether they lead away from the host at all: no sandbox shares these three.
+    pub(super) fn lead_inside(&self) -> bool {
+        let own = [Namespaces::USER, Namespaces::MOUNT, Namespaces::PID];
+        let places = NAMESPACES.iter().enumerate().filter(|(_, (_, namespace))| own.contains(namespace));
+        places.into_iter().all(|(number, _)| self.fd(number).is_some())
+    }
+
     /// Lets go what is the caller's own namespace too: it is entered already, and may not be entered once more by who
     /// has no rights in it.
     pub(super) fn forget_shared(&mut self) {
@@ -75,5 +82,20 @@ impl Handles {
                 self.0[number] = None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_own_namespaces_lead_nowhere() {
+        let mut handles = Handles::default();
+        handles.open(crate::sys::process::getpid());
+        assert!(handles.are_there() && handles.lead_inside());
+        handles.forget_shared();
+        assert!(!handles.lead_inside());
+        assert!(NAMESPACES.iter().enumerate().all(|(number, _)| handles.fd(number).is_none()));
     }
 }

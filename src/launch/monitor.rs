@@ -1,7 +1,7 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
-use super::channel::{Fullness, Message, hear, tell};
+use super::channel::{Fullness, Message, hear, tell, tell_now};
 use super::exit::{Event, Exit, Reached};
 use super::faults::{died, not_executed, skipped, step_error};
 use super::fuse::Fuse;
@@ -55,7 +55,7 @@ pub(super) struct Monitor<'a> {
     pub(super) sandbox: Sandbox<'a>,
     pub(super) service: Service,
     phase: Phase,
-    channel_open: bool,
+    pub(super) channel_open: bool,
     terminal: Option<Outside>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
@@ -66,6 +66,8 @@ pub(super) struct Monitor<'a> {
     pub(super) killed: bool,
     /// Monotonic milliseconds at which KILL follows the signal of `sbx stop`.
     pub(super) stop_at: Option<u64>,
+    /// Monotonic milliseconds at which who keeps init from ending is woken; see [`Monitor::keep_end`].
+    pub(super) wake_at: Option<u64>,
     /// The last signal of the keyboard.
     typed: Option<i32>,
     watch: Option<MemoryWatch>,
@@ -104,6 +106,7 @@ impl<'a> Monitor<'a> {
             timed_out: false,
             killed: false,
             stop_at: None,
+            wake_at: None,
             typed: None,
             watch: MemoryWatch::of(plan),
             limit: None,
@@ -144,6 +147,7 @@ impl<'a> Monitor<'a> {
             }
             self.keep_time(observer);
             self.keep_stop();
+            self.keep_end();
             self.keep_memory(observer);
             if watches[6].ready() && self.sandbox.counts.out_of_memory() {
                 let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
@@ -321,13 +325,13 @@ impl<'a> Monitor<'a> {
                 if let Some(terminal) = &mut self.terminal {
                     terminal.resume();
                 }
-                self.pass(event::SIGCONT);
+                let _ = self.pass(event::SIGCONT);
             }
             (Phase::Running, signal) => {
                 if matches!(signal, event::SIGINT | event::SIGQUIT) {
                     self.typed = Some(signal);
                 }
-                self.pass(signal);
+                let _ = self.pass(signal);
             }
             (_, signal) if ends(signal) => return Err(Error::Interrupted(signal)),
             _ => {}
@@ -336,11 +340,11 @@ impl<'a> Monitor<'a> {
     }
 
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
-    pub(super) fn pass(&self, signal: i32) {
+    pub(super) fn pass(&self, signal: i32) -> sys::Result<()> {
         if self.plan.process.init == Init::Program {
-            let _ = process::pidfd_send_signal(self.sandbox.init.fd(), signal);
+            process::pidfd_send_signal(self.sandbox.init.fd(), signal)
         } else {
-            let _ = tell(self.sandbox.channel.as_fd(), Message::Signal(signal), None);
+            tell_now(self.sandbox.channel.as_fd(), Message::Signal(signal))
         }
     }
 
@@ -349,7 +353,7 @@ impl<'a> Monitor<'a> {
         if self.plan.process.init == Init::Program {
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGSTOP);
         } else {
-            let _ = tell(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP), None);
+            let _ = tell_now(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP));
         }
         if let Some(terminal) = &mut self.terminal {
             terminal.pause();
@@ -358,16 +362,16 @@ impl<'a> Monitor<'a> {
         if let Some(terminal) = &mut self.terminal {
             terminal.resume();
         }
-        self.pass(event::SIGCONT);
+        let _ = self.pass(event::SIGCONT);
     }
 
     /// How long to wait for an event, in milliseconds.
     fn patience(&self) -> Option<u64> {
-        let [left, settling, stop] =
-            [self.deadline, self.text, self.stop_at].map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
+        let [left, settling, stop, wake] = [self.deadline, self.text, self.stop_at, self.wake_at]
+            .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
         let background = self.terminal.as_ref().and_then(Outside::patience);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
-        [left, settling, stop, background, look].into_iter().flatten().min()
+        [left, settling, stop, wake, background, look].into_iter().flatten().min()
     }
 
     /// Nothing has happened for a while.
@@ -385,9 +389,9 @@ impl<'a> Monitor<'a> {
             self.timed_out = true;
             self.deadline = Some(deadline.saturating_add(kill_after.as_millis() as u64));
             observer.event(&Event::TimedOut(timeout));
-            self.pass(event::SIGTERM);
+            let _ = self.pass(event::SIGTERM);
             // A stopped program would never see it.
-            self.pass(event::SIGCONT);
+            let _ = self.pass(event::SIGCONT);
         } else if !self.killed {
             self.deadline = None;
             self.kill();

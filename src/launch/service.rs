@@ -3,22 +3,24 @@
 //! Nobody is waited for: a client that does not read loses what it was told.
 
 use super::Observer;
-use super::channel::{Message, tell};
+use super::channel::{Message, tell_now};
 use super::exit::Event;
 use super::handles::{CGROUP, COUNT, Handles, KEPT};
 use super::monitor::{Monitor, SETTLED};
 use crate::spec::Init;
 use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
-use crate::state::control::{Listener, Reply, Request, answer, hand, hear};
+use crate::state::control::{Listener, Reply, Request, answer, hand, hear, process_at};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, Errno, alloc, cred, fs, process};
+use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
 const CLIENTS: usize = 64;
 /// How many of them may wait for the end: there is always room for one that is to bring it about.
 const WAITING: usize = CLIENTS / 2;
+/// Milliseconds in which those who have a program in here mostly have taken its end.
+const PROMPT: u64 = 50;
 /// What of the supervisor's descriptors belongs to this file.
 pub(super) const WATCHES: usize = CLIENTS + 1;
 
@@ -32,6 +34,8 @@ pub(super) struct Service {
     clients: [Option<Client>; CLIENTS],
     /// How many have come.
     came: u64,
+    /// Commands that have taken the handles, and may have a program in here.
+    entered: Vec<OwnedFd>,
 }
 
 struct Client {
@@ -50,6 +54,7 @@ impl Default for Service {
             opened: false,
             clients: [const { None }; CLIENTS],
             came: 0,
+            entered: Vec::new(),
         }
     }
 }
@@ -98,6 +103,25 @@ impl Service {
         self.clients.iter().flatten().filter(|client| client.waits).count()
     }
 
+    /// Whether somebody may have a program in here.
+    fn has_entered(&self) -> bool {
+        !self.entered.is_empty()
+    }
+
+    /// Has those who may go on.
+    fn wake_entered(&self) {
+        for command in &self.entered {
+            let _ = process::pidfd_send_signal(command.as_fd(), event::SIGCONT);
+        }
+    }
+
+    /// Notes who takes the handles, in the place of those who are gone.
+    fn note_entered(&mut self, number: usize) {
+        self.entered.retain(|command| event::poll(&mut [Watch::read(command.as_fd())], Some(0)) == Ok(0));
+        let client = self.clients[number].as_ref();
+        self.entered.extend(client.and_then(|client| process_at(client.socket.as_fd()).ok()));
+    }
+
     /// Tells those who wait how it ended.
     pub(super) fn ended(&self, status: u8) {
         for client in self.clients.iter().flatten().filter(|client| client.waits) {
@@ -138,9 +162,10 @@ impl Monitor<'_> {
                 continue;
             }
             let Some(client) = &self.service.clients[number] else { continue };
-            match hear(client.socket.as_fd()) {
+            match hear(client.socket.as_fd(), self.plan.name()) {
                 Ok(Some(request)) => self.answer(number, request),
                 Err(EAGAIN) => {}
+                Err(ESRCH) => answer(client.socket.as_fd(), Reply::Refused(ESRCH)),
                 Ok(None) | Err(_) => self.service.clients[number] = None,
             }
         }
@@ -172,13 +197,13 @@ impl Monitor<'_> {
             Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
             // By the keyboard's, too, the whole of it is stopped, as by Ctrl-Z.
             Request::Signal(event::SIGSTOP | event::SIGTSTP) | Request::Pause => self.pause()?,
-            Request::Signal(number) => self.pass(number),
+            Request::Signal(number) => self.pass(number)?,
             Request::Stop(signal, grace) => {
                 // Whatever the state directory takes or not: it has to end.
                 let _ = self.resume();
-                self.pass(signal);
+                let _ = self.pass(signal);
                 // A stopped program would never see it.
-                self.pass(event::SIGCONT);
+                let _ = self.pass(event::SIGCONT);
                 let due = event::monotonic_ms().saturating_add(grace);
                 // Of two who ask, the less patient one counts.
                 self.stop_at = Some(self.stop_at.map_or(due, |earlier| earlier.min(due)));
@@ -194,7 +219,7 @@ impl Monitor<'_> {
         }
         match (self.plan.process.init, self.sandbox.record.pid) {
             (Init::Own, _) => {
-                let _ = tell(self.sandbox.channel.as_fd(), Message::Handles, None);
+                let _ = tell_now(self.sandbox.channel.as_fd(), Message::Handles);
             }
             (Init::Program, Some(pid)) => self.service.handles.open(pid),
             (Init::Program, None) => {}
@@ -215,11 +240,14 @@ impl Monitor<'_> {
             let text = serde_json::to_vec(&self.plan.kept(limits)).map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
+            // Every client gets the same open file.
+            fs::seal(file.as_fd())?;
             handles.keep(KEPT, file);
         }
         if let (None, Some(group)) = (handles.fd(CGROUP), self.sandbox.counts.group()) {
             handles.keep(CGROUP, group.fd().try_clone_to_owned().map_err(Errno::from)?);
         }
+        self.service.note_entered(number);
         let Some(client) = &self.service.clients[number] else { return Ok(()) };
         (0..COUNT).try_for_each(|kind| match self.service.handles.fd(kind) {
             Some(fd) => hand(client.socket.as_fd(), kind, fd),
@@ -233,7 +261,7 @@ impl Monitor<'_> {
         match (self.sandbox.counts.group(), self.plan.process.init) {
             (Some(group), _) => group.freeze(true)?,
             (None, Init::Own) => {
-                tell(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP), None)?;
+                tell_now(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP))?;
             }
             // Only from inside its pid namespace all can be stopped.
             (None, Init::Program) => return Err(EOPNOTSUPP),
@@ -252,10 +280,7 @@ impl Monitor<'_> {
     fn let_run(&self) -> Result<(), Errno> {
         match self.sandbox.counts.group() {
             Some(group) => group.freeze(false),
-            None => {
-                self.pass(event::SIGCONT);
-                Ok(())
-            }
+            None => self.pass(event::SIGCONT),
         }
     }
 
@@ -269,6 +294,20 @@ impl Monitor<'_> {
         self.killed = true;
         self.sandbox.counts.read();
         let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
+    }
+
+    /// Init does not end before the parent of each program that came later has taken its end (`zap_pid_ns_processes`), and
+    /// that may be stopped: Ctrl-Z, at `sbx exec`. It is continued.
+    pub(super) fn keep_end(&mut self) {
+        if self.channel_open || !self.service.has_entered() {
+            return;
+        }
+        let now = event::monotonic_ms();
+        if self.wake_at.is_some_and(|at| now >= at) {
+            self.service.wake_entered();
+            self.wake_at = None;
+        }
+        self.wake_at.get_or_insert(now + PROMPT);
     }
 
     /// After a grace that was not enough.

@@ -1,11 +1,14 @@
 //! What a supervisor is asked over its socket, and what it answers: messages of a fixed size, as between it and init.
 //!
-//! The socket lies in the sandbox's own directory, which is closed to everybody else; the peer's user is asked of the
-//! kernel all the same. A connection ends when the supervisor has ended, and with it the last of its sandbox.
+//! The socket lies in the sandbox's own directory, which is closed to everybody else; who is at the other end is asked of
+//! the kernel all the same, by both: where the directory lies in a volume, a program inside reaches it too, and could ask,
+//! answer, or put one socket in the place of another. A connection ends when the supervisor has ended, and with it the
+//! last of its sandbox.
 
 use crate::sys::event::{self, Watch};
+use crate::sys::fs::{self, Kind, Open};
 use crate::sys::socket::{self, Wait};
-use crate::sys::stream::{peer, peer_pidfd};
+use crate::sys::stream::{ECONNREFUSED, peer, peer_pidfd};
 use crate::sys::{EINVAL, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
 use crate::sys::{cred, process};
 use std::ffi::{CStr, CString};
@@ -50,6 +53,17 @@ pub enum Reply {
     Ended(u8),
 }
 
+/// What stands for a sandbox's name in the upper bits of a request's kind, so that a supervisor takes only what is meant
+/// for its own; 0 is anybody's.
+fn mark(name: &str) -> u32 {
+    // FNV-1a. It tells the names of one user apart, and is no secret.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash << 8 | KIND + 1
+}
+
+/// The bits of a message's kind itself.
+const KIND: u32 = 0xff;
+
 fn encode(kind: u32, a: i32, b: u64) -> [u8; SIZE] {
     let mut bytes = [0; SIZE];
     bytes[..4].copy_from_slice(&kind.to_ne_bytes());
@@ -83,8 +97,17 @@ impl Request {
         }
     }
 
-    fn decode(bytes: &[u8]) -> Option<Request> {
-        Some(match decode(bytes)? {
+    /// The same, for the supervisor of the sandbox of this name alone.
+    fn encode_for(self, name: &str) -> [u8; SIZE] {
+        let mut bytes = self.encode();
+        mark(name).to_ne_bytes().iter().zip(&mut bytes).for_each(|(mark, byte)| *byte |= mark);
+        bytes
+    }
+
+    /// A request and the mark of whom it is meant for.
+    fn decode(bytes: &[u8]) -> Option<(Request, u32)> {
+        let (kind, a, b) = decode(bytes)?;
+        let request = match (kind & KIND, a, b) {
             (1, number @ 1..=64, _) => Request::Signal(number),
             (2, ..) => Request::Kill,
             (3, signal @ 1..=64, grace) => Request::Stop(signal, grace),
@@ -93,7 +116,8 @@ impl Request {
             (6, ..) => Request::Wait,
             (7, ..) => Request::Enter,
             _ => return None,
-        })
+        };
+        Some((request, kind & !KIND))
     }
 }
 
@@ -118,10 +142,44 @@ impl Reply {
     }
 }
 
-/// A path to a name in an open directory that fits into a socket's address, however deep the directory lies.
-fn address(dir: BorrowedFd<'_>) -> CString {
-    let path = format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), SOCKET.to_str().unwrap_or_default());
-    CString::new(path).unwrap_or_default()
+/// A path to an open object that fits into a socket's address, however deep it lies, with a name in it where that is a
+/// directory.
+fn address(of: BorrowedFd<'_>, name: &str) -> CString {
+    CString::new(format!("/proc/self/fd/{}{name}", of.as_raw_fd())).unwrap_or_default()
+}
+
+/// Proves that the other end is a process of this user that stands in no sandbox, or in the same one as this process: its
+/// user namespace is ours.
+fn prove(end: BorrowedFd<'_>) -> Result<()> {
+    let peer = peer(end)?;
+    if peer.uid != cred::geteuid() {
+        return if crate::sys::sabotaged(c"peer") { Ok(()) } else { Err(EPERM) };
+    }
+    // Held while its namespace is looked at, so that its number is no other's.
+    let held = process_at(end).map_err(|_| EPERM)?;
+    let namespace = |of: &str| fs::stat(&CString::new(format!("/proc/{of}/ns/user")).unwrap_or_default());
+    let theirs = namespace(&peer.pid.to_string()).map_err(|_| EPERM)?;
+    let own = namespace("self")?;
+    let lives = event::poll(&mut [Watch::read(held.as_fd())], Some(0)) == Ok(0);
+    let same = (own.dev, own.ino) == (theirs.dev, theirs.ino) || crate::sys::sabotaged(c"peer-namespace");
+    if lives && same { Ok(()) } else { Err(EPERM) }
+}
+
+/// The process at the other end, and surely no other's: one that has died would have closed this connection.
+///
+/// # Errors
+/// `ESRCH` where it is gone, or lives in a pid namespace that is not seen from here.
+pub fn process_at(end: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if let Ok(pidfd) = peer_pidfd(end) {
+        return Ok(pidfd);
+    }
+    // Before Linux 6.5 its number has to be opened, and is its own for as long as it holds the other end.
+    let pid = peer(end)?.pid;
+    if pid <= 0 {
+        return Err(ESRCH);
+    }
+    let pidfd = process::pidfd_open(pid)?;
+    if socket::hung_up(end) { Err(ESRCH) } else { Ok(pidfd) }
 }
 
 /// A supervisor's end. Its name goes with the claim of the sandbox's.
@@ -134,7 +192,7 @@ impl Listener {
     /// # Errors
     /// Of bind(2) and listen(2).
     pub(super) fn new(dir: BorrowedFd<'_>) -> Result<Listener> {
-        socket::listen(&address(dir), BACKLOG).map(Listener)
+        socket::listen(&address(dir, "/control"), BACKLOG).map(Listener)
     }
 
     /// To be watched.
@@ -142,30 +200,29 @@ impl Listener {
         self.0.as_fd()
     }
 
-    /// The next that waits, where it is the same user's or root's.
+    /// The next that waits, where it is the same user's, and in no sandbox.
     ///
     /// # Errors
     /// `EAGAIN` where nobody waits, `EPERM` for somebody else.
     pub fn accept(&self) -> Result<OwnedFd> {
         let client = socket::accept(self.fd())?;
-        match peer(client.as_fd())?.uid {
-            uid if uid == cred::geteuid() || uid == 0 => Ok(client),
-            _ if crate::sys::sabotaged(c"peer") => Ok(client),
-            _ => Err(EPERM),
-        }
+        prove(client.as_fd()).map(|()| client)
     }
 }
 
-/// Takes a request from a client; `None` is its close.
+/// Takes a request to the supervisor of the sandbox of this name from a client; `None` is its close.
 ///
 /// # Errors
-/// `EINVAL` for bytes that are no request.
-pub fn hear(client: BorrowedFd<'_>) -> Result<Option<Request>> {
+/// `EINVAL` for bytes that are no request, `ESRCH` for one that is meant for another.
+pub fn hear(client: BorrowedFd<'_>, name: &str) -> Result<Option<Request>> {
     let mut bytes = [0; SIZE];
     // A descriptor that somebody sends along is closed here.
     match socket::receive(client, &mut bytes, Wait::No)? {
         (0, _) => Ok(None),
-        (length, _) => Request::decode(&bytes[..length]).map(Some).ok_or(EINVAL),
+        (length, _) => match Request::decode(&bytes[..length]).ok_or(EINVAL)? {
+            (request, whom) if whom == 0 || whom == mark(name) => Ok(Some(request)),
+            _ => Err(ESRCH),
+        },
     }
 }
 
@@ -184,19 +241,26 @@ pub fn hand(client: BorrowedFd<'_>, number: usize, handle: BorrowedFd<'_>) -> Re
 
 /// A client's end.
 #[derive(Debug)]
-pub struct Client(OwnedFd);
+pub struct Client {
+    socket: OwnedFd,
+    /// Of the sandbox that is meant.
+    name: String,
+}
 
 impl Client {
     /// Connects to the supervisor of a sandbox's directory.
     ///
     /// # Errors
-    /// `ENOENT` or `ECONNREFUSED` where none listens, `EPERM` where it is somebody else's.
-    pub(super) fn connect(dir: BorrowedFd<'_>) -> Result<Client> {
-        let socket = socket::connect(&address(dir))?;
-        match peer(socket.as_fd())?.uid {
-            uid if uid == cred::geteuid() => Ok(Client(socket)),
-            _ => Err(EPERM),
+    /// `ENOENT` or `ECONNREFUSED` where none listens, `EPERM` where it is somebody else's, or a program in a sandbox.
+    pub(super) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Client> {
+        let place = fs::openat(dir, SOCKET, Open::Entry)?;
+        // Of a link it would be another's.
+        if fs::fstat(place.as_fd())?.kind != Kind::Socket {
+            return Err(ECONNREFUSED);
         }
+        let socket = socket::connect(&address(place.as_fd(), ""))?;
+        prove(socket.as_fd())?;
+        Ok(Client { socket, name: name.to_owned() })
     }
 
     /// Asks; [`Client::next`] tells the answer. `false` where the supervisor has ended instead.
@@ -204,7 +268,7 @@ impl Client {
     /// # Errors
     /// Of the socket.
     pub fn tell(&self, request: Request) -> Result<bool> {
-        match socket::send(self.0.as_fd(), &request.encode(), None) {
+        match socket::send(self.socket.as_fd(), &request.encode_for(&self.name), None) {
             Err(crate::sys::EPIPE | crate::sys::ECONNRESET) => Ok(false),
             other => other.map(|()| true),
         }
@@ -235,7 +299,7 @@ impl Client {
     /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead, `ETIMEDOUT` where it says nothing
     /// for so many milliseconds.
     pub fn handles(&self, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
-        socket::send(self.0.as_fd(), &Request::Enter.encode(), None)?;
+        socket::send(self.socket.as_fd(), &Request::Enter.encode_for(&self.name), None)?;
         loop {
             match self.take(Some(event::monotonic_ms().saturating_add(patience)))? {
                 Some((Reply::Handle(number), Some(handle))) => keep(number as usize, handle),
@@ -250,7 +314,7 @@ impl Client {
     fn take(&self, until: Option<u64>) -> Result<Option<(Reply, Option<OwnedFd>)>> {
         let mut bytes = [0; SIZE];
         loop {
-            match socket::receive(self.0.as_fd(), &mut bytes, Wait::No) {
+            match socket::receive(self.socket.as_fd(), &mut bytes, Wait::No) {
                 Ok((0, _)) | Err(crate::sys::ECONNRESET) => return Ok(None),
                 Ok((length, carried)) => {
                     return Reply::decode(&bytes[..length]).map(|reply| Some((reply, carried))).ok_or(EINVAL);
@@ -262,28 +326,19 @@ impl Client {
             if left == Some(0) {
                 return Err(ETIMEDOUT);
             }
-            match event::poll(&mut [Watch::read(self.0.as_fd())], left) {
+            match event::poll(&mut [Watch::read(self.socket.as_fd())], left) {
                 Ok(_) | Err(crate::sys::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
 
-    /// The supervisor's process, and surely no other's: one that has died would have closed this connection.
+    /// The supervisor's process.
     ///
     /// # Errors
-    /// `ESRCH` where it is gone, or lives in a pid namespace that is not seen from here.
+    /// As [`process_at`].
     pub fn supervisor(&self) -> Result<OwnedFd> {
-        if let Ok(pidfd) = peer_pidfd(self.0.as_fd()) {
-            return Ok(pidfd);
-        }
-        // Before Linux 6.5 its number has to be opened, and is its own for as long as it holds the other end.
-        let pid = peer(self.0.as_fd())?.pid;
-        if pid <= 0 {
-            return Err(ESRCH);
-        }
-        let pidfd = process::pidfd_open(pid)?;
-        if socket::hung_up(self.0.as_fd()) { Err(ESRCH) } else { Ok(pidfd) }
+        process_at(self.socket.as_fd())
     }
 }
 
@@ -302,7 +357,8 @@ mod tests {
             Request::Resume,
             Request::Wait,
         ] {
-            assert_eq!(Request::decode(&request.encode()), Some(request));
+            assert_eq!(Request::decode(&request.encode()), Some((request, 0)));
+            assert_eq!(Request::decode(&request.encode_for("x")), Some((request, mark("x"))));
         }
         for reply in [Reply::Done, Reply::Refused(EPERM), Reply::Ended(255)] {
             assert_eq!(Reply::decode(&reply.encode()), Some(reply));
@@ -320,12 +376,12 @@ mod tests {
         let dir = openat(HERE, &crate::host::files::c_path(&deep), Open::Directory).expect("open");
         let listener = Listener::new(dir.as_fd()).expect("listen");
         assert_eq!(listener.accept().map(drop), Err(crate::sys::EAGAIN));
-        let client = Client::connect(dir.as_fd()).expect("connect");
+        let client = Client::connect(dir.as_fd(), "x").expect("connect");
         let server = listener.accept().expect("the client");
-        assert_eq!(hear(server.as_fd()), Err(crate::sys::EAGAIN));
+        assert_eq!(hear(server.as_fd(), "x"), Err(crate::sys::EAGAIN));
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| client.ask(Request::Pause, 60_000));
-            while hear(server.as_fd()) == Err(crate::sys::EAGAIN) {}
+            while hear(server.as_fd(), "x") == Err(crate::sys::EAGAIN) {}
             answer(server.as_fd(), Reply::Done);
             assert_eq!(asked.join().expect("no panic"), Ok(Some(Reply::Done)));
         });
@@ -338,7 +394,33 @@ mod tests {
         assert_eq!(client.next(None), Ok(Some(Reply::Ended(7))));
         assert_eq!(client.next(None), Ok(None));
         assert_eq!(client.ask(Request::Pause, 10), Ok(None));
-        assert!(Client::connect(dir.as_fd()).is_err());
+        assert!(Client::connect(dir.as_fd(), "x").is_err());
+    }
+
+    #[test]
+    fn what_is_meant_for_another_is_not_done() {
+        let (ours, theirs) = socket::pair().expect("a pair");
+        for (whom, heard) in
+            [(Some("x"), Ok(Some(Request::Kill))), (None, Ok(Some(Request::Kill))), (Some("y"), Err(ESRCH))]
+        {
+            let request = whom.map_or(Request::Kill.encode(), |name| Request::Kill.encode_for(name));
+            socket::send(theirs.as_fd(), &request, None).expect("sent");
+            assert_eq!(hear(ours.as_fd(), "x"), heard, "{whom:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_no_socket() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [one, other] = ["one", "other"].map(|name| {
+            std::fs::create_dir(dir.path().join(name)).expect("a directory");
+            openat(HERE, &crate::host::files::c_path(&dir.path().join(name)), Open::Directory).expect("open")
+        });
+        let listener = Listener::new(other.as_fd()).expect("listen");
+        std::os::unix::fs::symlink("../other/control", dir.path().join("one/control")).expect("a link");
+        assert_eq!(Client::connect(one.as_fd(), "x").map(drop), Err(ECONNREFUSED));
+        Client::connect(other.as_fd(), "x").expect("connect");
+        listener.accept().expect("the client");
     }
 
     proptest::proptest! {

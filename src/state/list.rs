@@ -7,7 +7,7 @@ use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, Open};
 use crate::sys::stream::ECONNREFUSED;
-use crate::sys::{EACCES, EAGAIN, ENOENT};
+use crate::sys::{EACCES, EAGAIN, ENOENT, EPERM};
 use serde::Serialize;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,7 +53,7 @@ impl Found {
     pub fn connect(&self) -> Result<Client> {
         let mut waited = 0;
         loop {
-            match Client::connect(self.dir.as_fd()) {
+            match Client::connect(self.dir.as_fd(), &self.name) {
                 Ok(client) => return Ok(client),
                 Err(ENOENT | ECONNREFUSED) if !self.is_held() => return Err(self.not_running()),
                 Err(ENOENT | ECONNREFUSED | EAGAIN) if waited < PATIENCE => {
@@ -61,6 +61,11 @@ impl Found {
                     waited += 5;
                 }
                 Err(ENOENT | ECONNREFUSED) => return Err(self.unreachable("does not listen")),
+                Err(EPERM) => {
+                    let why = "who listens in its place is no supervisor of yours, or is in another user namespace";
+                    let hint = Some("sbx from where the sandbox was started".into());
+                    return Err(Error::State { on: self.name.clone(), why: why.into(), hint });
+                }
                 Err(EAGAIN) => return Err(self.unreachable("lets nobody in: too many commands wait for it")),
                 Err(errno) => return Err(self.unreachable(&format!("cannot be reached: {errno}"))),
             }

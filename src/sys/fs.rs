@@ -362,10 +362,17 @@ pub fn may_write(dir: BorrowedFd<'_>) -> Result<()> {
     done(unsafe { libc::faccessat(dir.as_raw_fd(), c".".as_ptr(), libc::W_OK, libc::AT_EACCESS) })
 }
 
-/// `memfd_create(2)`: a file in memory without a name, close-on-exec.
+/// `memfd_create(2)`: a file in memory without a name, close-on-exec, that can be sealed.
 pub fn memfd(name: &CStr) -> Result<OwnedFd> {
     // SAFETY: a C string and an integer.
-    fd(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })
+    fd(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })
+}
+
+/// `fcntl(2)`, `F_ADD_SEALS`: nobody changes this file in memory any more.
+pub fn seal(of: BorrowedFd<'_>) -> Result<()> {
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: takes integers.
+    done(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_ADD_SEALS, seals) })
 }
 
 /// `getrandom(2)`: fills the buffer.

@@ -70,6 +70,9 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<(usi
     let mut iov = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let mut control = Control([0; 24]);
     let mut message = header(&mut iov, Some(&mut control));
+    // Room for one and no more: in what alignment leaves at the end the kernel puts a second, of which nobody would know.
+    // SAFETY: takes an integer.
+    message.msg_controllen = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as _;
     let flags = libc::MSG_CMSG_CLOEXEC | if wait == Wait::No { libc::MSG_DONTWAIT } else { 0 };
     // SAFETY: the message points at live buffers of the lengths given.
     let mut take = || retry(|| ok(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, flags) } as i64));
@@ -167,6 +170,32 @@ mod tests {
         let mut bytes = [0; 16];
         let lengths = [(); 2].map(|()| receive(ours.as_fd(), &mut bytes, Wait::Yes).expect("received").0);
         assert_eq!(lengths, [4, 0]);
+    }
+
+    #[test]
+    fn of_many_descriptors_that_come_along_none_is_left_open() {
+        let (ours, theirs) = pair().expect("a pair");
+        let numbers = [ours.as_raw_fd(); 3];
+        let length = unsafe { libc::CMSG_LEN(size_of_val(&numbers) as u32) };
+        let mut iov = libc::iovec { iov_base: (&raw const numbers) as *mut c_void, iov_len: 1 };
+        let mut control = [0u64; 8];
+        let mut message = header(&mut iov, None);
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = length as _;
+        // SAFETY: the buffer is aligned and has room for the header and three numbers.
+        unsafe {
+            let first = libc::CMSG_FIRSTHDR(&message);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = length as _;
+            libc::CMSG_DATA(first).cast::<[RawFd; 3]>().write_unaligned(numbers);
+        }
+        assert_eq!(unsafe { libc::sendmsg(theirs.as_raw_fd(), &message, 0) }, 1);
+        let (length, carried) = receive(ours.as_fd(), &mut [0; 16], Wait::Yes).expect("received");
+        assert_eq!(length, 1);
+        // All three were the reading end. With it gone here, nobody has it.
+        drop((carried, ours));
+        assert!(hung_up(theirs.as_fd()));
     }
 
     #[test]
