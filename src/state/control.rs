@@ -58,7 +58,7 @@ pub enum Reply {
 fn mark(name: &str) -> u32 {
     // FNV-1a. It tells the names of one user apart, and is no secret.
     let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    hash << 8 | KIND + 1
+    (hash << 8) | (KIND + 1)
 }
 
 /// The bits of a message's kind itself.
