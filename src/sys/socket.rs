@@ -176,6 +176,7 @@ mod tests {
     fn of_many_descriptors_that_come_along_none_is_left_open() {
         let (ours, theirs) = pair().expect("a pair");
         let numbers = [ours.as_raw_fd(); 3];
+        // SAFETY: it only counts.
         let length = unsafe { libc::CMSG_LEN(size_of_val(&numbers) as u32) };
         let mut iov = libc::iovec { iov_base: (&raw const numbers) as *mut c_void, iov_len: 1 };
         let mut control = [0u64; 8];
@@ -190,6 +191,7 @@ mod tests {
             (*first).cmsg_len = length as _;
             libc::CMSG_DATA(first).cast::<[RawFd; 3]>().write_unaligned(numbers);
         }
+        // SAFETY: the message and all it points at live until the call is back.
         assert_eq!(unsafe { libc::sendmsg(theirs.as_raw_fd(), &message, 0) }, 1);
         let (length, carried) = receive(ours.as_fd(), &mut [0; 16], Wait::Yes).expect("received");
         assert_eq!(length, 1);
