@@ -143,7 +143,8 @@ impl Monitor<'_> {
         if let Some(claim) = self.sandbox.claim.as_ref().filter(|_| !self.service.was_opened()) {
             // The socket may find room where the record finds none, and without it nobody could stop the sandbox.
             let told = [claim.write(&self.sandbox.record), self.service.open(claim)];
-            for error in told.into_iter().filter_map(Result::err) {
+            // Two that fail have one cause.
+            if let Some(error) = told.into_iter().find_map(Result::err) {
                 observer.event(&Event::Note(&format!("{error}; the program runs all the same")));
             }
         }
