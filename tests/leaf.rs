@@ -79,7 +79,7 @@ impl Drop for Place {
 
 /// Whether there is a group of ours in which another can be made.
 fn has_group() -> bool {
-    !lacks(&["cgroup", "tmpfs-xattrs", "without-systemd"])
+    !lacks(&["cgroup", "without-systemd"])
 }
 
 #[track_caller]
