@@ -35,7 +35,7 @@ impl Outside {
     pub(super) fn begin(outside: Option<Outside>, master: Option<OwnedFd>) -> Option<Outside> {
         match (outside, master) {
             (Some(Outside::Log(mut output)), master) => {
-                output.take_terminal(master);
+                output.begin(master);
                 Some(Outside::Log(output))
             }
             (_, master) => master.map(Terminal::new).map(Outside::Caller),
@@ -109,6 +109,8 @@ pub(super) struct Output {
     log: Log,
     /// Standard output or the terminal; standard error.
     sources: [Source; 2],
+    /// Whether anything is logged yet. Not before the record says that the program runs: a flood could take its space.
+    begun: bool,
     /// Kept for a program that is to have an input.
     _stdin: Option<OwnedFd>,
 }
@@ -146,17 +148,18 @@ impl Output {
                 (source.from, *place) = (Some(read), Some(write));
             }
         }
-        Ok(Some(Outside::Log(Box::new(Output { log, sources, _stdin: stdin }))))
+        Ok(Some(Outside::Log(Box::new(Output { log, sources, begun: false, _stdin: stdin }))))
     }
 
-    fn take_terminal(&mut self, master: Option<OwnedFd>) {
+    fn begin(&mut self, master: Option<OwnedFd>) {
+        self.begun = true;
         let Some(master) = master else { return };
         let _ = tty::set_nonblocking(master.as_fd());
         self.sources[0].from = Some(master);
     }
 
     fn watches(&self) -> [Watch; 2] {
-        [0, 1].map(|n| Watch::read_if(self.sources[n].from.as_ref().map(AsFd::as_fd)))
+        [0, 1].map(|n| Watch::read_if(self.sources[n].from.as_ref().filter(|_| self.begun).map(AsFd::as_fd)))
     }
 
     fn due(&self) -> Option<u64> {

@@ -2,9 +2,10 @@
 
 use super::control::SOCKET;
 use super::leftovers::{self, Cleared};
+use super::log::FILES;
 use super::record::{Record, VERSION};
 use super::time::Moment;
-use super::{MARK, NEW_RECORD, PAUSED, RECORD, RESERVE, StateDir, unusable};
+use super::{MARK, NEW_RECORD, PAUSED, RECORD, RESERVE, StateDir, full, unusable};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Kind, Open};
 use crate::sys::{EEXIST, Result as SysResult};
@@ -76,8 +77,23 @@ impl StateDir {
     }
 }
 
-/// Writes a record, whole or not at all.
+/// Writes a record, whole or not at all. Where there is no space, of a sandbox in the background first what was set
+/// aside goes, then the older part of its log: without a record nobody finds it.
 pub(super) fn write(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
+    let [_, older, oldest] = FILES;
+    let mut written = write_once(dir, text);
+    for file in [RESERVE, oldest, older] {
+        if !written.is_err_and(full) {
+            break;
+        }
+        if fs::unlinkat(dir, file, Kind::File).is_ok() {
+            written = write_once(dir, text);
+        }
+    }
+    written
+}
+
+fn write_once(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
     let new = || fs::openat(dir, NEW_RECORD, Open::New);
     let file = match new() {
         // Left by a writer that was killed.
