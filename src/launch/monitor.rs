@@ -1,7 +1,7 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
-use super::channel::{Fullness, Message, hear, tell, tell_now};
+use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
 use super::faults::{died, not_executed, skipped, step_error};
 use super::fuse::Fuse;
@@ -130,8 +130,9 @@ impl<'a> Monitor<'a> {
     pub(super) fn run(mut self, observer: &mut dyn super::Observer) -> Result<Exit> {
         loop {
             let mut watches = self.watches();
-            // Without clients the kernel need not look at their places.
-            let count = if self.service.was_opened() { watches.len() } else { OWN };
+            // The kernel need not look at the places of clients that are not there, and takes no more places than this
+            // process may have descriptors.
+            let count = OWN + self.service.used();
             match event::poll(&mut watches[..count], self.patience()) {
                 Ok(0) => self.idle(),
                 Ok(_) | Err(sys::EINTR) => {}
@@ -344,7 +345,7 @@ impl<'a> Monitor<'a> {
         if self.plan.process.init == Init::Program {
             process::pidfd_send_signal(self.sandbox.init.fd(), signal)
         } else {
-            tell_now(self.sandbox.channel.as_fd(), Message::Signal(signal))
+            tell_init(self.sandbox.channel.as_fd(), Message::Signal(signal))
         }
     }
 
@@ -353,7 +354,7 @@ impl<'a> Monitor<'a> {
         if self.plan.process.init == Init::Program {
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGSTOP);
         } else {
-            let _ = tell_now(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP));
+            let _ = tell_init(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP));
         }
         if let Some(terminal) = &mut self.terminal {
             terminal.pause();
@@ -367,11 +368,12 @@ impl<'a> Monitor<'a> {
 
     /// How long to wait for an event, in milliseconds.
     fn patience(&self) -> Option<u64> {
-        let [left, settling, stop, wake] = [self.deadline, self.text, self.stop_at, self.wake_at]
-            .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
+        let [left, settling, stop, wake, shut] =
+            [self.deadline, self.text, self.stop_at, self.wake_at, self.service.due()]
+                .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
         let background = self.terminal.as_ref().and_then(Outside::patience);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
-        [left, settling, stop, wake, background, look].into_iter().flatten().min()
+        [left, settling, stop, wake, shut, background, look].into_iter().flatten().min()
     }
 
     /// Nothing has happened for a while.
