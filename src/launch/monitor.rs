@@ -3,7 +3,7 @@
 
 use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
-use super::faults::{died, not_executed, skipped, step_error};
+use super::faults::{died, not_executed, skipped, step_error, stopped};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
@@ -12,7 +12,7 @@ use super::relay::Pump;
 use super::service::{Service, WATCHES};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Stage, UpperAt};
+use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
@@ -309,6 +309,11 @@ impl<'a> Monitor<'a> {
 
     fn signal(&mut self, signal: i32) -> Result<()> {
         match (self.phase, signal) {
+            (Phase::SettingUp | Phase::AtGate, event::SIGCHLD) if self.joins() => {
+                if process::is_stopped(self.sandbox.init.fd()) {
+                    return Err(stopped(self.plan));
+                }
+            }
             (Phase::SettingUp, event::SIGCHLD) => {
                 if let Some(error) = self.fuse.as_mut().and_then(Fuse::ended) {
                     return Err(error);
@@ -338,6 +343,11 @@ impl<'a> Monitor<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
+    fn joins(&self) -> bool {
+        self.plan.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
     }
 
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
@@ -478,6 +488,6 @@ impl<'a> Monitor<'a> {
 }
 
 /// Whether a signal asks for the end.
-fn ends(signal: i32) -> bool {
+pub(super) fn ends(signal: i32) -> bool {
     [event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT].contains(&signal)
 }

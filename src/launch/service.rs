@@ -12,7 +12,9 @@ use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
 use crate::state::control::{Listener, Reply, Request, answer, hand, hear, process_at};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process};
+use crate::sys::{
+    EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process, sched,
+};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
@@ -262,7 +264,10 @@ impl Monitor<'_> {
                 let limit = cred::getrlimit(cred::resource(name)?).ok()?;
                 Some((name.to_owned(), limit.soft, limit.hard))
             });
-            let text = serde_json::to_vec(&self.plan.kept(limits)).map_err(|_| EINVAL)?;
+            let init = self.sandbox.record.pid.filter(|_| self.plan.binds_processors());
+            let processors =
+                init.map_or(Ok(Vec::new()), |pid| sched::affinity_of(pid).map(|mask| mask.iter().collect()))?;
+            let text = serde_json::to_vec(&self.plan.kept(limits, processors)).map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
             // Every client gets the same open file.
