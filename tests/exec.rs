@@ -136,6 +136,59 @@ fn it_is_confined_as_the_first_program() {
 }
 
 #[test]
+fn it_has_no_more_of_the_machine_than_the_first_program() {
+    let look = "cut -d' ' -f19 /proc/self/stat; cat /proc/self/oom_score_adj; grep Cpus_allowed_list /proc/self/status";
+    for options in [&["--nice", "17", "--oom-score-adj", "300"][..], &["--limits", "watch", "--cpus", "1"]] {
+        let living = living(options, &format!("({look}) >/tmp/first"));
+        let first = text(&living.exec(&["cat", "/tmp/first"]));
+        assert!(first.1.lines().count() == 3, "{first:?}");
+        // Which processors it gets differs from start to start.
+        for _ in 0..8 {
+            assert_eq!(text(&living.exec(&["sh", "-c", look])), first, "{options:?}");
+        }
+        // Who calls may have less than that.
+        if options[0] == "--nice" {
+            let mut lower = Command::new("nice");
+            lower.arg("-n19").arg(sbx()).args(living.command().get_args()).args(["x", "sh", "-c", look]);
+            let lower = lower.stdin(Stdio::null()).output().expect("nice");
+            assert_eq!(text(&lower).1.lines().next(), Some("19"), "{lower:?}");
+        }
+        living.ends();
+    }
+}
+
+/// Programs that stop, or kill, each process that comes: what has the number after the last one.
+fn watchful(signal: &str) -> String {
+    format!(
+        "(set +m; n=2; while [ ! -e /tmp/stop ]; do n=$((n+1)); [ $n -gt 4000 ] && n=2; [ $n != $$ ] && [ -e /proc/$n ] && \
+        read name </proc/$n/comm && case $name in sbx-exec) kill -{signal} $n;; esac; done) 2>/dev/null &"
+    )
+}
+
+#[test]
+fn a_process_inside_that_stops_who_comes_holds_nobody_up() {
+    for (signal, says) in [("STOP", "was stopped before it ran"), ("KILL", "was killed by signal 9 before it ran")] {
+        // Landlock would not let it.
+        let living = living(&["--landlock", "off"], &format!("sleep 0.2; {}", watchful(signal)));
+        let mut hit = 0;
+        for _ in 0..300 {
+            let begin = Instant::now();
+            let (status, _, error) = text(&living.exec(&["true"]));
+            assert!(begin.elapsed() < Duration::from_secs(5), "{error}");
+            if status == Some(125) {
+                assert!(error.contains(says), "{signal}: {error}");
+                hit += 1;
+            }
+            if hit == 5 {
+                break;
+            }
+        }
+        println!("{signal}: {hit} hits");
+        living.ends();
+    }
+}
+
+#[test]
 fn it_stands_in_the_same_cgroup() {
     if !has("cgroup") {
         return;

@@ -291,6 +291,54 @@ fn clients_that_are_a_nuisance_disturb_nobody() {
     gone(&place, "x", "nuisance");
 }
 
+#[test]
+fn without_a_descriptor_for_a_client_the_supervisor_rests() {
+    if lacks(&["userns", "prlimit"]) {
+        return;
+    }
+    let place = Place::new();
+    let running = place.named("x", &[], "exec sleep 1000");
+    let pid = running.pid();
+    let free = (16..).find(|number| !std::path::Path::new(&format!("/proc/{pid}/fd/{number}")).exists());
+    let limit = |soft: usize| {
+        let words = ["--pid".to_owned(), pid.to_string(), format!("--nofile={soft}:")];
+        place.run("prlimit", words).done().exits(0);
+    };
+    // Ticks of the processor, of which there are a hundred in a second.
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        fields[11..13].iter().filter_map(|field| field.parse::<u64>().ok()).sum::<u64>()
+    };
+    limit(free.expect("a number"));
+    let asked = place.sbx(["kill", "-s", "WINCH", "x"]).start();
+    std::thread::sleep(Duration::from_millis(200));
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = ticks() - before;
+    limit(1024);
+    asked.done().exits(0);
+    assert!(used < 20, "{used} ticks");
+    place.sbx(["stop", "x"]).done().exits(0);
+    running.done().exits(143);
+}
+
+#[test]
+fn few_descriptors_are_enough_to_be_served_with() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let state = place.state();
+    let words = ["-c", "ulimit -n 70; exec \"$@\"", "sh"].map(OsString::from);
+    let run = [support::sbx().into(), "run".into(), "--state".into(), state.into(), "--name".into(), "x".into()];
+    let program: [OsString; 3] = [place.rootfs().into(), "sleep".into(), "1".into()];
+    let running = place.run("sh", words.into_iter().chain(run).chain(program)).start();
+    assert!(soon(|| place.state().join("x/control").exists()));
+    place.sbx(["kill", "-s", "WINCH", "x"]).done().exits(0);
+    running.done().exits(0);
+}
+
 /// Memory of its own in KiB, without pages of files: those others may share or not, and a fresh file is all dirty.
 fn private(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");

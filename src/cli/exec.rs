@@ -10,7 +10,7 @@ use sbx::plan::{self, Kept};
 use sbx::spec::Spec;
 use sbx::state::{Found, Standing, StateDir};
 use sbx::sys::event::poll;
-use sbx::sys::{EAGAIN, EPIPE, ESRCH};
+use sbx::sys::{EAGAIN, EMFILE, EPIPE, ESRCH};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
@@ -76,6 +76,9 @@ fn handles(found: &Found) -> Result<Handles> {
             Err(EAGAIN) if waited < PATIENCE => {
                 let _ = poll(&mut [], Some(5));
                 waited += 5;
+            }
+            Err(errno @ EMFILE) => {
+                return Err(Error::Sys { doing: "take the handles of".into(), on: found.name.clone(), errno });
             }
             Err(EPIPE) => return Err(found.not_running()),
             Err(EAGAIN) => {

@@ -30,9 +30,10 @@
 //! that the exec succeeded. The parent's end going away is the lifeline: init ends, and all with it.
 //! With a map of ranges a process stands between the two, which clones init and says `Forked` + pidfd.
 
+use crate::sys::event::{Watch, poll};
 use crate::sys::process::{Ended, Namespaces};
 use crate::sys::socket::{Wait, receive, send, send_now};
-use crate::sys::{EINVAL, Errno, Result};
+use crate::sys::{EAGAIN, EINVAL, Errno, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Bytes of a message.
@@ -210,10 +211,19 @@ pub fn tell(to: BorrowedFd<'_>, message: Message, carried: Option<BorrowedFd<'_>
     send(to, &message.encode(), carried)
 }
 
-/// The same where nobody waits for room: `EAGAIN`. An init that is stopped or frozen takes nothing, and who looks after
-/// it has to go on.
-pub fn tell_now(to: BorrowedFd<'_>, message: Message) -> Result<()> {
-    send_now(to, &message.encode())
+/// How many milliseconds [`tell_init`] waits for room.
+const ROOM: u64 = 10;
+
+/// The same where room is hardly waited for: `EAGAIN`. An init that is stopped or frozen takes nothing, and who looks
+/// after it has to go on.
+pub fn tell_init(to: BorrowedFd<'_>, message: Message) -> Result<()> {
+    match send_now(to, &message.encode()) {
+        Err(EAGAIN) => {
+            poll(&mut [Watch::write(to)], Some(ROOM))?;
+            send_now(to, &message.encode())
+        }
+        other => other,
+    }
 }
 
 /// Takes one message and what it carried; `None` is the other end's close.

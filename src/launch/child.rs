@@ -61,6 +61,7 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
     if !matches!(hear(channel, Wait::Yes), Ok(Some((Message::Go, _)))) {
         process::exit_now(FAILED);
     }
+    lower(script, channel);
     if let Err(failure) = enter_all(script, handles) {
         fail(failure);
     }
@@ -82,6 +83,20 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
             process::exit_now(0)
         }
         Err(failure) => fail(failure),
+    }
+}
+
+/// What of the first program's nice value and badness for the OOM killer this process has not already. Of one that has
+/// more of it the kernel takes nothing away, and it is to have no less (EACCES).
+fn lower(script: &Script, channel: BorrowedFd<'_>) {
+    let (tree, host_proc) =
+        (Tree::new(script, Trees::default()), sys::fs::openat(HERE, c"/proc", Open::Directory).ok());
+    let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc };
+    for prepared in &script.before {
+        child.one(prepared, |child, op| match child.enter(op) {
+            None | Some(Err(Failure(_, sys::EACCES | sys::EPERM))) => Ok(()),
+            Some(other) => other,
+        });
     }
 }
 

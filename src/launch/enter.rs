@@ -4,8 +4,10 @@
 use super::channel::{Message, hear, tell};
 use super::faults::step_error;
 use super::handles::{CGROUP, Handles};
-use super::monitor::{Monitor, Sandbox};
-use super::{Exit, Guard, Observer, Request, SIGNALS, Upper, child, gone, limits, prepare, record, single_thread};
+use super::monitor::{Monitor, Sandbox, ends};
+use super::{
+    Event, Exit, Guard, Observer, Request, SIGNALS, Upper, child, gone, limits, prepare, record, single_thread,
+};
 use crate::cgroup::scope;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -75,9 +77,10 @@ pub fn enter(
         attach(&handles, place, host, pid)?;
     }
     tell(ours.as_fd(), Message::Go, None).map_err(|errno| gone(plan, errno))?;
-    let (pid, program) = joined(plan, ours.as_fd(), joining)?;
+    let (pid, program) = joined(plan, ours.as_fd(), joining, &signals, observer)?;
+    // One that a program inside has killed already does not hear it; how it ended is seen below.
     for word in [Message::Go, Message::Start] {
-        tell(ours.as_fd(), word, None).map_err(|errno| gone(plan, errno))?;
+        let _ = tell(ours.as_fd(), word, None);
     }
     let mut record = record(plan, host);
     record.pid = Some(pid);
@@ -132,16 +135,35 @@ fn attach(handles: &Handles, place: Place<'_>, host: &Host, pid: i32) -> Result<
     }
 }
 
-/// The process that has joined ends when it has made the program's, which is held from then on.
-fn joined(plan: &Plan, channel: BorrowedFd<'_>, mut joining: Guard) -> Result<(i32, Guard)> {
-    let mut watches = [Watch::read(channel), Watch::read(joining.fd())];
-    sys::retry(|| event::poll(&mut watches, None)).map_err(|errno| gone(plan, errno))?;
-    match hear(channel, Wait::No) {
-        Ok(Some((Message::Forked(pid, _), Some(program)))) => {
-            joining.wait();
-            Ok((pid, Guard::new(program)))
+/// The process that has joined ends when it has made the program's, which is held from then on. In a cgroup that is
+/// frozen meanwhile it may take any time.
+fn joined(
+    plan: &Plan,
+    channel: BorrowedFd<'_>,
+    mut joining: Guard,
+    signals: &Signals,
+    observer: &mut dyn Observer,
+) -> Result<(i32, Guard)> {
+    loop {
+        let mut watches = [Watch::read(channel), Watch::read(joining.fd()), Watch::read(signals.as_fd())];
+        sys::retry(|| event::poll(&mut watches, None)).map_err(|errno| gone(plan, errno))?;
+        if watches[2].ready()
+            && let Ok(Some(signal)) = event::next_signal(signals.as_fd())
+            && ends(signal)
+        {
+            return Err(Error::Interrupted(signal));
         }
-        Ok(Some((Message::Failed(fault), _))) => Err(step_error(plan, fault)),
-        _ => Err(gone(plan, sys::EPIPE)),
+        if !watches[0].ready() && !watches[1].ready() {
+            continue;
+        }
+        match hear(channel, Wait::No) {
+            Ok(Some((Message::Forked(pid, _), Some(program)))) => {
+                joining.wait();
+                return Ok((pid, Guard::new(program)));
+            }
+            Ok(Some((Message::Done(step), _))) => observer.event(&Event::Step(usize::from(step))),
+            Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
+            _ => return Err(gone(plan, sys::EPIPE)),
+        }
     }
 }

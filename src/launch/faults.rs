@@ -117,14 +117,17 @@ pub(super) fn died(plan: &Plan, how: Ended) -> Error {
     match how {
         Ended::Code(127) => not_executed(plan, ENOENT),
         Ended::Code(126) => not_executed(plan, EACCES),
-        Ended::Signal(signal) => {
-            let why = format!("the sandbox's first process was killed by signal {signal} while it was set up");
-            Error::Unsupported {
-                feature: "run".into(),
-                why,
-                hint: Some("try again; `sbx check` tells what is in the way".into()),
+        Ended::Signal(signal) => match joins(plan) {
+            Some(name) => {
+                let why = format!("the program was killed by signal {signal} before it ran, perhaps by one inside");
+                Error::State { on: name.into(), why, hint: Some(AGAIN.into()) }
             }
-        }
+            None => Error::Unsupported {
+                feature: "run".into(),
+                why: format!("the sandbox's first process was killed by signal {signal} while it was set up"),
+                hint: Some("try again; `sbx check` tells what is in the way".into()),
+            },
+        },
         // It told why, unless it could not: then it or its helper was killed, or sending is forbidden.
         Ended::Code(super::child::FAILED) => {
             let why = "the sandbox's first process ended while it was set up and could not say why: its helper \
@@ -140,6 +143,23 @@ pub(super) fn died(plan: &Plan, how: Ended) -> Error {
             Error::Bug(format!("the child ended with {code} after step {step} and said nothing"))
         }
     }
+}
+
+/// One more program's process was stopped before the program ran.
+pub(super) fn stopped(plan: &Plan) -> Error {
+    let why = "the program was stopped before it ran, by one inside".into();
+    Error::State { on: joins(plan).unwrap_or_default().into(), why, hint: Some(AGAIN.into()) }
+}
+
+/// What helps against a program that does so to all that come.
+const AGAIN: &str = "try again, or end the sandbox";
+
+/// The sandbox that is entered.
+fn joins(plan: &Plan) -> Option<&str> {
+    plan.steps.iter().find_map(|planned| match &planned.step {
+        Step::Join(name) => Some(name.as_str()),
+        _ => None,
+    })
 }
 
 /// A skipped step, for the record and the user.

@@ -1,9 +1,9 @@
 //! The supervisor's loop: hears the child, passes signals on, keeps the time, relays the terminal, waits for
 //! the sandbox's full end. Allocates nothing while the program runs.
 
-use super::channel::{Fullness, Message, hear, tell, tell_now};
+use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
-use super::faults::{died, not_executed, skipped, step_error};
+use super::faults::{died, not_executed, skipped, step_error, stopped};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
@@ -12,7 +12,7 @@ use super::relay::Pump;
 use super::service::{Service, WATCHES};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Stage, UpperAt};
+use crate::plan::{Plan, Stage, Step, UpperAt};
 use crate::spec::Init;
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
@@ -130,8 +130,9 @@ impl<'a> Monitor<'a> {
     pub(super) fn run(mut self, observer: &mut dyn super::Observer) -> Result<Exit> {
         loop {
             let mut watches = self.watches();
-            // Without clients the kernel need not look at their places.
-            let count = if self.service.was_opened() { watches.len() } else { OWN };
+            // The kernel need not look at the places of clients that are not there, and takes no more places than this
+            // process may have descriptors.
+            let count = OWN + self.service.used();
             match event::poll(&mut watches[..count], self.patience()) {
                 Ok(0) => self.idle(),
                 Ok(_) | Err(sys::EINTR) => {}
@@ -308,6 +309,11 @@ impl<'a> Monitor<'a> {
 
     fn signal(&mut self, signal: i32) -> Result<()> {
         match (self.phase, signal) {
+            (Phase::SettingUp | Phase::AtGate, event::SIGCHLD) if self.joins() => {
+                if process::is_stopped(self.sandbox.init.fd()) {
+                    return Err(stopped(self.plan));
+                }
+            }
             (Phase::SettingUp, event::SIGCHLD) => {
                 if let Some(error) = self.fuse.as_mut().and_then(Fuse::ended) {
                     return Err(error);
@@ -339,12 +345,17 @@ impl<'a> Monitor<'a> {
         Ok(())
     }
 
+    /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
+    fn joins(&self) -> bool {
+        self.plan.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
+    }
+
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.
     pub(super) fn pass(&self, signal: i32) -> sys::Result<()> {
         if self.plan.process.init == Init::Program {
             process::pidfd_send_signal(self.sandbox.init.fd(), signal)
         } else {
-            tell_now(self.sandbox.channel.as_fd(), Message::Signal(signal))
+            tell_init(self.sandbox.channel.as_fd(), Message::Signal(signal))
         }
     }
 
@@ -353,7 +364,7 @@ impl<'a> Monitor<'a> {
         if self.plan.process.init == Init::Program {
             let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGSTOP);
         } else {
-            let _ = tell_now(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP));
+            let _ = tell_init(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP));
         }
         if let Some(terminal) = &mut self.terminal {
             terminal.pause();
@@ -367,11 +378,12 @@ impl<'a> Monitor<'a> {
 
     /// How long to wait for an event, in milliseconds.
     fn patience(&self) -> Option<u64> {
-        let [left, settling, stop, wake] = [self.deadline, self.text, self.stop_at, self.wake_at]
-            .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
+        let [left, settling, stop, wake, shut] =
+            [self.deadline, self.text, self.stop_at, self.wake_at, self.service.due()]
+                .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
         let background = self.terminal.as_ref().and_then(Outside::patience);
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
-        [left, settling, stop, wake, background, look].into_iter().flatten().min()
+        [left, settling, stop, wake, shut, background, look].into_iter().flatten().min()
     }
 
     /// Nothing has happened for a while.
@@ -476,6 +488,6 @@ impl<'a> Monitor<'a> {
 }
 
 /// Whether a signal asks for the end.
-fn ends(signal: i32) -> bool {
+pub(super) fn ends(signal: i32) -> bool {
     [event::SIGTERM, event::SIGINT, event::SIGHUP, event::SIGQUIT].contains(&signal)
 }

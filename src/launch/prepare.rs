@@ -45,6 +45,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         above: None,
         awaits_maps: plan.identities.by != MapsBy::Caller,
         creator: (0, 0),
+        before: Vec::new(),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
@@ -150,6 +151,8 @@ impl Context<'_> {
             }
         };
         let list = match planned.step {
+            // They are inherited, and inside there may be another /proc than the kernel's.
+            Step::Nice(_) | Step::OomScoreAdj(_) if self.joins() => &mut script.before,
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
@@ -359,9 +362,13 @@ impl Context<'_> {
         Op::CgroupNamespace { awaited, mount: self.cgroup_attr() }
     }
 
+    fn joins(&self) -> bool {
+        self.plan.steps.iter().any(|p| matches!(p.step, Step::Join(_)))
+    }
+
     /// Who the child is inside before its stage `Identity`.
     fn starts_as(&self) -> (u32, u32) {
-        match self.plan.steps.iter().any(|p| matches!(p.step, Step::Join(_))) {
+        match self.joins() {
             true => ids::caller(&self.plan.identities, self.host),
             false => ids::creator(&self.plan.identities, self.host),
         }

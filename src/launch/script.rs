@@ -32,6 +32,8 @@ pub(crate) struct Script {
     pub creator: (u32, u32),
     /// Whether the child waits until the parent has written the maps.
     pub awaits_maps: bool,
+    /// Who joins a sandbox, before it enters anything.
+    pub before: Vec<Prepared>,
     /// Init, before the helper.
     pub enter: Vec<Prepared>,
     /// Init, beside the helper.

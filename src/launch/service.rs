@@ -3,7 +3,7 @@
 //! Nobody is waited for: a client that does not read loses what it was told.
 
 use super::Observer;
-use super::channel::{Message, tell_now};
+use super::channel::{Message, tell_init};
 use super::exit::Event;
 use super::handles::{CGROUP, COUNT, Handles, KEPT};
 use super::monitor::{Monitor, SETTLED};
@@ -12,13 +12,17 @@ use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
 use crate::state::control::{Listener, Reply, Request, answer, hand, hear, process_at};
 use crate::sys::event::{self, Watch};
-use crate::sys::{EAGAIN, EBUSY, EINVAL, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process};
+use crate::sys::{
+    EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process, sched,
+};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// How many clients are served at a time. Where there are more, who has asked for nothing yet has to go.
 const CLIENTS: usize = 64;
 /// How many of them may wait for the end: there is always room for one that is to bring it about.
 const WAITING: usize = CLIENTS / 2;
+/// Milliseconds after which one is tried to be let in again.
+const SHUT: u64 = 100;
 /// Milliseconds in which those who have a program in here mostly have taken its end.
 const PROMPT: u64 = 50;
 /// What of the supervisor's descriptors belongs to this file.
@@ -34,6 +38,8 @@ pub(super) struct Service {
     clients: [Option<Client>; CLIENTS],
     /// How many have come.
     came: u64,
+    /// Monotonic milliseconds until which nobody is let in, for there was no descriptor for one.
+    shut_until: Option<u64>,
     /// Commands that have taken the handles, and may have a program in here.
     entered: Vec<OwnedFd>,
 }
@@ -54,6 +60,7 @@ impl Default for Service {
             opened: false,
             clients: [const { None }; CLIENTS],
             came: 0,
+            shut_until: None,
             entered: Vec::new(),
         }
     }
@@ -67,7 +74,15 @@ impl Service {
         Ok(())
     }
 
-    pub(super) fn was_opened(&self) -> bool {
+    /// How many of its watches are used.
+    pub(super) fn used(&self) -> usize {
+        match self.clients.iter().rposition(Option::is_some) {
+            Some(last) => last + 2,
+            None => usize::from(self.opened),
+        }
+    }
+
+    fn was_opened(&self) -> bool {
         self.opened
     }
 
@@ -77,7 +92,7 @@ impl Service {
     }
 
     pub(super) fn watches(&self) -> [Watch; WATCHES] {
-        let room = self.place().is_some();
+        let room = self.shut_until.is_none() && self.place().is_some();
         std::array::from_fn(|n| match n {
             0 => Watch::read_if(self.listener.as_ref().filter(|_| room).map(Listener::fd)),
             n => Watch::read_if(self.clients[n - 1].as_ref().map(|client| client.socket.as_fd())),
@@ -85,12 +100,21 @@ impl Service {
     }
 
     fn accept(&mut self) {
-        if let (Some(listener), Some(place)) = (&self.listener, self.place())
-            && let Ok(socket) = listener.accept()
-        {
-            self.came += 1;
-            self.clients[place] = Some(Client { socket, waits: false, number: self.came });
+        let (Some(listener), Some(place)) = (&self.listener, self.place()) else { return };
+        match listener.accept() {
+            Ok(socket) => {
+                self.came += 1;
+                self.clients[place] = Some(Client { socket, waits: false, number: self.came });
+            }
+            // Who waits to be let in would be told of again at once.
+            Err(EMFILE | ENFILE | ENOMEM) => self.shut_until = Some(event::monotonic_ms() + SHUT),
+            Err(_) => {}
         }
+    }
+
+    /// When this wants to work though nobody has come.
+    pub(super) fn due(&self) -> Option<u64> {
+        self.shut_until
     }
 
     /// Where one more can be had: a free place, or that of the one who has been silent for longest. It may ask again.
@@ -172,6 +196,8 @@ impl Monitor<'_> {
         }
         if watches[0].ready() {
             self.service.accept();
+        } else if self.service.shut_until.is_some_and(|until| event::monotonic_ms() >= until) {
+            self.service.shut_until = None;
         }
     }
 
@@ -220,7 +246,7 @@ impl Monitor<'_> {
         }
         match (self.plan.process.init, self.sandbox.record.pid) {
             (Init::Own, _) => {
-                let _ = tell_now(self.sandbox.channel.as_fd(), Message::Handles);
+                let _ = tell_init(self.sandbox.channel.as_fd(), Message::Handles);
             }
             (Init::Program, Some(pid)) => self.service.handles.open(pid),
             (Init::Program, None) => {}
@@ -238,7 +264,10 @@ impl Monitor<'_> {
                 let limit = cred::getrlimit(cred::resource(name)?).ok()?;
                 Some((name.to_owned(), limit.soft, limit.hard))
             });
-            let text = serde_json::to_vec(&self.plan.kept(limits)).map_err(|_| EINVAL)?;
+            let init = self.sandbox.record.pid.filter(|_| self.plan.binds_processors());
+            let processors =
+                init.map_or(Ok(Vec::new()), |pid| sched::affinity_of(pid).map(|mask| mask.iter().collect()))?;
+            let text = serde_json::to_vec(&self.plan.kept(limits, processors)).map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
             // Every client gets the same open file.
@@ -262,7 +291,7 @@ impl Monitor<'_> {
         match (self.sandbox.counts.group(), self.plan.process.init) {
             (Some(group), _) => group.freeze(true)?,
             (None, Init::Own) => {
-                tell_now(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP))?;
+                tell_init(self.sandbox.channel.as_fd(), Message::Signal(event::SIGTSTP))?;
             }
             // Only from inside its pid namespace all can be stopped.
             (None, Init::Program) => return Err(EOPNOTSUPP),

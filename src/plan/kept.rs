@@ -6,19 +6,21 @@
 
 use super::bpf::Insn;
 use super::identity::{GroupSet, Identities, MapsBy};
+use super::limits::Affinity;
 use super::steps::Step;
 use super::{Grant, LandlockPlan, Need, Plan, Planned, Process, Scopes, Stage, check_stdio, environment, terminal};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::spec::access::{Capabilities, Degrade};
 use crate::spec::ids::{Extent, accounts, groups, maps};
+use crate::spec::limits::CpuSet;
 use crate::spec::text::InnerPath;
 use crate::spec::{Init, Rlimit, Spec};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 
 /// Version of the form: supervisor and client may be of different builds.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// See the head of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,11 +51,17 @@ pub struct Kept {
     landlock: Option<(u32, Vec<(OsString, Grant)>)>,
     own_network: bool,
     filters: Vec<Vec<Insn>>,
+    /// Where they were asked for: nice value, badness for the OOM killer.
+    nice: Option<i32>,
+    oom_score_adj: Option<i32>,
+    /// Where it is bound to them, the processors that it has got.
+    processors: Option<Vec<u32>>,
 }
 
 impl Plan {
-    /// What is kept of it. `inherited` are the resource limits that its supervisor has, soft and hard by their names.
-    pub fn kept(&self, inherited: impl Iterator<Item = (String, u64, u64)>) -> Kept {
+    /// What is kept of it. `inherited` are the resource limits that its supervisor has, soft and hard by their names,
+    /// `processors` those of the first program.
+    pub fn kept(&self, inherited: impl Iterator<Item = (String, u64, u64)>, processors: Vec<u32>) -> Kept {
         let who = &self.identities;
         let find = |is: fn(&Step) -> Option<Capabilities>| self.steps.iter().find_map(|p| is(&p.step));
         let mut rlimits: Vec<(String, u64, u64)> = inherited.collect();
@@ -93,7 +101,18 @@ impl Plan {
             }),
             own_network: self.steps.iter().any(|p| p.step == Step::Network),
             filters: self.filters.clone(),
+            nice: self.steps.iter().find_map(|p| if let Step::Nice(nice) = p.step { Some(nice) } else { None }),
+            oom_score_adj: self.steps.iter().find_map(|p| match p.step {
+                Step::OomScoreAdj(score) => Some(score),
+                _ => None,
+            }),
+            processors: self.binds_processors().then_some(processors),
         }
+    }
+
+    /// Whether it keeps to some processors by their affinity.
+    pub fn binds_processors(&self) -> bool {
+        self.steps.iter().any(|p| matches!(p.step, Step::Affinity(_)))
     }
 }
 
@@ -228,6 +247,8 @@ fn steps(
     let mut must = |stage, step| steps.push(Planned { stage, need: Need::Must, step });
     must(Stage::Clone, Step::Join(kept.name.clone()));
     must(Stage::Enter, Step::Session);
+    kept.oom_score_adj.into_iter().for_each(|score| must(Stage::Enter, Step::OomScoreAdj(score)));
+    kept.nice.into_iter().for_each(|nice| must(Stage::Enter, Step::Nice(nice)));
     if process.terminal != super::Terminal::None {
         must(Stage::Enter, Step::EnterTerminal);
     }
@@ -249,6 +270,9 @@ fn steps(
             "nproc" => must(Stage::Confine, Step::Pids(limit.hard)),
             _ => must(Stage::Exec, Step::Rlimit(limit)),
         }
+    }
+    if let Some(processors) = &kept.processors {
+        must(Stage::Confine, Step::Affinity(Affinity::List(CpuSet::of(processors))));
     }
     landlock.iter().for_each(|plan| must(Stage::Confine, Step::Landlock((*plan).clone())));
     must(Stage::Confine, Step::Workdir(process.workdir.clone()));

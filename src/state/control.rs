@@ -9,7 +9,7 @@ use crate::sys::event::{self, Watch};
 use crate::sys::fs::{self, Kind, Open};
 use crate::sys::socket::{self, Wait};
 use crate::sys::stream::{ECONNREFUSED, peer, peer_pidfd};
-use crate::sys::{EINVAL, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
+use crate::sys::{EINVAL, EMFILE, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
 use crate::sys::{cred, process};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -305,6 +305,8 @@ impl Client {
                 Some((Reply::Handle(number), Some(handle))) => keep(number as usize, handle),
                 Some((Reply::Done, _)) => return Ok(()),
                 Some((Reply::Refused(errno), _)) => return Err(errno),
+                // The kernel leaves away what there is no number for.
+                Some((Reply::Handle(_), None)) => return Err(EMFILE),
                 Some(_) => return Err(EINVAL),
                 None => return Err(crate::sys::EPIPE),
             }

@@ -263,7 +263,14 @@ impl StateDir {
         match self.clear(dir.as_fd(), &text)? {
             Cleared::All => {
                 unlist(self.dir.as_fd(), dir.as_fd(), &text);
-                Ok(())
+                match fs::fstat(dir.as_fd()) {
+                    Ok(stat) if stat.links > 0 => {
+                        let why = "something that is not sbx's lies in it".to_owned();
+                        let hint = Some("look at it, and remove it".into());
+                        Err(Error::State { on: self.path.join(name).display().to_string(), why, hint })
+                    }
+                    _ => Ok(()),
+                }
             }
             Cleared::Later => {
                 let why = "another sandbox still uses the mount points that it made".to_owned();
@@ -470,6 +477,19 @@ mod tests {
         (0..500).for_each(|n| std::fs::create_dir(path.join(format!("dead-{n}"))).expect("a directory of a dead one"));
         StateDir::open(&path).expect("the same").sweep();
         assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_removed_and_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).expect("a state directory");
+        std::fs::create_dir_all(path.join("x/log")).expect("a directory where a log should be");
+        let refused = state.remove("x").expect_err("something is in it").to_string();
+        assert!(refused.contains("not sbx's"), "{refused}");
+        std::fs::remove_dir(path.join("x/log")).expect("removed");
+        state.remove("x").expect("now it can be");
+        assert!(!path.join("x").exists());
     }
 
     #[test]

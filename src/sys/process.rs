@@ -231,6 +231,16 @@ pub fn wait(which: Which<'_>, how: WaitFor) -> Result<Option<(i32, Ended)>> {
     Ok((pid != 0).then_some((pid, ended)))
 }
 
+/// Whether a child is stopped, by `waitid(2)`.
+pub fn is_stopped(child: BorrowedFd<'_>) -> bool {
+    let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all zero is a valid siginfo_t, and stays so where nothing is found.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is ours and large enough.
+    let looked = done(unsafe { libc::waitid(libc::P_PIDFD, child.as_raw_fd() as libc::id_t, &mut info, options) });
+    looked.is_ok() && info.si_code == libc::CLD_STOPPED
+}
+
 /// `pidfd_open(2)`. Linux 5.3.
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
     // SAFETY: takes two integers.

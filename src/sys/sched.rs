@@ -34,10 +34,15 @@ impl CpuMask {
 /// # Errors
 /// `EINVAL` where the kernel has room for more processors than a mask has.
 pub fn sched_getaffinity() -> Result<CpuMask> {
+    affinity_of(0)
+}
+
+/// The same of another.
+pub fn affinity_of(pid: i32) -> Result<CpuMask> {
     let mut mask = CpuMask([0; WORDS]);
     let size = size_of_val(&mask.0);
     // SAFETY: the buffer is ours and of that size.
-    ok(unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size, mask.0.as_mut_ptr()) })?;
+    ok(unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, size, mask.0.as_mut_ptr()) })?;
     Ok(mask)
 }
 
