@@ -309,10 +309,10 @@ impl<'a> Monitor<'a> {
 
     fn signal(&mut self, signal: i32) -> Result<()> {
         match (self.phase, signal) {
-            (Phase::SettingUp | Phase::AtGate, event::SIGCHLD) if self.joins() => {
-                if process::is_stopped(self.sandbox.init.fd()) {
-                    return Err(stopped(self.plan));
-                }
+            (Phase::SettingUp | Phase::AtGate, event::SIGCHLD)
+                if self.joins() && process::is_stopped(self.sandbox.init.fd()) =>
+            {
+                return Err(stopped(self.plan));
             }
             (Phase::SettingUp, event::SIGCHLD) => {
                 if let Some(error) = self.fuse.as_mut().and_then(Fuse::ended) {
