@@ -5,15 +5,18 @@ mod common;
 use common::{Running, Sandbox, Scratch, has, sandbox, sbx};
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// A sandbox that runs, with its state in a directory of its own.
+/// A sandbox that runs, with its state in a directory of its own. The name is its own too: systemd keeps one scope of a
+/// name for all of a user's.
 struct Living {
+    name: String,
     running: Option<Running>,
     state: Scratch,
 }
 
-/// `sbx run` of a script that says `up` when it runs, in a sandbox of the name `x`.
+/// `sbx run` of a script that says `up` when it runs.
 fn living(options: &[&str], script: &str) -> Living {
     start(sandbox(options), script)
 }
@@ -22,8 +25,10 @@ fn start(sandbox: Sandbox, script: &str) -> Living {
     let state = Scratch::new();
     let script = format!("{script}\necho up >/tmp/up; read x");
     let sandbox = common::in_session(sandbox).option("--state").option(state.join("state"));
-    let running = sandbox.options(&["--name", "x"]).bring_probe().sh(&script).start();
-    let living = Living { running: Some(running), state };
+    static NAMES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("x{}", NAMES.fetch_add(1, Ordering::Relaxed));
+    let running = sandbox.options(&["--name", &name]).bring_probe().sh(&script).start();
+    let living = Living { name, running: Some(running), state };
     let begin = Instant::now();
     while !living.exec(&["test", "-e", "/tmp/up"]).status.success() {
         assert!(begin.elapsed() < Duration::from_secs(30), "the sandbox does not come up");
@@ -47,7 +52,7 @@ impl Living {
 
     /// `sbx exec` with options, before the name, up to `--`.
     fn exec_with(&self, options: &[&str], words: &[&str]) -> Output {
-        self.command().args(options).arg("x").args(words).output().expect("sbx exec")
+        self.command().args(options).arg(&self.name).args(words).output().expect("sbx exec")
     }
 
     fn exec(&self, words: &[&str]) -> Output {
@@ -149,7 +154,7 @@ fn it_has_no_more_of_the_machine_than_the_first_program() {
         // Who calls may have less than that.
         if options[0] == "--nice" {
             let mut lower = Command::new("nice");
-            lower.arg("-n19").arg(sbx()).args(living.command().get_args()).args(["x", "sh", "-c", look]);
+            lower.arg("-n19").arg(sbx()).args(living.command().get_args()).args([&living.name, "sh", "-c", look]);
             let lower = lower.stdin(Stdio::null()).output().expect("nice");
             assert_eq!(text(&lower).1.lines().next(), Some("19"), "{lower:?}");
         }
@@ -257,7 +262,8 @@ fn nothing_of_the_host_is_seen_on_its_way() {
     let rounds = 60;
     for _ in 0..rounds {
         let mut exec = living.command();
-        let output = exec.args(["x", "true"]).env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
+        let output =
+            exec.args([&living.name, "true"]).env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
         assert!(output.status.success(), "{output:?}");
     }
     let (_, seen, _) = text(&living.exec(&["sh", "-c", "touch /tmp/stop; sleep 0.3; cat /tmp/seen"]));
@@ -272,7 +278,7 @@ fn nothing_of_the_host_is_seen_on_its_way() {
 #[test]
 fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
     let living = living(&[], "");
-    let mut exec = living.command().args(["x", "sleep", "60"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args([&living.name, "sleep", "60"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     living.ends();
     let begin = Instant::now();
@@ -289,7 +295,7 @@ fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
 #[test]
 fn its_program_dies_with_it() {
     let living = living(&[], "");
-    let mut exec = living.command().args(["x", "sleep", "61"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args([&living.name, "sleep", "61"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     exec.kill().expect("kill");
     exec.wait().expect("wait");
