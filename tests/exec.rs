@@ -310,7 +310,7 @@ fn its_program_dies_with_it() {
 #[test]
 fn what_does_not_run_cannot_be_entered() {
     let state = Scratch::new();
-    let living = Living { running: None, state };
+    let living = Living { name: "x".into(), running: None, state };
     let (code, _, error) = text(&living.exec(&["true"]));
     assert!(code == Some(125) && error.contains("no sandbox of this name"), "{code:?} {error}");
 }
