@@ -13,7 +13,13 @@ struct Living {
     state: Scratch,
 }
 
-/// `sbx run` of a script that says `up` when it runs, in a sandbox of the name `x`.
+/// A name that no other test has: those of cgroups are not bound to a state directory.
+fn name(state: &Scratch) -> String {
+    let own = state.path().file_name().expect("a directory").to_string_lossy();
+    own.trim_start_matches('.').to_owned()
+}
+
+/// `sbx run` of a script that says `up` when it runs.
 fn living(options: &[&str], script: &str) -> Living {
     start(sandbox(options), script)
 }
@@ -22,7 +28,7 @@ fn start(sandbox: Sandbox, script: &str) -> Living {
     let state = Scratch::new();
     let script = format!("{script}\necho up >/tmp/up; read x");
     let sandbox = common::in_session(sandbox).option("--state").option(state.join("state"));
-    let running = sandbox.options(&["--name", "x"]).bring_probe().sh(&script).start();
+    let running = sandbox.options(&["--name", &name(&state)]).bring_probe().sh(&script).start();
     let living = Living { running: Some(running), state };
     let begin = Instant::now();
     while !living.exec(&["test", "-e", "/tmp/up"]).status.success() {
@@ -47,7 +53,7 @@ impl Living {
 
     /// `sbx exec` with options, before the name, up to `--`.
     fn exec_with(&self, options: &[&str], words: &[&str]) -> Output {
-        self.command().args(options).arg("x").args(words).output().expect("sbx exec")
+        self.command().args(options).arg(name(&self.state)).args(words).output().expect("sbx exec")
     }
 
     fn exec(&self, words: &[&str]) -> Output {
@@ -204,7 +210,11 @@ fn nothing_of_the_host_is_seen_on_its_way() {
     let rounds = 60;
     for _ in 0..rounds {
         let mut exec = living.command();
-        let output = exec.args(["x", "true"]).env("SECRET_VARIABLE", "SECRET-VALUE").output().expect("sbx exec");
+        let output = exec
+            .args([&name(&living.state), "true"])
+            .env("SECRET_VARIABLE", "SECRET-VALUE")
+            .output()
+            .expect("sbx exec");
         assert!(output.status.success(), "{output:?}");
     }
     let (_, seen, _) = text(&living.exec(&["sh", "-c", "touch /tmp/stop; sleep 0.3; cat /tmp/seen"]));
@@ -219,7 +229,7 @@ fn nothing_of_the_host_is_seen_on_its_way() {
 #[test]
 fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
     let living = living(&[], "");
-    let mut exec = living.command().args(["x", "sleep", "60"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args([&name(&living.state), "sleep", "60"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     living.ends();
     let begin = Instant::now();
@@ -236,7 +246,7 @@ fn the_sandbox_ends_with_its_first_program_and_those_that_came_later() {
 #[test]
 fn its_program_dies_with_it() {
     let living = living(&[], "");
-    let mut exec = living.command().args(["x", "sleep", "61"]).spawn().expect("sbx exec");
+    let mut exec = living.command().args([&name(&living.state), "sleep", "61"]).spawn().expect("sbx exec");
     std::thread::sleep(Duration::from_millis(200));
     exec.kill().expect("kill");
     exec.wait().expect("wait");
