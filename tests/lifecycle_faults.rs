@@ -501,6 +501,27 @@ fn a_socket_that_was_moved_leads_to_no_other_sandbox() {
 // --- Races ---
 
 #[test]
+fn to_stop_what_ends_at_that_moment_is_no_mistake() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    for _ in 0..40 {
+        let place = Place::new();
+        let running = place.named("x", &[], "exec sleep 1000");
+        let stops: Vec<Running> = (0..4).map(|_| place.sbx(["stop", "-t", "5", "x"]).start()).collect();
+        for stop in stops {
+            let done = stop.done();
+            // One that comes when all is over finds no such sandbox.
+            assert!(
+                done.code() == 0 && done.err.is_empty() || done.err.contains("no sandbox of this name"),
+                "{done:?}"
+            );
+        }
+        assert!([137, 143].contains(&running.done().code()));
+    }
+}
+
+#[test]
 fn one_of_a_hundred_gets_the_name() {
     if lacks(&["userns"]) {
         return;

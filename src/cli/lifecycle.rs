@@ -44,7 +44,12 @@ pub fn stop(words: &[OsString]) -> Result<u8> {
         if found.lives() {
             let due = event::monotonic_ms().saturating_add(grace).saturating_add(SLACK);
             let request = Request::Stop(number, grace);
-            told.extend(tell(&found, request)?.map(|client| (found, client, request, due)));
+            match tell(&found, request) {
+                Ok(client) => told.extend(client.map(|client| (found, client, request, due))),
+                Err(error) if found.is_held() => return Err(error),
+                // It has ended meanwhile.
+                Err(_) => {}
+            }
         }
         Ok(())
     })?;

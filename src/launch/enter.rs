@@ -117,8 +117,12 @@ fn attach(handles: &Handles, place: Place<'_>, host: &Host, pid: i32) -> Result<
     let Some(group) = handles.fd(CGROUP) else { return Ok(()) };
     let own = || fs::openat(group, c"cgroup.procs", Open::Write);
     let found = Delegation::look(&host.caller, host.uid);
+    let name = crate::cgroup::name_of(place.name);
+    let unit = format!("{name}.scope");
     let inits = || {
-        let path = found.group_of(place.init).ok_or(sys::ENOENT)?;
+        // The pid is the record's: where the program can write that, it could name a process that has other limits.
+        let is_own = |path: &std::path::PathBuf| path.iter().any(|part| part == name.as_str() || part == unit.as_str());
+        let path = found.group_of(place.init).filter(is_own).ok_or(sys::ENOENT)?;
         fs::openat(HERE, &crate::host::files::c_path(&path.join("cgroup.procs")), Open::Write)
     };
     let write = |file: sys::Result<std::os::fd::OwnedFd>| {
@@ -128,7 +132,6 @@ fn attach(handles: &Handles, place: Place<'_>, host: &Host, pid: i32) -> Result<
         Ok(()) => return Ok(()),
         Err(errno) => errno,
     };
-    let unit = format!("{}.scope", crate::cgroup::name_of(place.name));
     match door(&host.caller, host.uid) {
         Some(door) => scope::attach(&door, &unit, pid),
         None => Err(refuse(refused.to_string())),

@@ -12,6 +12,7 @@ use crate::spec::limits::RLIMITS as RESOURCES;
 use crate::state::Claim;
 use crate::state::control::{Listener, Reply, Request, answer, hand, hear, process_at};
 use crate::sys::event::{self, Watch};
+use crate::sys::stream::peer;
 use crate::sys::{
     EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process, sched,
 };
@@ -40,8 +41,8 @@ pub(super) struct Service {
     came: u64,
     /// Monotonic milliseconds until which nobody is let in, for there was no descriptor for one.
     shut_until: Option<u64>,
-    /// Commands that have taken the handles, and may have a program in here.
-    entered: Vec<OwnedFd>,
+    /// Commands that have taken the handles, and may have a program in here: pid and pidfd.
+    entered: Vec<(i32, OwnedFd)>,
 }
 
 struct Client {
@@ -134,16 +135,19 @@ impl Service {
 
     /// Has those who may go on.
     fn wake_entered(&self) {
-        for command in &self.entered {
+        for (_, command) in &self.entered {
             let _ = process::pidfd_send_signal(command.as_fd(), event::SIGCONT);
         }
     }
 
-    /// Notes who takes the handles, in the place of those who are gone.
+    /// Notes who takes the handles, once, in the place of those who are gone.
     fn note_entered(&mut self, number: usize) {
-        self.entered.retain(|command| event::poll(&mut [Watch::read(command.as_fd())], Some(0)) == Ok(0));
-        let client = self.clients[number].as_ref();
-        self.entered.extend(client.and_then(|client| process_at(client.socket.as_fd()).ok()));
+        self.entered.retain(|(_, command)| event::poll(&mut [Watch::read(command.as_fd())], Some(0)) == Ok(0));
+        let Some(client) = self.clients[number].as_ref() else { return };
+        let Ok(pid) = peer(client.socket.as_fd()).map(|peer| peer.pid) else { return };
+        if self.entered.iter().all(|(known, _)| *known != pid) {
+            self.entered.extend(process_at(client.socket.as_fd()).ok().map(|command| (pid, command)));
+        }
     }
 
     /// Tells those who wait how it ended.

@@ -9,7 +9,7 @@ use crate::sys::event::{self, Watch};
 use crate::sys::fs::{self, Kind, Open};
 use crate::sys::socket::{self, Wait};
 use crate::sys::stream::{ECONNREFUSED, peer, peer_pidfd};
-use crate::sys::{EINVAL, EMFILE, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
+use crate::sys::{EINVAL, EMFILE, ENFILE, EPERM, ESRCH, ETIMEDOUT, Errno, Result};
 use crate::sys::{cred, process};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -150,19 +150,28 @@ fn address(of: BorrowedFd<'_>, name: &str) -> CString {
 
 /// Proves that the other end is a process of this user that stands in no sandbox, or in the same one as this process: its
 /// user namespace is ours.
+///
+/// # Errors
+/// `EPERM` where it is not, `ECONNREFUSED` where the process has ended meanwhile.
 fn prove(end: BorrowedFd<'_>) -> Result<()> {
     let peer = peer(end)?;
     if peer.uid != cred::geteuid() {
         return if crate::sys::sabotaged(c"peer") { Ok(()) } else { Err(EPERM) };
     }
     // Held while its namespace is looked at, so that its number is no other's.
-    let held = process_at(end).map_err(|_| EPERM)?;
+    let held = process_at(end).map_err(|errno| match errno {
+        // Its pid namespace is not seen from here.
+        ESRCH if peer.pid == 0 => EPERM,
+        errno @ (EMFILE | ENFILE) => errno,
+        _ => ECONNREFUSED,
+    })?;
     let namespace = |of: &str| fs::stat(&CString::new(format!("/proc/{of}/ns/user")).unwrap_or_default());
-    let theirs = namespace(&peer.pid.to_string()).map_err(|_| EPERM)?;
-    let own = namespace("self")?;
-    let lives = event::poll(&mut [Watch::read(held.as_fd())], Some(0)) == Ok(0);
-    let same = (own.dev, own.ino) == (theirs.dev, theirs.ino) || crate::sys::sabotaged(c"peer-namespace");
-    if lives && same { Ok(()) } else { Err(EPERM) }
+    let (own, theirs) = (namespace("self")?, namespace(&peer.pid.to_string()));
+    if event::poll(&mut [Watch::read(held.as_fd())], Some(0)) != Ok(0) {
+        return Err(ECONNREFUSED);
+    }
+    let same = theirs.is_ok_and(|theirs| (own.dev, own.ino) == (theirs.dev, theirs.ino));
+    if same || crate::sys::sabotaged(c"peer-namespace") { Ok(()) } else { Err(EPERM) }
 }
 
 /// The process at the other end, and surely no other's: one that has died would have closed this connection.
