@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
-use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, Errno, cred};
+use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, ENOTEMPTY, Errno, cred};
 use control::{Listener, SOCKET};
 use leftovers::Cleared;
 use std::cell::{Cell, RefCell};
@@ -261,17 +261,14 @@ impl StateDir {
             return Err(Error::State { on: name.into(), why, hint: Some(format!("sbx stop {name}")) });
         }
         match self.clear(dir.as_fd(), &text)? {
-            Cleared::All => {
-                unlist(self.dir.as_fd(), dir.as_fd(), &text);
-                match fs::fstat(dir.as_fd()) {
-                    Ok(stat) if stat.links > 0 => {
-                        let why = "something that is not sbx's lies in it".to_owned();
-                        let hint = Some("look at it, and remove it".into());
-                        Err(Error::State { on: self.path.join(name).display().to_string(), why, hint })
-                    }
-                    _ => Ok(()),
+            Cleared::All => match unlist(self.dir.as_fd(), dir.as_fd(), &text) {
+                Err(ENOTEMPTY | EEXIST) => {
+                    let why = "something that is not sbx's lies in it".to_owned();
+                    let hint = Some("look at it, and remove it".into());
+                    Err(Error::State { on: self.path.join(name).display().to_string(), why, hint })
                 }
-            }
+                _ => Ok(()),
+            },
             Cleared::Later => {
                 let why = "another sandbox still uses the mount points that it made".to_owned();
                 Err(Error::State { on: name.into(), why, hint: Some("try again when that has ended".into()) })
@@ -293,7 +290,7 @@ impl StateDir {
         let kept = leftovers::read(dir, name).is_some_and(|record| record.is_kept());
         match self.clear(dir, name) {
             cleared if kept => self.settle(dir, name, None, cleared),
-            Ok(Cleared::All) => unlist(self.dir.as_fd(), dir, name),
+            Ok(Cleared::All) => _ = unlist(self.dir.as_fd(), dir, name),
             Ok(Cleared::Later) => {}
             Err(error) => self.left.borrow_mut().push(error),
         }
@@ -334,12 +331,12 @@ impl StateDir {
 }
 
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
-fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) {
+fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
     // A short run has written nothing.
-    if fs::unlinkat(parent, name, Kind::Directory).is_err() {
+    fs::unlinkat(parent, name, Kind::Directory).or_else(|_| {
         empty(dir);
-        let _ = fs::unlinkat(parent, name, Kind::Directory);
-    }
+        fs::unlinkat(parent, name, Kind::Directory)
+    })
 }
 
 /// Removes what else may lie in the directory of a sandbox: a log, and what a writer left that was killed.
@@ -425,7 +422,7 @@ impl Drop for Claim<'_> {
                 self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name))
             }
             (_, true) => self.parent.forget(dir, name),
-            (_, false) => unlist(self.parent.dir.as_fd(), dir, name),
+            (_, false) => _ = unlist(self.parent.dir.as_fd(), dir, name),
         }
     }
 }
