@@ -11,6 +11,7 @@ use crate::plan::limits::{Property, Value};
 use crate::sys::event::{SIGKILL, monotonic_ms, poll};
 use crate::sys::sabotaged;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 /// How long systemd may take for a scope; it needs milliseconds.
 const LIMIT_MS: u64 = 10_000;
@@ -207,14 +208,15 @@ pub fn stop(door: &Door, unit: &str) -> Result<()> {
     }
 }
 
-/// Puts one more process into a scope that is there.
+/// Puts one more process into a scope that is there, or into a group below it.
 ///
 /// # Errors
 /// `Unsupported` where nobody trusted listens or answers, or where systemd refuses.
-pub fn attach(door: &Door, unit: &str, pid: i32) -> Result<()> {
+pub fn attach(door: &Door, unit: &str, below: &Path, pid: i32) -> Result<()> {
     let mut bus = Bus::open(door, LIMIT_MS)?;
     let mut body = Body::default();
-    body.text(unit).text("").array(4, |pids| {
+    let below = if below.as_os_str().is_empty() { String::new() } else { format!("/{}", below.display()) };
+    body.text(unit).text(&below).array(4, |pids| {
         pids.u32(pid as u32);
     });
     let asked = bus.call(PATH, MANAGER, "AttachProcessesToUnit", "ssau", &body);

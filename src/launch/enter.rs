@@ -20,6 +20,7 @@ use crate::sys::process::{self, ChildOf, Forked, Namespaces};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 /// Where a sandbox stands, as its record has it.
 #[derive(Clone, Copy, Debug)]
@@ -132,8 +133,12 @@ fn attach(handles: &Handles, place: Place<'_>, host: &Host, pid: i32) -> Result<
         Ok(()) => return Ok(()),
         Err(errno) => errno,
     };
+    // A program that has divided its group stands in one below it, and so does its init.
+    let init = found.group_of(place.init).unwrap_or_default();
+    let mut above = init.ancestors().filter(|group| group.ends_with(&unit));
+    let below = above.next().and_then(|scope| init.strip_prefix(scope).ok()).unwrap_or(Path::new(""));
     match door(&host.caller, host.uid) {
-        Some(door) => scope::attach(&door, &unit, pid),
+        Some(door) => scope::attach(&door, &unit, below, pid),
         None => Err(refuse(refused.to_string())),
     }
 }
