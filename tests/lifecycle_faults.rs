@@ -452,7 +452,7 @@ while True:
 
 #[test]
 fn a_program_inside_neither_asks_nor_answers() {
-    if lacks(&["userns", "overlay", "python3"]) {
+    if lacks(&["userns", "python3"]) {
         return;
     }
     let place = Place::new();
