@@ -2,7 +2,7 @@
 //! program was, and is served by the same loop until it ends.
 
 use super::channel::{Message, hear, tell};
-use super::faults::step_error;
+use super::faults::{step_error, stopped};
 use super::handles::{CGROUP, Handles};
 use super::monitor::{Monitor, Sandbox, ends};
 use super::{
@@ -167,7 +167,9 @@ fn joined(
         match hear(channel, Wait::No) {
             Ok(Some((Message::Forked(pid, _), Some(program)))) => {
                 joining.wait();
-                return Ok((pid, Guard::new(program)));
+                let program = Guard::new(program);
+                // The signal that told of it may have been one with that of the end of the joining process.
+                return if process::is_stopped(program.fd()) { Err(stopped(plan)) } else { Ok((pid, program)) };
             }
             Ok(Some((Message::Done(step), _))) => observer.event(&Event::Step(usize::from(step))),
             Ok(Some((Message::Failed(fault), _))) => return Err(step_error(plan, fault)),
