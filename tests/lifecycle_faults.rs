@@ -190,12 +190,13 @@ fn a_stopped_exec_keeps_no_sandbox_from_ending() {
     // By Ctrl-Z, which it hears of, and by what nobody hears of.
     for signal in ["TSTP", "STOP"] {
         let place = Place::new();
-        let running = place.named("x", &[], "sleep 1");
+        let running = place.named("x", &[], "until [ -e /tmp/go ]; do usleep 10000; done");
         let execs: Vec<Running> = (0..3).map(|_| place.sbx(["exec", "x", "sleep", "1000"]).start()).collect();
         let sleeping = || place.processes().iter().filter(|process| process.name == "sleep").count() >= 3;
         assert!(soon(sleeping), "{:?}", place.processes());
         execs.iter().for_each(|exec| exec.signal(signal));
         assert!(soon(|| execs.iter().all(|exec| support::process(exec.pid()).is_none_or(|p| p.state == 'T'))));
+        place.sbx(["exec", "x", "touch", "/tmp/go"]).done().exits(0);
         running.done().exits(0);
         for exec in execs {
             exec.done().exits(137);
@@ -304,18 +305,13 @@ fn without_a_descriptor_for_a_client_the_supervisor_rests() {
         let words = ["--pid".to_owned(), pid.to_string(), format!("--nofile={soft}:")];
         place.run("prlimit", words).done().exits(0);
     };
-    // Ticks of the processor, of which there are a hundred in a second.
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        fields[11..13].iter().filter_map(|field| field.parse::<u64>().ok()).sum::<u64>()
-    };
     limit(free.expect("a number"));
     let asked = place.sbx(["kill", "-s", "WINCH", "x"]).start();
     std::thread::sleep(Duration::from_millis(200));
-    let before = ticks();
+    let before = support::ticks(pid);
     std::thread::sleep(Duration::from_secs(1));
-    let used = ticks() - before;
+    // Of a hundred in a second.
+    let used = support::ticks(pid) - before;
     limit(1024);
     asked.done().exits(0);
     assert!(used < 20, "{used} ticks");
@@ -505,8 +501,8 @@ fn to_stop_what_ends_at_that_moment_is_no_mistake() {
     if lacks(&["userns"]) {
         return;
     }
+    let place = Place::new();
     for _ in 0..40 {
-        let place = Place::new();
         let running = place.named("x", &[], "exec sleep 1000");
         let stops: Vec<Running> = (0..4).map(|_| place.sbx(["stop", "-t", "5", "x"]).start()).collect();
         for stop in stops {
