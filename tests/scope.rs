@@ -65,9 +65,10 @@ fn scope<'a>(name: &'a str, sleeper: &Sleeper, properties: &'a [Property]) -> Sc
     Scope { name, description: "sbx's own test".into(), slice: None, pid: sleeper.pid(), properties }
 }
 
-fn limits() -> [Property; 4] {
-    [("MemoryMax", MEMORY), ("MemorySwapMax", 0), ("TasksMax", 20), ("CPUQuotaPerSecUSec", 200_000)]
-        .map(|(name, value)| Property { name, value: Value::Number(value) })
+fn limits() -> Vec<Property> {
+    let limits = [("MemoryMax", MEMORY), ("MemorySwapMax", 0), ("TasksMax", 20), ("CPUQuotaPerSecUSec", 200_000)];
+    let numbers = limits.map(|(name, value)| Property { name, value: Value::Number(value) });
+    numbers.into_iter().chain([Property { name: "Delegate", value: Value::Bool(true) }]).collect()
 }
 
 fn shown(unit: &str, property: &str) -> String {

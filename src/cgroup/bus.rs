@@ -95,6 +95,11 @@ impl<'a> Bus<'a> {
         Ok(bus)
     }
 
+    /// From now on so many milliseconds are left for all.
+    pub fn renew(&mut self, limit_ms: u64) {
+        self.deadline = monotonic_ms().saturating_add(limit_ms);
+    }
+
     /// Lets a signal that ends sbx end each wait: a descriptor of signalfd(2). Others that it holds are put back.
     pub fn interrupted_by(&mut self, signals: Option<BorrowedFd<'a>>) {
         self.interrupt = signals;

@@ -72,12 +72,11 @@ fn leaf_of(sandbox: &str) -> String {
 }
 
 impl Group {
-    /// Makes the group of a sandbox with its limits.
+    /// Makes the group of a sandbox, which has no limits yet.
     ///
     /// # Errors
-    /// `Spec` for a value that the kernel refuses, `Unsupported` where the group cannot be made, `State` where one of
-    /// this name is in use.
-    pub fn make(at: &Direct, sandbox: &str, controllers: &[&'static str], settings: &[Setting]) -> Result<Group> {
+    /// `Unsupported` where the group cannot be made, `State` where one of this name is in use.
+    pub fn make(at: &Direct, sandbox: &str, controllers: &[&'static str]) -> Result<Group> {
         let fail = |doing: &str, errno: Errno| refused(&at.at, doing, errno);
         let parent = fs::openat(HERE, &c_path(&at.at), Open::List).map_err(|errno| fail("opened", errno))?;
         let name = c_path(Path::new(&name_of(sandbox)));
@@ -93,25 +92,28 @@ impl Group {
             errno => fail("divided", errno),
         })?;
         let path = at.at.join(name_of(sandbox));
-        let group = Group { dir, path, holder: Holder::Own(made), cleared: false };
-        settings.iter().try_for_each(|setting| group.set(setting))?;
-        Ok(group)
+        Ok(Group { dir, path, holder: Holder::Own(made), cleared: false })
     }
 
-    /// Takes the group that systemd has made and put the process into; what systemd knows no property for is set here,
-    /// and everything is read back.
+    /// Takes the group that systemd has made and put the process into.
     ///
     /// # Errors
-    /// `Spec` for a value that the kernel refuses, `Unsupported` where the group cannot be opened or lacks a controller.
-    pub fn scope(path: PathBuf, settings: &[Setting]) -> Result<Group> {
+    /// `Unsupported` where the group cannot be opened.
+    pub fn scope(path: PathBuf) -> Result<Group> {
         let open = |path: &Path| fs::openat(HERE, &c_path(path), Open::List);
         let dir = open(&path).map_err(|errno| refused(&path, "opened", errno))?;
         let above = path.parent().unwrap_or(&path);
         let above = open(above).map_err(|errno| refused(above, "opened", errno))?;
         let before = kills(above.as_fd());
-        let group = Group { dir, path, holder: Holder::Systemd(above, before), cleared: false };
-        settings.iter().try_for_each(|setting| group.set(setting))?;
-        Ok(group)
+        Ok(Group { dir, path, holder: Holder::Systemd(above, before), cleared: false })
+    }
+
+    /// Sets limits, those too for which systemd knows no property, and reads everything back.
+    ///
+    /// # Errors
+    /// `Spec` for a value that the kernel refuses, `Unsupported` where a controller is lacking.
+    pub fn limit(&self, settings: &[Setting]) -> Result<()> {
+        settings.iter().try_for_each(|setting| self.set(setting))
     }
 
     /// Its directory.

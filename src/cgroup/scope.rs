@@ -38,8 +38,15 @@ pub struct Scope<'a> {
     pub slice: Option<&'a str>,
     /// The process that is moved into it.
     pub pid: i32,
-    /// The limits.
+    /// What is delegated, and the limits.
     pub properties: &'a [Property],
+}
+
+/// A connection that hears what becomes of a scope, before there is one.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    bus: Bus<'a>,
+    beside: Option<Door>,
 }
 
 /// A scope that was asked for.
@@ -63,26 +70,37 @@ enum Job {
 /// Makes the scope and waits until the process is in it.
 ///
 /// # Errors
-/// As [`begin`] and [`Starting::finish`].
+/// As [`connect`], [`Ready::begin`] and [`Starting::finish`].
 pub fn start(door: &Door, scope: &Scope<'_>, interrupt: Option<BorrowedFd<'_>>) -> Result<()> {
-    begin(door, scope)?.finish(interrupt)
+    connect(door, scope.name)?.begin(scope)?.finish(interrupt)
 }
 
-/// Asks for the scope and does not wait: the answer takes systemd longer than the child needs for its namespaces.
+/// Connects and does not wait: letting a client in takes the bus as long as sbx needs until it has a process to show.
 ///
 /// # Errors
 /// `Unsupported` where nobody trusted listens.
-pub fn begin<'a>(door: &Door, scope: &Scope<'_>) -> Result<Starting<'a>> {
+pub fn connect<'a>(door: &Door, unit: &str) -> Result<Ready<'a>> {
     let mut bus = Bus::open(door, LIMIT_MS)?;
     bus.listen(&format!(
-        "type='signal',sender='org.freedesktop.systemd1',interface='{MANAGER}',member='JobRemoved',arg2='{}'",
-        scope.name
+        "type='signal',sender='org.freedesktop.systemd1',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'"
     ));
-    let (unit, request) = (scope.name.into(), request(scope));
-    let mut starting = Starting { bus, unit, request, asked: 0, beside: door.beside() };
-    starting.ask();
-    starting.bus.send()?;
-    Ok(starting)
+    bus.send()?;
+    Ok(Ready { bus, beside: door.beside() })
+}
+
+impl<'a> Ready<'a> {
+    /// Asks for the scope and does not wait: the answer takes systemd longer than the child needs for its namespaces.
+    ///
+    /// # Errors
+    /// `Unsupported` where the connection is lost.
+    pub fn begin(mut self, scope: &Scope<'_>) -> Result<Starting<'a>> {
+        self.bus.renew(LIMIT_MS);
+        let (unit, request) = (scope.name.into(), request(scope));
+        let mut starting = Starting { bus: self.bus, unit, request, asked: 0, beside: self.beside };
+        starting.ask();
+        starting.bus.send()?;
+        Ok(starting)
+    }
 }
 
 impl<'a> Starting<'a> {
@@ -239,11 +257,10 @@ fn request(scope: &Scope<'_>) -> Body {
         let described: String = visible(&scope.description).chars().take(LONGEST_DESCRIPTION).collect();
         property(list, "Description", &Value::Text(described));
         scope.slice.iter().for_each(|slice| property(list, "Slice", &Value::Text((*slice).into())));
-        property(list, "Delegate", &Value::Bool(true));
         // Without it a scope whose processes died badly would keep its name.
         property(list, "CollectMode", &Value::Text("inactive-or-failed".into()));
-        let limits = if sabotaged(c"cgroup-limits") { &[] } else { scope.properties };
-        limits.iter().for_each(|limit| property(list, limit.name, &limit.value));
+        let kept = |of: &&Property| of.name.starts_with("Delegate") || !sabotaged(c"cgroup-limits");
+        scope.properties.iter().filter(kept).for_each(|of| property(list, of.name, &of.value));
         list.entry().text("PIDs").signature("au").array(4, |pids| {
             pids.u32(scope.pid as u32);
         });
@@ -258,6 +275,11 @@ fn property(list: &mut Body, name: &str, value: &Value) {
         Value::Bool(yes) => list.signature("b").bool(*yes),
         Value::Number(number) => list.signature("t").u64(*number),
         Value::Text(text) => list.signature("s").text(text),
+        Value::Names(names) => list.signature("as").array(4, |list| {
+            for name in names {
+                list.text(name);
+            }
+        }),
         Value::Bytes(bytes) => list.signature("ay").array(1, |list| {
             for byte in bytes {
                 list.byte(*byte);

@@ -1,7 +1,7 @@
 //! A user's systemd as it answers in these tests: a script on a socket of ours. The real one is asked in `tests/scope.rs`.
 
 use super::bus::Bus;
-use super::scope::{Scope, Starting, begin, start, stop};
+use super::scope::{Scope, Starting, connect, start, stop};
 use super::wire::{Body, Kind, Message, length};
 use crate::error::{Error, Result};
 use crate::host::manager::Door;
@@ -18,7 +18,12 @@ const UNIT: &str = "sbx-t.scope";
 const WELCOME: &[u8] = b"DATA\r\nOK 1234deadbeef\r\n";
 
 fn scope(properties: &[Property]) -> Scope<'_> {
-    Scope { name: UNIT, description: "a\ntest".into(), slice: Some("x.slice"), pid: 42, properties }
+    let description = "a\ntest".into();
+    Scope { name: UNIT, description, slice: Some("x.slice"), pid: 42, properties }
+}
+
+fn begin<'a>(door: &Door, scope: &Scope<'_>) -> Result<Starting<'a>> {
+    connect(door, scope.name)?.begin(scope)
 }
 
 /// Runs `ask` against a listener that serves one connection.
@@ -192,6 +197,7 @@ fn the_managers_own_socket_is_asked_at_once() {
 fn the_request_says_what_was_asked_for() {
     let limits = [
         Property { name: "MemoryMax", value: Value::Number(1 << 30) },
+        Property { name: "DelegateControllers", value: Value::Names(vec!["memory", "pids"]) },
         Property { name: "AllowedCPUs", value: Value::Bytes(vec![5]) },
         Property { name: "IOReadBandwidthMax", value: Value::Paths(vec![("/dev/vda".into(), 9)]) },
     ];
@@ -204,7 +210,7 @@ fn the_request_says_what_was_asked_for() {
         served.tell(&job(1, "done"));
         let bytes = body.rest();
         let holds = |name: &str| bytes.windows(name.len()).any(|part| part == name.as_bytes());
-        ["a\\ntest", "x.slice", "Delegate", "inactive-or-failed", "AllowedCPUs", "a(st)", "PIDs"]
+        ["a\\ntest", "x.slice", "DelegateControllers", "inactive-or-failed", "AllowedCPUs", "a(st)", "PIDs"]
             .iter()
             .for_each(|name| assert!(holds(name), "{name}"));
         // Only what was asked for: the table of limits has what switches the counting on.

@@ -15,11 +15,45 @@ use crate::sys::process::Ended;
 use crate::sys::socket::Wait;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The group of the direct way; empty, with its limits in it.
-pub(super) fn make(plan: &Plan) -> Result<Option<Group>> {
-    match &plan.limits.way {
-        Some(Way::Direct(at)) => Group::make(at, &plan.name, &plan.limits.controllers, &plan.limits.settings).map(Some),
-        _ => Ok(None),
+/// Where a sandbox's processes will be limited, as far as it can be had before there is one.
+pub(super) enum Limiter {
+    /// Nothing has to be done, or sbx watches by itself.
+    None,
+    /// An empty group, with no limits in it yet.
+    Direct(Group),
+    /// Somebody who will make one.
+    Systemd(scope::Ready<'static>),
+}
+
+impl Limiter {
+    /// Who is told of the sandbox before it is made: the answer comes while sbx goes on.
+    ///
+    /// # Errors
+    /// As [`scope::connect`].
+    pub(super) fn of(plan: &Plan) -> Result<Limiter> {
+        match &plan.limits.way {
+            Some(Way::Systemd(door)) => scope::connect(door, &unit(plan)).map(Limiter::Systemd),
+            _ => Ok(Limiter::None),
+        }
+    }
+
+    /// Makes the group of the direct way.
+    ///
+    /// # Errors
+    /// As [`Group::make`].
+    pub(super) fn make(self, plan: &Plan) -> Result<Limiter> {
+        match &plan.limits.way {
+            Some(Way::Direct(at)) => Group::make(at, &plan.name, &plan.limits.controllers).map(Limiter::Direct),
+            _ => Ok(self),
+        }
+    }
+
+    /// For clone3(2).
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Limiter::Direct(group) => Some(group.fd()),
+            _ => None,
+        }
     }
 }
 
@@ -36,42 +70,52 @@ pub(super) fn unit(plan: &Plan) -> String {
 }
 
 impl Mapped<'_> {
-    /// Has systemd put the child into a scope, while the child does what needs no cgroup; the child is told when it
-    /// stands there.
+    /// Sets the limits while the child does what they do not matter for; the program starts after that. A child that
+    /// systemd puts into a scope is told when it stands there.
     ///
     /// # Errors
-    /// As [`scope::begin`] and [`Group::scope`]; what stopped the child meanwhile comes first.
-    pub(super) fn place(&self, plan: &Plan, host: &Host, signals: BorrowedFd<'_>) -> Result<Option<Group>> {
-        let Some(Way::Systemd(door)) = &plan.limits.way else {
-            self.begin(plan);
-            return Ok(None);
+    /// As [`scope::Ready::begin`], [`Group::scope`] and [`Group::limit`]; what stopped the child meanwhile comes first.
+    pub(super) fn place(
+        &self,
+        plan: &Plan,
+        host: &Host,
+        limiter: Limiter,
+        signals: BorrowedFd<'_>,
+    ) -> Result<Option<Group>> {
+        let group = match limiter {
+            Limiter::None => {
+                self.begin(plan);
+                return Ok(None);
+            }
+            Limiter::Direct(group) => {
+                self.begin(plan);
+                Ok(group)
+            }
+            Limiter::Systemd(ready) => self.scope(plan, host, ready, signals),
         };
+        let limited = group.and_then(|group| group.limit(&plan.limits.settings).map(|()| group));
+        limited.map(Some).map_err(|error| self.fault(plan).unwrap_or(error))
+    }
+
+    fn scope(&self, plan: &Plan, host: &Host, ready: scope::Ready<'_>, signals: BorrowedFd<'_>) -> Result<Group> {
         let unit = unit(plan);
-        let wanted = scope::Scope {
+        let starting = ready.begin(&scope::Scope {
             name: &unit,
             description: format!("sbx sandbox {}: {}", plan.name, plan.process.command[0].to_string_lossy()),
             slice: None,
             pid: self.pid,
             properties: &plan.limits.properties,
-        };
-        let placed = scope::begin(door, &wanted)
-            .and_then(|starting| {
-                self.begin(plan);
-                starting.finish(Some(signals))
-            })
-            .and_then(|()| {
-                let path = host.delegation.group_of(self.pid).filter(|path| path.ends_with(&unit));
-                let path = path.ok_or_else(|| Error::Unsupported {
-                    feature: "a scope of your systemd".into(),
-                    why: format!("the sandbox does not stand in {unit} after systemd has said so"),
-                    hint: Some("--limits watch, or try again".into()),
-                })?;
-                Group::scope(path, &plan.limits.settings)
-            });
-        let group = placed.map_err(|error| self.fault(plan).unwrap_or(error))?;
+        })?;
+        self.begin(plan);
+        starting.finish(Some(signals))?;
+        let path = host.delegation.group_of(self.pid).filter(|path| path.ends_with(&unit));
         // A child that is gone has said why, or its status will.
         let _ = tell(self.channel.as_fd(), Message::Placed, None);
-        Ok(Some(group))
+        Group::scope(path.ok_or_else(|| Error::Unsupported {
+            feature: "a scope of your systemd".into(),
+            why: format!("the sandbox does not stand in {unit} after systemd has said so"),
+            hint: Some("--limits watch, or try again".into()),
+        })?)
     }
 
     /// What the child said of its own failure, of which systemd saw only that it was gone.

@@ -37,7 +37,6 @@ pub use exit::{Event, Exit, Reached};
 pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT};
 pub use prepare::Told;
 
-use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
@@ -49,6 +48,7 @@ use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
 use channel::{Message, hear, tell};
 use faults::step_error;
+use limits::Limiter;
 use monitor::{Monitor, Sandbox};
 use output::Output;
 use script::Script;
@@ -126,11 +126,12 @@ fn attempt(
     signals: &Signals,
     observer: &mut dyn Observer,
 ) -> Result<Exit> {
+    // Declared before the claim, as the layer, so that they are given back after that: see `Sandbox`.
+    let mut limiter = Limiter::of(plan)?;
+    let upper;
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
     let feed = feed(plan, host, &mut script)?;
-    // Declared before the claim, so that they are given back after that: see `Sandbox`.
-    let (upper, mut group);
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
@@ -142,12 +143,12 @@ fn attempt(
     let outside = Output::open(plan, &mut script, &claim)?;
     let range = root::Range::take(plan, host)?;
     upper = Upper::make(plan, range.as_ref())?;
-    group = limits::make(plan)?;
-    let cloned = Cloned::new(plan, &script, claim, group.as_ref().map(Group::fd))?;
+    limiter = limiter.make(plan)?;
+    let cloned = Cloned::new(plan, &script, claim, limiter.fd())?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     record.skipped = left_out(mapped.lost);
     record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
-    group = mapped.place(plan, host, signals.as_fd())?.or(group);
+    let group = mapped.place(plan, host, limiter, signals.as_fd())?;
     // systemd clears what has run in it; what never did it may keep.
     if record.scope.take().is_some() {
         mapped.claim.leaves_only(&record);

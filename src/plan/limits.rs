@@ -29,6 +29,8 @@ pub enum Value {
     Number(u64),
     /// `s`
     Text(String),
+    /// `as`
+    Names(Vec<&'static str>),
     /// `ay`
     Bytes(Vec<u8>),
     /// `a(st)`

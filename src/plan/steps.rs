@@ -232,6 +232,7 @@ fn shown(property: &Property) -> Option<String> {
         Value::Bool(_) => return None,
         Value::Number(number) => number.to_string(),
         Value::Text(text) => text.clone(),
+        Value::Names(names) => names.join(" "),
         Value::Bytes(bits) => bits.iter().rev().map(|byte| format!("{byte:02x}")).collect(),
         Value::Paths(paths) => list(paths.iter().map(|(path, rate)| format!("{path} {rate}")), ", "),
     };

@@ -2,14 +2,14 @@
 //!
 //! What cannot be had is refused here, unless the user allowed less.
 
-use super::limits::{Affinity, Alone, Enforced, LimitsPlan, ROWS, Row, Setting, Way};
+use super::limits::{Affinity, Alone, Enforced, LimitsPlan, Property, ROWS, Row, Setting, Value, Way};
 use super::{Stage, Step, Steps};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::cgroup::{Delegation, Direct, Layout, drop_in};
-use crate::spec::Spec;
 use crate::spec::access::{Degrade, Filter, Nesting};
 use crate::spec::limits::{By, CpuSet};
+use crate::spec::{Report, Spec};
 
 /// Decides who enforces the limits, and how.
 pub(super) fn limits(spec: &Spec, host: &Host, notes: &mut Vec<String>) -> Result<LimitsPlan> {
@@ -142,8 +142,21 @@ fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way, notes: &mut Vec<S
             plan.controllers.push(row.controller);
         }
     }
+    plan.properties.push(delegated(spec, &plan.controllers));
     plan.way = Some(way);
     Ok(plan)
+}
+
+/// The controllers of a scope. Each that the group above has not switched on yet costs systemd a look at all the
+/// processes there, at the start and again at the end. So they are as few as the limits need; memory and pids are on by
+/// systemd's own default (systemd-system.conf(5)) and cost nothing. All, where the program is given its groups, or
+/// somebody will read what they count.
+fn delegated(spec: &Spec, needed: &[&'static str]) -> Property {
+    if spec.mounts_cgroup() || spec.report == Report::Cgroup || spec.detach.is_some() {
+        return Property { name: "Delegate", value: Value::Bool(true) };
+    }
+    let usual = ["memory", "pids"].into_iter().filter(|name| !needed.contains(name));
+    Property { name: "DelegateControllers", value: Value::Names(needed.iter().copied().chain(usual).collect()) }
 }
 
 /// A limit that cannot be had stops the run, unless the user allowed less.
