@@ -6,9 +6,11 @@
 use super::bus::{Bus, Refusal, refused};
 use super::wire::{Body, Kind, Message, Parsed, path_of_unit};
 use crate::error::{Error, Result, visible};
+use crate::host::files::c_path;
 use crate::host::manager::Door;
 use crate::plan::limits::{Property, Value};
 use crate::sys::event::{SIGKILL, monotonic_ms, poll};
+use crate::sys::fs::write_file;
 use crate::sys::sabotaged;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -101,6 +103,15 @@ impl<'a> Ready<'a> {
         starting.bus.send()?;
         Ok(starting)
     }
+}
+
+/// Has the kernel get ready to move a process from group to group. The first move for some time waits for a grace
+/// period of RCU, some 15 ms, and those that follow within it do not (`cgroup_threadgroup_rwsem`, percpu-rwsem.h): so it
+/// is waited for while systemd reads the request. Nothing is moved: there is no process of this number (PID_MAX_LIMIT,
+/// threads.h). Where it cannot be done, systemd waits by itself.
+pub fn expect_move(manager: &Path) {
+    const NOBODY: &[u8] = b"2147483647";
+    let _nobody_is_moved = write_file(&c_path(&manager.join("cgroup.procs")), NOBODY);
 }
 
 impl<'a> Starting<'a> {

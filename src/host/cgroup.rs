@@ -60,7 +60,9 @@ pub struct Delegation {
     pub occupied: bool,
     /// Where the user's systemd listens.
     pub door: Option<Door>,
-    /// The controllers that it can give, where its group can be read.
+    /// Its own group, where that can be read.
+    pub manager: Option<PathBuf>,
+    /// The controllers that it can give.
     pub managed: Option<Vec<String>>,
 }
 
@@ -92,10 +94,11 @@ impl Delegation {
         };
         // On a hybrid hierarchy it has no controllers to give, and a group that cannot be reached has no limits to set.
         let door = own.as_ref().filter(|_| layout == Layout::Unified).and_then(|_| manager::door(caller, uid));
-        let managed = door.as_ref().zip(mounted).and_then(|(door, mount)| match door.is_system() {
-            true => Some(words(&mount.point, "cgroup.controllers")),
-            false => managed(&mount.point, own.as_deref(), uid),
+        let manager = door.as_ref().zip(mounted).and_then(|(door, mount)| match door.is_system() {
+            true => Some(mount.point.clone()),
+            false => manager_of(&mount.point, own.as_deref(), uid),
         });
+        let managed = manager.as_deref().map(|group| words(group, "cgroup.controllers"));
         // In a cgroup namespace of our own its groups are out of reach.
         let door = door.filter(|_| managed.is_some() || initial_namespace());
         Delegation {
@@ -108,6 +111,7 @@ impl Delegation {
             why,
             own,
             door,
+            manager,
             managed,
         }
     }
@@ -184,14 +188,13 @@ fn initial_namespace() -> bool {
     std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == "cgroup:[4026531835]")
 }
 
-/// What the user's systemd has itself. Its group is above ours in a session of its own making; else it has the
+/// The group of the user's systemd. It is above ours in a session of its own making; else it has the
 /// name that systemd gives it.
-fn managed(top: &Path, own: Option<&Path>, uid: u32) -> Option<Vec<String>> {
+fn manager_of(top: &Path, own: Option<&Path>, uid: u32) -> Option<PathBuf> {
     let unit = format!("user@{uid}.service");
     let above = own.and_then(|own| own.ancestors().find(|group| group.ends_with(&unit)).map(Path::to_owned));
     let group = above.unwrap_or_else(|| top.join(format!("user.slice/user-{uid}.slice")).join(&unit));
-    openat(HERE, &c_path(&group), Open::Directory).ok()?;
-    Some(words(&group, "cgroup.controllers"))
+    openat(HERE, &c_path(&group), Open::Directory).is_ok().then_some(group)
 }
 
 /// What makes root's systemd give the users' own all the controllers that sbx has limits for (systemd.resource-control(5);

@@ -107,6 +107,9 @@ impl Mapped<'_> {
             properties: &plan.limits.properties,
         })?;
         self.begin(plan);
+        if let Some(manager) = &host.delegation.manager {
+            scope::expect_move(manager);
+        }
         starting.finish(Some(signals))?;
         let path = host.delegation.group_of(self.pid).filter(|path| path.ends_with(&unit));
         // A child that is gone has said why, or its status will.
