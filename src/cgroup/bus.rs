@@ -1,7 +1,7 @@
 //! A connection to a user's systemd: by its bus or by its own socket, with a deadline for all that is asked.
 //!
-//! All is written at once, the authentication, the greeting and the calls, for each answer that is waited for costs two
-//! switches of process; a server takes them in their order. Whatever the other end does, each wait ends by the
+//! The authentication, the greeting and the calls are written with no answer in between, for each that is waited for
+//! costs two switches of process; a server takes them in their order. Whatever the other end does, each wait ends by the
 //! deadline, and a signal that ends sbx ends it at once.
 
 use super::wire::{self, Body, Kind, Message, Target};
