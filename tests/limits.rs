@@ -265,7 +265,9 @@ fn what_is_not_delegated_is_refused_by_name_or_let_go() {
     sandbox(&asked).sh("true").run().refused().says("no controller cpu");
     let max = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max";
     let less = limited(&asked).option("--best-effort").sh(max).run().exits(0).prints("67108864\n10");
-    less.says("sbx: skipped: --cpus").says("no controller cpu");
+    less.says("sbx: skipped: --cpus 0.5").says("no controller cpu");
+    let told = status(&limited(&asked).options(&["--best-effort", "--status-fd", "1"]).sh("true").run().exits(0));
+    assert!(told.iter().any(|line| line["skipped"]["step"] == "--cpus 0.5"), "{told:?}");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn attempt(
     limiter = limiter.make(plan)?;
     let cloned = Cloned::new(plan, &script, claim, limiter.fd())?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
-    record.skipped = left_out(mapped.lost);
+    record.skipped = left_out(plan, mapped.lost);
     record.skipped.iter().for_each(|skipped| observer.event(&Event::Skipped(skipped)));
     let group = mapped.place(plan, host, limiter, signals.as_fd())?;
     // systemd clears what has run in it; what never did it may keep.
@@ -258,12 +258,14 @@ impl<'a> Cloned<'a> {
     }
 }
 
-/// The namespaces that were left out, for the record and the user.
-fn left_out(lost: Namespaces) -> Vec<Skipped> {
+/// The limits and namespaces that were left out, for the record and the user.
+fn left_out(plan: &Plan, lost: Namespaces) -> Vec<Skipped> {
+    let limits = plan.limits.skipped.iter().map(|unmet| Skipped { step: unmet.step.clone(), why: unmet.why.clone() });
     let words = [(Namespaces::TIME, "time"), (Namespaces::CGROUP, "cgroup")];
     let lost = words.into_iter().filter(|(namespace, _)| lost.has(*namespace));
     let why = "clone3: the kernel has none to give";
-    lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() }).collect()
+    let lost = lost.map(|(_, word)| Skipped { step: format!("make a {word} namespace"), why: why.into() });
+    limits.chain(lost).collect()
 }
 
 /// Holds a child, which is killed and reaped when this is dropped, unless it has been waited for.

@@ -109,6 +109,15 @@ pub struct Enforced {
     pub by: &'static str,
 }
 
+/// A limit that nobody enforces, which was allowed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unmet {
+    /// The option and its value.
+    pub step: String,
+    /// Why nobody does.
+    pub why: String,
+}
+
 /// The limits' part of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitsPlan {
@@ -122,6 +131,8 @@ pub struct LimitsPlan {
     pub properties: Vec<Property>,
     /// What is told of them.
     pub enforced: Vec<Enforced>,
+    /// What was asked for and is left out.
+    pub skipped: Vec<Unmet>,
     /// Bytes of memory, told to the user at the end.
     pub mem: Option<u64>,
     /// Processors that are chosen by affinity, under `watch`.

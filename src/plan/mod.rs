@@ -313,8 +313,10 @@ impl Plan {
             })
         };
         let steps: Vec<_> = self.steps.iter().enumerate().map(step).collect();
-        let limits = &self.limits.enforced;
-        serde_json::json!({ "name": self.name, "limits": limits, "steps": steps, "notes": self.notes })
+        let limits::LimitsPlan { enforced, skipped, .. } = &self.limits;
+        serde_json::json!({
+            "name": self.name, "limits": enforced, "skipped": skipped, "steps": steps, "notes": self.notes,
+        })
     }
 }
 

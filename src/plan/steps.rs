@@ -239,15 +239,22 @@ fn shown(property: &Property) -> Option<String> {
     Some(format!("{}={value}", property.name))
 }
 
+/// What stands before a list that may be empty.
+fn colon(list: &str) -> &'static str {
+    if list.is_empty() { "" } else { ": " }
+}
+
 /// The steps of who enforces the limits, and of who enters a sandbox.
 fn around(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     match step {
         Step::Group(at, settings) => {
             let set = |s: &Setting| format!("{} {}", s.file, s.value);
-            write!(f, "make a cgroup in {}: {}", at.display(), list(settings.iter().map(set), ", "))
+            let settings = list(settings.iter().map(set), ", ");
+            write!(f, "make a cgroup in {}{}{settings}", at.display(), colon(&settings))
         }
         Step::Scope(properties) => {
-            write!(f, "have systemd make a scope for it: {}", list(properties.iter().filter_map(shown), " "))
+            let properties = list(properties.iter().filter_map(shown), " ");
+            write!(f, "have systemd make a scope for it{}{properties}", colon(&properties))
         }
         Step::Watch(bytes) => write!(f, "watch the memory: at most {bytes} bytes"),
         Step::CgroupNamespace => write!(f, "make a cgroup namespace in its cgroup"),

@@ -2,7 +2,7 @@
 //!
 //! What cannot be had is refused here, unless the user allowed less.
 
-use super::limits::{Affinity, Alone, Enforced, LimitsPlan, Property, ROWS, Row, Setting, Value, Way};
+use super::limits::{Affinity, Alone, Enforced, LimitsPlan, Property, ROWS, Row, Setting, Unmet, Value, Way};
 use super::{Stage, Step, Steps};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -22,7 +22,7 @@ pub(super) fn limits(spec: &Spec, host: &Host, notes: &mut Vec<String>) -> Resul
         Some(Way::Watch) => watch(spec, host, &asked, notes),
         Some(way) => {
             guarded(spec, &host.delegation)?;
-            grouped(spec, host, &asked, way, notes)
+            grouped(spec, host, &asked, way)
         }
     }
 }
@@ -110,7 +110,7 @@ fn guarded(spec: &Spec, found: &Delegation) -> Result<()> {
 }
 
 /// The plan for a cgroup, whoever makes it.
-fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way, notes: &mut Vec<String>) -> Result<LimitsPlan> {
+fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way) -> Result<LimitsPlan> {
     let mut plan = LimitsPlan { mem: spec.limits.mem, ..LimitsPlan::default() };
     let (by, offered) = match &way {
         Way::Systemd(_) => ("systemd", host.delegation.managed.as_ref()),
@@ -119,7 +119,7 @@ fn grouped(spec: &Spec, host: &Host, asked: &[&Row], way: Way, notes: &mut Vec<S
     };
     for row in asked {
         if offered.is_some_and(|have| !have.iter().any(|have| have == row.controller)) {
-            let_go(spec, undelegated(row, &way, host.uid), notes)?;
+            plan.skipped.push(let_go(spec, row, undelegated(row, &way, host.uid))?);
             continue;
         }
         let value = (row.asked)(&spec.limits).unwrap_or_default();
@@ -160,16 +160,25 @@ fn delegated(spec: &Spec, needed: &[&'static str]) -> Property {
 }
 
 /// A limit that cannot be had stops the run, unless the user allowed less.
-fn let_go(spec: &Spec, refusal: Error, notes: &mut Vec<String>) -> Result<()> {
-    if spec.degrade == Degrade::Never {
-        return Err(refusal);
+fn let_go(spec: &Spec, row: &Row, refusal: Refusal) -> Result<Unmet> {
+    let feature = format!("--{}", row.option);
+    match spec.degrade {
+        Degrade::Never => Err(Error::Unsupported { feature, why: refusal.why, hint: Some(refusal.hint) }),
+        Degrade::BestEffort => {
+            let value = (row.asked)(&spec.limits).unwrap_or_default();
+            Ok(Unmet { step: format!("{feature} {value}"), why: refusal.why })
+        }
     }
-    notes.push(format!("skipped: {refusal}"));
-    Ok(())
+}
+
+/// Why a limit cannot be had, and what would help.
+struct Refusal {
+    why: String,
+    hint: String,
 }
 
 /// The controller that a limit needs is not the caller's to give.
-fn undelegated(row: &Row, way: &Way, uid: u32) -> Error {
+fn undelegated(row: &Row, way: &Way, uid: u32) -> Refusal {
     let controller = row.controller;
     let (why, hint) = match way {
         Way::Systemd(_) => (format!("your systemd has not been given the controller {controller}"), drop_in(uid)),
@@ -179,7 +188,7 @@ fn undelegated(row: &Row, way: &Way, uid: u32) -> Error {
         ),
         Way::Watch => (format!("without a cgroup nothing does what {controller} does"), "--limits cgroup".into()),
     };
-    Error::Unsupported { feature: format!("--{}", row.option), why, hint: Some(hint) }
+    Refusal { why, hint }
 }
 
 /// The plan without a cgroup.
@@ -205,7 +214,7 @@ fn watch(spec: &Spec, host: &Host, asked: &[&Row], notes: &mut Vec<String>) -> R
                 let value = (row.asked)(&spec.limits).unwrap_or_default();
                 plan.enforced.push(Enforced { option: row.option, value, by });
             }
-            None => let_go(spec, unwatched(row, host), notes)?,
+            None => plan.skipped.push(let_go(spec, row, unwatched(row, host))?),
         }
     }
     subset(plan.affinity.as_ref(), host)?;
@@ -243,7 +252,7 @@ fn narrow(place: &mut Option<Affinity>, other: Affinity) {
     });
 }
 
-fn unwatched(row: &Row, host: &Host) -> Error {
+fn unwatched(row: &Row, host: &Host) -> Refusal {
     let why = match row.option {
         "cpus" => "without a cgroup only whole processors can be kept".into(),
         _ => format!("without a cgroup nobody can enforce it, and there is none: {}", no_group(&host.delegation)),
@@ -252,7 +261,7 @@ fn unwatched(row: &Row, host: &Host) -> Error {
         "cpus" => "a whole number, or --best-effort to go on without",
         _ => "leave it out, or --best-effort to go on without",
     };
-    Error::Unsupported { feature: format!("--{}", row.option), why, hint: Some(hint.into()) }
+    Refusal { why, hint: hint.into() }
 }
 
 /// The step of the parent before the clone, or after it.
