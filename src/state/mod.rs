@@ -332,10 +332,12 @@ impl StateDir {
 
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
 fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
-    // A short run has written nothing.
-    fs::unlinkat(parent, name, Kind::Directory).or_else(|_| {
+    let remove = || fs::unlinkat(parent, name, Kind::Directory);
+    // A short run has written nothing, one with limits a record.
+    let without_record = |_| fs::unlinkat(dir, RECORD, Kind::File).and_then(|()| remove());
+    remove().or_else(without_record).or_else(|_| {
         empty(dir);
-        fs::unlinkat(parent, name, Kind::Directory)
+        remove()
     })
 }
 
