@@ -162,6 +162,35 @@ fn it_has_no_more_of_the_machine_than_the_first_program() {
     }
 }
 
+/// A fifo shows what Landlock alone refuses: who writes to one asks no mount.
+#[test]
+fn rules_follow_what_they_were_made_of_and_not_its_path() {
+    if !has("landlock") {
+        return;
+    }
+    let shared = Scratch::new();
+    for name in ["given", "data"] {
+        std::fs::create_dir(shared.join(name)).expect("a directory");
+    }
+    assert!(Command::new("mkfifo").arg(shared.join("data/fifo")).status().expect("mkfifo").success());
+    let [given, data] =
+        [("given", "/tmp/a/b"), ("data", "/data:ro")].map(|(from, to)| format!("{}:{to}", shared.join(from).display()));
+    let write = &["sh", "-c", "echo x 1<>/data/fifo"][..];
+    let moved = "mv /tmp/a /tmp/moved; mkdir /tmp/a; ln -s / /tmp/a/b";
+    for way in [&[][..], &["--no-init"]] {
+        let options = [&["--read-only", "-v", &given, "-v", &data][..], way].concat();
+        for script in ["", moved] {
+            let living = living(&options, script);
+            let (status, _, error) = text(&living.exec(write));
+            assert!(status != Some(0) && error.contains("Permission denied"), "{way:?} {script}: {status:?} {error}");
+            let place = if script.is_empty() { "/tmp/a/b" } else { "/tmp/moved/b" };
+            let (status, _, error) = text(&living.exec(&["touch", &format!("{place}/new")]));
+            assert_eq!(status, Some(0), "{way:?} {script}: {error}");
+            living.ends();
+        }
+    }
+}
+
 /// Programs that stop, or kill, each process that comes: what has the number after the last one.
 fn watchful(signal: &str) -> String {
     format!(

@@ -5,6 +5,7 @@ use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
 use super::faults::{died, not_executed, skipped, step_error, stopped};
 use super::fuse::Fuse;
+use super::handles::RULESET;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
 use super::output::{Outside, record_end};
@@ -123,6 +124,12 @@ impl<'a> Monitor<'a> {
     /// Starts fuse-overlayfs when the child asks for it.
     pub(super) fn with_fuse(mut self, fuse: Option<Fuse>) -> Self {
         self.fuse = fuse;
+        self
+    }
+
+    /// Keeps the ruleset for programs that come later.
+    pub(super) fn with_ruleset(mut self, ruleset: Option<OwnedFd>) -> Self {
+        ruleset.into_iter().for_each(|ruleset| self.service.handles.keep(RULESET, ruleset));
         self
     }
 

@@ -34,7 +34,7 @@ pub struct Told {
 /// Makes the script of a plan.
 ///
 /// # Errors
-/// `Bug` where a text that was checked before cannot be a C string; `Unsupported` where Landlock refuses its rules.
+/// `Bug` where a text that was checked before cannot be a C string.
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
@@ -51,6 +51,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         root: Vec::new(),
         identity: Vec::new(),
         confine: Vec::new(),
+        ruleset: None,
         sysfs: false,
         host_proc: false,
         watched: plan.limits.watched().is_some(),
@@ -340,7 +341,7 @@ impl Context<'_> {
             }),
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
-            Step::Landlock(plan) => ruleset::landlock(plan)?,
+            Step::Landlock(plan) => ruleset::restrict(plan),
             Step::Affinity(affinity) => Op::Affinity(Box::new(processors(affinity, self.host)?)),
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,

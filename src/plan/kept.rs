@@ -8,19 +8,18 @@ use super::bpf::Insn;
 use super::identity::{GroupSet, Identities, MapsBy};
 use super::limits::Affinity;
 use super::steps::Step;
-use super::{Grant, LandlockPlan, Need, Plan, Planned, Process, Scopes, Stage, check_stdio, environment, terminal};
+use super::{LandlockPlan, Need, Plan, Planned, Process, Scopes, Stage, check_stdio, environment, terminal};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::spec::access::{Capabilities, Degrade};
 use crate::spec::ids::{Extent, accounts, groups, maps};
 use crate::spec::limits::CpuSet;
-use crate::spec::text::InnerPath;
 use crate::spec::{Init, Rlimit, Spec};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 
 /// Version of the form: supervisor and client may be of different builds.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// See the head of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +47,8 @@ pub struct Kept {
     umask: u32,
     /// All resource limits, as the first program had them.
     rlimits: Vec<(String, u64, u64)>,
-    landlock: Option<(u32, Vec<(OsString, Grant)>)>,
+    /// The ABI of the rules that its supervisor hands over.
+    landlock: Option<u32>,
     own_network: bool,
     filters: Vec<Vec<Insn>>,
     /// Where they were asked for: nice value, badness for the OOM killer.
@@ -95,10 +95,7 @@ impl Plan {
             workdir: self.process.workdir.clone().into(),
             umask: self.process.umask,
             rlimits,
-            landlock: self.landlock.as_ref().map(|plan| {
-                let place = |(path, grant): &(InnerPath, Grant)| (path.as_path().as_os_str().to_owned(), *grant);
-                (plan.abi, plan.places.iter().map(place).collect())
-            }),
+            landlock: self.landlock.as_ref().map(|plan| plan.abi),
             own_network: self.steps.iter().any(|p| p.step == Step::Network),
             filters: self.filters.clone(),
             nice: self.steps.iter().find_map(|p| if let Step::Nice(nice) = p.step { Some(nice) } else { None }),
@@ -130,7 +127,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
     check_stdio(spec, host)?;
     let identities = identities(spec, kept, host)?;
     let process = process(spec, kept, host, &identities)?;
-    let landlock = landlock(kept)?;
+    let landlock = landlock(kept);
     let steps = steps(kept, host, &identities, &process, landlock.as_ref());
     Ok(Plan {
         name: kept.name.clone(),
@@ -228,11 +225,10 @@ fn process(spec: &Spec, kept: &Kept, host: &Host, identities: &Identities) -> Re
     })
 }
 
-fn landlock(kept: &Kept) -> Result<Option<LandlockPlan>> {
-    let Some((abi, places)) = &kept.landlock else { return Ok(None) };
-    let place = |(path, grant): &(OsString, Grant)| Ok((InnerPath::parse("[landlock]", path)?, *grant));
+/// The places are in the ruleset already.
+fn landlock(kept: &Kept) -> Option<LandlockPlan> {
     let scopes = if kept.own_network { Scopes::None } else { Scopes::Sockets };
-    Ok(Some(LandlockPlan { abi: *abi, places: places.iter().map(place).collect::<Result<_>>()?, scopes }))
+    kept.landlock.map(|abi| LandlockPlan { abi, places: Vec::new(), scopes })
 }
 
 /// The stages of a launch without those that make something.

@@ -323,7 +323,10 @@ impl fmt::Display for Step {
             Step::Verify => write!(f, "read back ids, groups, capabilities and no_new_privs"),
             Step::Pids(count) => write!(f, "limit the processes to {count}"),
             Step::Rlimit(limit) => write!(f, "limit {} to {}:{}", limit.name, limit.soft, limit.hard),
-            Step::Landlock(plan) => write!(f, "restrict by Landlock ABI {}: {} places", plan.abi, plan.places.len()),
+            Step::Landlock(plan) => match plan.places.len() {
+                0 => write!(f, "restrict by Landlock ABI {}: the sandbox's own rules", plan.abi),
+                count => write!(f, "restrict by Landlock ABI {}: {count} places", plan.abi),
+            },
             Step::Workdir(path) => write!(f, "enter the working directory {}", path.display()),
             Step::Gate => write!(f, "wait for the word to start"),
             Step::Filter(name, length) => write!(f, "load the seccomp filter {name} ({length} instructions)"),
