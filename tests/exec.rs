@@ -162,6 +162,31 @@ fn it_has_no_more_of_the_machine_than_the_first_program() {
     }
 }
 
+#[test]
+fn no_process_comes_above_the_limit_on_them() {
+    let mut all = vec![&["--pids", "5", "--limits", "watch"][..]];
+    if has("subids") {
+        all.push(&["--pids", "5", "--limits", "watch", "--map", "full"]);
+    }
+    for options in all {
+        let living = living(options, "");
+        let (status, _, error) =
+            text(&living.exec(&["sh", "-c", "for n in 1 2 3; do sleep 60 >/dev/null 2>&1 & done"]));
+        assert_eq!(status, Some(0), "{options:?}: {error}");
+        // With a map of ranges the process that brings it in has to find room too.
+        let mut last = living.command().args([&living.name, "sleep", "60"]).spawn().expect("sbx exec");
+        let begin = Instant::now();
+        while living.exec(&["true"]).status.success() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{options:?}: one more and one more");
+        }
+        let (status, _, error) = text(&living.exec(&["true"]));
+        assert!(status == Some(125) && error.contains("as many processes"), "{options:?}: {status:?} {error}");
+        last.kill().expect("kill");
+        last.wait().expect("its end");
+        living.ends();
+    }
+}
+
 /// A fifo shows what Landlock alone refuses: who writes to one asks no mount.
 #[test]
 fn rules_follow_what_they_were_made_of_and_not_its_path() {
@@ -348,7 +373,7 @@ fn its_program_dies_with_it() {
     exec.kill().expect("kill");
     exec.wait().expect("wait");
     let begin = Instant::now();
-    while text(&living.exec(&["pgrep", "-f", "sleep 61"])).0 == Some(0) {
+    while text(&living.exec(&["ps"])).1.contains("sleep 61") {
         assert!(begin.elapsed() < Duration::from_secs(10), "it goes on");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -86,16 +86,22 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
     }
 }
 
-/// What of the first program's nice value and badness for the OOM killer this process has not already. Of one that has
-/// more of it the kernel takes nothing away, and it is to have no less (EACCES).
+/// What of the first program's nice value, badness for the OOM killer and limit on processes this process has not
+/// already. Of one that has more of it the kernel takes nothing away, and it is to have no less (EACCES, EPERM).
 fn lower(script: &Script, channel: BorrowedFd<'_>) {
     let (tree, host_proc) =
         (Tree::new(script, Trees::default()), sys::fs::openat(HERE, c"/proc", Open::Directory).ok());
     let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc };
     for prepared in &script.before {
-        child.one(prepared, |child, op| match child.enter(op) {
-            None | Some(Err(Failure(_, sys::EACCES | sys::EPERM))) => Ok(()),
-            Some(other) => other,
+        child.one(prepared, |child, op| {
+            let done = match op {
+                Op::Rlimit(resource, limit) => Some(sys::cred::setrlimit(*resource, *limit).called(Call::Prlimit)),
+                op => child.enter(op),
+            };
+            match done {
+                None | Some(Err(Failure(_, sys::EACCES | sys::EPERM))) => Ok(()),
+                Some(other) => other,
+            }
         });
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::limits::{Affinity, Way};
-use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind};
+use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Need, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
 use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
@@ -147,6 +147,7 @@ impl Context<'_> {
                 }
             }
             step => {
+                self.count_entering(script, number, step)?;
                 Self::heed(script, step);
                 vec![self.op(step)?]
             }
@@ -163,6 +164,17 @@ impl Context<'_> {
             _ => &mut script.confine,
         };
         list.extend(ops.into_iter().map(|op| Prepared { step: number, need: planned.need, op }));
+        Ok(())
+    }
+
+    /// Who joins a sandbox makes the program's process under the limit that this will have. It is one more itself as
+    /// long as it is there.
+    fn count_entering(&self, script: &mut Script, number: u16, step: &Step) -> Result<()> {
+        if let (Step::Pids(count), true) = (step, self.joins()) {
+            let most = count.saturating_add(1);
+            let op = Op::Rlimit(resource("nproc")?, Limit { soft: most, hard: most });
+            script.before.push(Prepared { step: number, need: Need::Must, op });
+        }
         Ok(())
     }
 

@@ -85,6 +85,6 @@ mod tests {
         for ran_out in [EMFILE, ENFILE, ENOMEM] {
             assert!(matches!(refused(ran_out), Error::Sys { errno, .. } if errno == ran_out), "{ran_out}");
         }
-        assert_eq!(refused(crate::sys::EPERM).hint(), Some("--landlock off"));
+        assert_eq!(refused(sys::EPERM).hint(), Some("--landlock off"));
     }
 }

@@ -271,7 +271,8 @@ impl Monitor<'_> {
             let init = self.sandbox.record.pid.filter(|_| self.plan.binds_processors());
             let processors =
                 init.map_or(Ok(Vec::new()), |pid| sched::affinity_of(pid).map(|mask| mask.iter().collect()))?;
-            let text = serde_json::to_vec(&self.plan.kept(limits, processors)).map_err(|_| EINVAL)?;
+            let text = serde_json::to_vec(&self.plan.kept(limits, processors, &self.sandbox.record.groups))
+                .map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
             // Every client gets the same open file.

@@ -40,6 +40,8 @@ pub struct Kept {
     home: String,
     /// `None` for the caller's own.
     groups: Option<Vec<u32>>,
+    /// The caller's own where they are kept, as they are called outside.
+    outer_groups: Vec<u32>,
     bounding: Capabilities,
     keyring: bool,
     env: Vec<OsString>,
@@ -60,8 +62,13 @@ pub struct Kept {
 
 impl Plan {
     /// What is kept of it. `inherited` are the resource limits that its supervisor has, soft and hard by their names,
-    /// `processors` those of the first program.
-    pub fn kept(&self, inherited: impl Iterator<Item = (String, u64, u64)>, processors: Vec<u32>) -> Kept {
+    /// `processors` those of the first program, `groups` the caller's supplementary groups where that has kept them.
+    pub fn kept(
+        &self,
+        inherited: impl Iterator<Item = (String, u64, u64)>,
+        processors: Vec<u32>,
+        groups: &[u32],
+    ) -> Kept {
         let who = &self.identities;
         let find = |is: fn(&Step) -> Option<Capabilities>| self.steps.iter().find_map(|p| is(&p.step));
         let mut rlimits: Vec<(String, u64, u64)> = inherited.collect();
@@ -89,6 +96,7 @@ impl Plan {
                 GroupSet::Kept(_) => None,
                 GroupSet::Exactly(groups) => Some(groups.clone()),
             },
+            outer_groups: groups.to_vec(),
             bounding: find(|step| if let Step::Bounding(set) = step { Some(*set) } else { None }).unwrap_or_default(),
             keyring: self.steps.iter().any(|p| p.step == Step::Keyring),
             env: self.process.env.clone(),
@@ -170,6 +178,9 @@ fn identities(spec: &Spec, kept: &Kept, host: &Host) -> Result<Identities> {
             GroupSet::Exactly(all.map(|(_, gid, _)| gid).collect())
         }
     };
+    if let GroupSet::Kept(_) = set {
+        no_more_groups(kept, host)?;
+    }
     let home = account.map(|account| account.home).filter(|home| home.starts_with('/'));
     Ok(Identities {
         uids: kept.uids.clone(),
@@ -183,6 +194,21 @@ fn identities(spec: &Spec, kept: &Kept, host: &Host) -> Result<Identities> {
         home: if same { kept.home.clone() } else { home.unwrap_or_else(|| "/".into()) },
         notes: Vec::new(),
     })
+}
+
+/// Groups that nobody can give up may not be more than the first program has: they open files.
+fn no_more_groups(kept: &Kept, host: &Host) -> Result<()> {
+    let known = |gid: &u32| kept.outer_groups.contains(gid) || kept.gids.iter().any(|extent| extent.outer == *gid);
+    let more: Vec<String> = host.groups.iter().filter(|gid| !known(gid)).map(u32::to_string).collect();
+    if more.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "you are in groups that the sandbox's program is not in ({}), and with its map the kernel lets nobody give one up",
+        more.join(", ")
+    );
+    let hint = "sbx exec with the groups of who started it (id -G), or start it anew, with --map full";
+    Err(Error::Unsupported { feature: format!("exec in {}", kept.name), why, hint: Some(hint.into()) })
 }
 
 /// The program, with the first one's variables below its own.
