@@ -162,6 +162,40 @@ fn it_has_no_more_of_the_machine_than_the_first_program() {
     }
 }
 
+/// Where `fs.suid_dumpable` is 1 a change of ids makes a process dumpable, until it is hidden again.
+#[test]
+fn who_comes_is_the_programs_user_before_it_can_be_seen() {
+    if common::lacks(&["subids", "strace"]) {
+        return;
+    }
+    let living = living(&["--map", "full"], "");
+    let log = living.state.join("calls");
+    let calls = "--trace=execve,setns,setresuid,setresgid,setgroups,capset,prctl,clone3,exit_group";
+    let mut traced = Command::new("strace");
+    traced.args(["-f", calls, "-o"]).arg(&log).arg(sbx()).args(living.command().get_args());
+    let output = traced.args(["-u", "7:12", &living.name, "id"]).stdin(Stdio::null()).output().expect("strace");
+    assert_eq!(text(&output).1, "uid=7 gid=12", "{output:?}");
+    let log = std::fs::read_to_string(log).expect("the calls");
+    let of = |pid: &str| {
+        log.lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(who, _)| *who == pid)
+            .map(|(_, call)| call.trim())
+            .collect::<Vec<_>>()
+    };
+    let program = log.lines().rev().find(|line| line.contains("execve(")).and_then(|line| line.split(' ').next());
+    let seen = of(program.expect("the program's process"));
+    assert!(seen.iter().any(|call| call.contains("PR_SET_DUMPABLE")), "{log}");
+    assert!(!seen.iter().any(|call| call.starts_with("setres")), "{log}");
+    // The one that makes it is hidden right before.
+    let joins = log.lines().rev().find(|line| line.contains("setresuid(")).and_then(|line| line.split(' ').next());
+    let joins = of(joins.expect("the process that joins"));
+    let made = joins.iter().position(|call| call.starts_with("clone3(")).expect("the program's process");
+    let ids = joins.iter().position(|call| call.starts_with("setresuid(")).expect("a change of ids");
+    assert!(joins[ids..made].iter().any(|call| call.contains("PR_SET_DUMPABLE")), "{log}");
+    living.ends();
+}
+
 #[test]
 fn no_process_comes_above_the_limit_on_them() {
     let mut all = vec![&["--pids", "5", "--limits", "watch"][..]];

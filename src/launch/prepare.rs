@@ -46,6 +46,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         awaits_maps: plan.identities.by != MapsBy::Caller,
         creator: (0, 0),
         before: Vec::new(),
+        entered: Vec::new(),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
@@ -156,6 +157,8 @@ impl Context<'_> {
             // They are inherited, and inside there may be another /proc than the kernel's.
             Step::Nice(_) | Step::OomScoreAdj(_) if self.joins() => &mut script.before,
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
+            // Hiding is undone by each change of ids, after which the process may not be seen before it is hidden again.
+            _ if self.joins() && planned.stage == Stage::Identity && planned.step != Step::Hide => &mut script.entered,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
             // What init loads first it loads here, beside the root: no later operation of its needs more.

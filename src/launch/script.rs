@@ -34,6 +34,8 @@ pub(crate) struct Script {
     pub awaits_maps: bool,
     /// Who joins a sandbox, before it enters anything.
     pub before: Vec<Prepared>,
+    /// The same, when it has entered, before it makes the program's process.
+    pub entered: Vec<Prepared>,
     /// Init, before the helper.
     pub enter: Vec<Prepared>,
     /// Init, beside the helper.
