@@ -148,7 +148,7 @@ impl Context<'_> {
                 }
             }
             step => {
-                self.count_entering(script, number, step)?;
+                self.count_entering(script, step)?;
                 Self::heed(script, step);
                 vec![self.op(step)?]
             }
@@ -172,11 +172,11 @@ impl Context<'_> {
 
     /// Who joins a sandbox makes the program's process under the limit that this will have. It is one more itself as
     /// long as it is there.
-    fn count_entering(&self, script: &mut Script, number: u16, step: &Step) -> Result<()> {
+    fn count_entering(&self, script: &mut Script, step: &Step) -> Result<()> {
         if let (Step::Pids(count), true) = (step, self.joins()) {
             let most = count.saturating_add(1);
             let op = Op::Rlimit(resource("nproc")?, Limit { soft: most, hard: most });
-            script.before.push(Prepared { step: number, need: Need::Must, op });
+            script.before.push(Prepared { step: script.clone_step, need: Need::Must, op });
         }
         Ok(())
     }
