@@ -225,7 +225,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
 /// Writes init's maps from the namespace above it, whose ids it gets one for one.
 fn write_maps(pid: i32, above: &Above) -> Result<(), Failure> {
     let mut name = [0; 24];
-    let dir = decimal_path(&mut name, pid);
+    let dir = decimal(&mut name, pid.unsigned_abs().into());
     let proc = sys::fs::openat(HERE, c"/proc", Open::Directory).called(Call::Open)?;
     let dir = sys::fs::openat(proc.as_fd(), dir, Open::Directory).called(Call::Open)?;
     for (file, map) in [(c"uid_map", &above.uid_map), (c"gid_map", &above.gid_map)] {
@@ -236,9 +236,9 @@ fn write_maps(pid: i32, above: &Above) -> Result<(), Failure> {
 }
 
 /// A number as a C string, in a buffer of the caller's.
-pub(super) fn decimal_path(buffer: &mut [u8; 24], number: i32) -> &std::ffi::CStr {
+pub(super) fn decimal(buffer: &mut [u8; 24], number: u64) -> &std::ffi::CStr {
     let mut at = buffer.len() - 1;
-    let mut rest = number.unsigned_abs();
+    let mut rest = number;
     buffer[at] = 0;
     while at > 0 {
         at -= 1;
