@@ -5,7 +5,6 @@ use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
 use super::faults::{died, not_executed, skipped, step_error, stopped};
 use super::fuse::Fuse;
-use super::handles::RULESET;
 use super::limits::{Counts, too_small};
 use super::memory::{MemoryWatch, Verdict};
 use super::output::{Outside, record_end};
@@ -124,12 +123,6 @@ impl<'a> Monitor<'a> {
     /// Starts fuse-overlayfs when the child asks for it.
     pub(super) fn with_fuse(mut self, fuse: Option<Fuse>) -> Self {
         self.fuse = fuse;
-        self
-    }
-
-    /// Keeps the ruleset for programs that come later.
-    pub(super) fn with_ruleset(mut self, ruleset: Option<OwnedFd>) -> Self {
-        ruleset.into_iter().for_each(|ruleset| self.service.handles.keep(RULESET, ruleset));
         self
     }
 
@@ -306,6 +299,8 @@ impl<'a> Monitor<'a> {
         if self.plan.is_detached() {
             self.text = Some(0);
             self.settle(observer);
+            // What is read of the text from here on is given back too.
+            self.settle_again();
         }
         observer.event(&Event::Started { pid, init });
         self.terminal = Outside::begin(self.terminal.take(), self.master.take());

@@ -5,7 +5,7 @@
 use super::Observer;
 use super::channel::{Message, tell_init};
 use super::exit::Event;
-use super::handles::{CGROUP, COUNT, Handles, KEPT};
+use super::handles::{CGROUP, COUNT, Handles, KEPT, RULESET};
 use super::monitor::{Monitor, SETTLED};
 use crate::spec::Init;
 use crate::spec::limits::RLIMITS as RESOURCES;
@@ -180,7 +180,7 @@ impl Monitor<'_> {
     }
 
     /// Gives the own text back again when nothing has been asked for a moment.
-    fn settle_again(&mut self) {
+    pub(super) fn settle_again(&mut self) {
         self.text = Some(event::monotonic_ms() + SETTLED);
     }
 
@@ -241,6 +241,12 @@ impl Monitor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the ruleset for programs that come later.
+    pub(super) fn with_ruleset(mut self, ruleset: Option<OwnedFd>) -> Self {
+        ruleset.into_iter().for_each(|ruleset| self.service.handles.keep(RULESET, ruleset));
+        self
     }
 
     /// Has init open the doors. A program that is pid 1 itself can be looked into from outside.
