@@ -264,6 +264,25 @@ pub fn visible(text: &str) -> String {
     })
 }
 
+/// The longest word that is shown whole, in characters: any path is shorter.
+const LONGEST: usize = 4096;
+
+/// A text whose longest words have lost their middle: of what has a hundred thousand characters nobody reads more.
+pub fn shortened(text: &str) -> String {
+    let words = text.split_inclusive([' ', '\n']);
+    words.fold(String::with_capacity(text.len().min(LONGEST)), |mut shown, word| {
+        let length = word.chars().count();
+        if length <= LONGEST {
+            shown.push_str(word);
+        } else {
+            shown.extend(word.chars().take(100));
+            shown.push_str(&format!("…({} characters)…", length - 150));
+            shown.extend(word.chars().skip(length - 50));
+        }
+        shown
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,6 +300,16 @@ mod tests {
     fn control_and_bidi_characters_are_escaped() {
         assert_eq!(visible("a\u{1b}[31m\u{202e}b\n"), "a\\u{1b}[31m\\u{202e}b\\n");
         assert_eq!(visible("grüße"), "grüße");
+    }
+
+    #[test]
+    fn the_longest_words_lose_their_middle() {
+        let path = "/p".repeat(LONGEST / 2);
+        let text = format!("two words, {path}\nand more");
+        assert_eq!(shortened(&text), text);
+        let long = format!("before {}é after\n", "x".repeat(99_999));
+        let (start, end) = ("x".repeat(100), "x".repeat(48));
+        assert_eq!(shortened(&long), format!("before {start}…(99851 characters)…{end}é after\n"));
     }
 
     #[test]

@@ -140,7 +140,8 @@ fn by_number(errno: Errno) -> Option<&'static str> {
 /// A failed step: first what `sbx check` finds in the way of such a step, then what the step itself suggests.
 fn step(place: &Place, call: &str, errno: Errno, facts: &Facts) -> Option<(String, String)> {
     if place.stage == "clone" && errno.0 == EAGAIN {
-        let why = "you have as many processes as you may (ulimit -u, or pids.max of this control group)".to_owned();
+        let why = "there are as many processes as may be: ulimit -u, pids.max of the control group, or of exec --pids"
+            .to_owned();
         return Some((why, "end some, or raise that limit".to_owned()));
     }
     if let Some(found) = suspects(place).iter().find_map(|feature| fault(*feature, facts)) {

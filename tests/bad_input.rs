@@ -693,6 +693,33 @@ fn very_many_and_very_long_words() {
     place.assert_clean();
 }
 
+/// Nobody reads a hundred thousand characters; a path is shown whole.
+#[test]
+fn errors_do_not_repeat_the_longest_words() {
+    let place = Place::new();
+    let rootfs = place.rootfs().display().to_string();
+    let long = "y".repeat(100_000);
+    let path = "/p".repeat(1000);
+    let [option, file] = [format!("--{long}"), format!("/{long}:/x")];
+    for words in [
+        &["stop", &long][..],
+        &["exec", &long, "true"],
+        &["logs", &long],
+        &["ps", &option],
+        &[&long],
+        &["run", &option, &rootfs],
+        &["run", "--mem", &long, &rootfs],
+        &["run", "--policy", &file, &rootfs],
+        &["run", &long],
+        &["run", "-v", &file, &rootfs],
+    ] {
+        let done = place.sbx(words).done();
+        assert_ne!(done.code(), 0);
+        assert!(done.err.len() < 2000, "{words:.20?}: {} bytes", done.err.len());
+    }
+    place.sbx(["run", &path]).done().refused(125, &[&path]);
+}
+
 #[test]
 fn closed_standard_descriptors() {
     if lacks(&["userns"]) {

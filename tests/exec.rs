@@ -162,6 +162,94 @@ fn it_has_no_more_of_the_machine_than_the_first_program() {
     }
 }
 
+/// Where `fs.suid_dumpable` is 1 a change of ids makes a process dumpable, until it is hidden again.
+#[test]
+fn who_comes_is_the_programs_user_before_it_can_be_seen() {
+    if common::lacks(&["subids", "strace"]) {
+        return;
+    }
+    let living = living(&["--map", "full"], "");
+    let log = living.state.join("calls");
+    let calls = "--trace=execve,setns,setresuid,setresgid,setgroups,capset,prctl,clone3,exit_group";
+    let mut traced = Command::new("strace");
+    traced.args(["-f", calls, "-o"]).arg(&log).arg(sbx()).args(living.command().get_args());
+    let output = traced.args(["-u", "7:12", &living.name, "id"]).stdin(Stdio::null()).output().expect("strace");
+    assert_eq!(text(&output).1, "uid=7 gid=12", "{output:?}");
+    let log = std::fs::read_to_string(log).expect("the calls");
+    let of = |pid: &str| {
+        log.lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(who, _)| *who == pid)
+            .map(|(_, call)| call.trim())
+            .collect::<Vec<_>>()
+    };
+    let program = log.lines().rev().find(|line| line.contains("execve(")).and_then(|line| line.split(' ').next());
+    let seen = of(program.expect("the program's process"));
+    assert!(seen.iter().any(|call| call.contains("PR_SET_DUMPABLE")), "{log}");
+    assert!(!seen.iter().any(|call| call.starts_with("setres")), "{log}");
+    // The one that makes it is hidden right before.
+    let joins = log.lines().rev().find(|line| line.contains("setresuid(")).and_then(|line| line.split(' ').next());
+    let joins = of(joins.expect("the process that joins"));
+    let made = joins.iter().position(|call| call.starts_with("clone3(")).expect("the program's process");
+    let ids = joins.iter().position(|call| call.starts_with("setresuid(")).expect("a change of ids");
+    assert!(joins[ids..made].iter().any(|call| call.contains("PR_SET_DUMPABLE")), "{log}");
+    living.ends();
+}
+
+#[test]
+fn no_process_comes_above_the_limit_on_them() {
+    let mut all = vec![&["--pids", "5", "--limits", "watch"][..]];
+    if has("subids") {
+        all.push(&["--pids", "5", "--limits", "watch", "--map", "full"]);
+    }
+    for options in all {
+        let living = living(options, "");
+        let (status, _, error) =
+            text(&living.exec(&["sh", "-c", "for n in 1 2 3; do sleep 60 >/dev/null 2>&1 & done"]));
+        assert_eq!(status, Some(0), "{options:?}: {error}");
+        // With a map of ranges the process that brings it in has to find room too.
+        let mut last = living.command().args([&living.name, "sleep", "60"]).spawn().expect("sbx exec");
+        let begin = Instant::now();
+        while living.exec(&["true"]).status.success() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{options:?}: one more and one more");
+        }
+        let (status, _, error) = text(&living.exec(&["true"]));
+        assert!(status == Some(125) && error.contains("as many processes"), "{options:?}: {status:?} {error}");
+        last.kill().expect("kill");
+        last.wait().expect("its end");
+        living.ends();
+    }
+}
+
+/// A fifo shows what Landlock alone refuses: who writes to one asks no mount.
+#[test]
+fn rules_follow_what_they_were_made_of_and_not_its_path() {
+    if !has("landlock") {
+        return;
+    }
+    let shared = Scratch::new();
+    for name in ["given", "data"] {
+        std::fs::create_dir(shared.join(name)).expect("a directory");
+    }
+    assert!(Command::new("mkfifo").arg(shared.join("data/fifo")).status().expect("mkfifo").success());
+    let [given, data] =
+        [("given", "/tmp/a/b"), ("data", "/data:ro")].map(|(from, to)| format!("{}:{to}", shared.join(from).display()));
+    let write = &["sh", "-c", "echo x 1<>/data/fifo"][..];
+    let moved = "mv /tmp/a /tmp/moved; mkdir /tmp/a; ln -s / /tmp/a/b";
+    for way in [&[][..], &["--no-init"]] {
+        let options = [&["--read-only", "-v", &given, "-v", &data][..], way].concat();
+        for script in ["", moved] {
+            let living = living(&options, script);
+            let (status, _, error) = text(&living.exec(write));
+            assert!(status != Some(0) && error.contains("Permission denied"), "{way:?} {script}: {status:?} {error}");
+            let place = if script.is_empty() { "/tmp/a/b" } else { "/tmp/moved/b" };
+            let (status, _, error) = text(&living.exec(&["touch", &format!("{place}/new")]));
+            assert_eq!(status, Some(0), "{way:?} {script}: {error}");
+            living.ends();
+        }
+    }
+}
+
 /// Programs that stop, or kill, each process that comes: what has the number after the last one.
 fn watchful(signal: &str) -> String {
     format!(
@@ -319,7 +407,7 @@ fn its_program_dies_with_it() {
     exec.kill().expect("kill");
     exec.wait().expect("wait");
     let begin = Instant::now();
-    while text(&living.exec(&["pgrep", "-f", "sleep 61"])).0 == Some(0) {
+    while text(&living.exec(&["ps"])).1.contains("sleep 61") {
         assert!(begin.elapsed() < Duration::from_secs(10), "it goes on");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -518,6 +518,52 @@ fn to_stop_what_ends_at_that_moment_is_no_mistake() {
 }
 
 #[test]
+fn to_stop_one_that_is_killed_reaches_no_later_bearer_of_its_name() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let dir = place.path("shared");
+    std::fs::create_dir_all(&dir).expect("a directory");
+    // They try for the name without a pause, so that one has it the moment the first is gone, and its directory too.
+    let next = |round| {
+        let (sbx, root, over) = (support::sbx(), place.rootfs(), dir.join(format!("over{round}")));
+        let run = format!("{} run --name x {} sleep 1000 2>/dev/null", sbx.display(), root.display());
+        place
+            .run("sh", ["-c", &format!("while {run}; [ $? = 125 ] && [ ! -e {} ]; do :; done", over.display())])
+            .start()
+    };
+    for round in 0..3 {
+        let volume = format!("{}:/shared", dir.display());
+        let script = format!("trap 'touch /shared/told{round}' TERM; while :; do sleep 0.01; done");
+        let first = place.named("x", &["-v", &volume], &script);
+        let stop = place.sbx(["stop", "-t", "60", "x"]).start();
+        assert!(soon(|| dir.join(format!("told{round}")).exists()), "the program is told");
+        // It sees the end of the first when the second holds the name.
+        stop.signal("STOP");
+        let mut others: Vec<Running> = (0..3).map(|_| next(round)).collect();
+        std::thread::sleep(Duration::from_millis(100));
+        let before = place.facts("x")["supervisor_pid"].clone();
+        first.signal("KILL");
+        assert_eq!(first.done().code(), 1009);
+        let another = || Some(place.facts("x")["supervisor_pid"].clone()).filter(|pid| pid.is_i64() && *pid != before);
+        assert!(soon(|| another().is_some()), "the second does not come up");
+        let second = another();
+        stop.signal("CONT");
+        stop.done().exits(0);
+        assert_eq!((another(), place.standing("x").as_str()), (second, "running"), "the second goes on");
+        std::fs::write(dir.join(format!("over{round}")), "").expect("over");
+        // One that was about to take the name has it then.
+        let mut end = || {
+            place.sbx(["kill", "x"]).done();
+            others.iter_mut().all(|other| other.ended().is_some())
+        };
+        assert!(soon(&mut end), "the others go on");
+    }
+    place.assert_clean();
+}
+
+#[test]
 fn one_of_a_hundred_gets_the_name() {
     if lacks(&["userns"]) {
         return;

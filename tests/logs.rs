@@ -418,6 +418,18 @@ fn planted_files_lead_the_log_nowhere() {
     fs::remove_file(it.dir().join("log")).expect("remove");
     symlink(&target, it.dir().join("log")).expect("symlink");
     assert!(!it.logs(&[]).text().contains("precious"));
+    let log = it.dir().join("log");
+    let refused = |what: &str| {
+        let told = it.logs(&[]).exits(1);
+        assert!(told.err.contains("is not its log") && told.err.contains("try: "), "{what}: {}", told.err);
+    };
+    refused("a link");
+    fs::remove_file(&log).expect("remove");
+    fs::create_dir(&log).expect("mkdir");
+    refused("a directory");
+    fs::remove_dir(&log).expect("remove");
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().expect("mkfifo").success());
+    refused("a fifo");
     it.end();
     place.assert_clean();
 }

@@ -26,6 +26,20 @@ fn a_hog_ends_at_the_limit_and_its_neighbour_goes_on() {
     neighbour.wait().exits(0).prints("40");
 }
 
+/// What a socket holds no process maps, so there is no more of it than the usual. Other options are not touched.
+#[test]
+fn buffers_of_sockets_do_not_grow() {
+    let grown = outside("buffers", &[]);
+    assert!(grown["send"][1].as_i64() > grown["send"][0].as_i64(), "{grown}");
+    for options in [&["--mem", "64M"][..], &["--mem", "64M", "--cap-add", "NET_ADMIN"]] {
+        let kept = watched(options).probe("buffers").sees();
+        for direction in ["send", "receive"] {
+            assert_eq!(kept[direction], json!([grown[direction][0], grown[direction][0]]), "{kept}");
+        }
+        assert_eq!(kept["linger"], json!(7), "{kept}");
+    }
+}
+
 #[test]
 fn a_tree_of_processes_counts_as_one() {
     over(watched(&["--mem", "64M"]).probe_with("fill", &["20", "7", "5000"]).run(), "64M");

@@ -17,7 +17,7 @@ mod stats;
 mod table;
 
 use crate::hint;
-use sbx::error::{Error, Result, visible};
+use sbx::error::{Error, Result, shortened, visible};
 use sbx::spec::Caller;
 use sbx::sys::event;
 use std::ffi::{OsStr, OsString};
@@ -236,7 +236,7 @@ fn fail(error: &Error) -> u8 {
     if let Some(hint) = advice.hint {
         text.push_str(&format!("\n  try: {}", visible(&hint)));
     }
-    say(&text);
+    say(&shortened(&text));
     error.exit_status()
 }
 

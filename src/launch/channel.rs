@@ -119,7 +119,7 @@ macro_rules! calls {
 calls! {
     Capset = "capset", Chdir = "chdir", Chown = "fchownat", Clone = "clone",
     CloseRange = "close_range", Dup = "dup3", Fsconfig = "fsconfig", Fsmount = "fsmount",
-    Fsopen = "fsopen", FuseOverlay = "wait for fuse-overlayfs", Getcwd = "getcwd", Ioctl = "ioctl", Keyctl = "keyctl", Landlock = "landlock_restrict_self",
+    Fsopen = "fsopen", FuseOverlay = "wait for fuse-overlayfs", Getcwd = "getcwd", Ioctl = "ioctl", Keyctl = "keyctl", Landlock = "landlock_restrict_self", Ruleset = "landlock_create_ruleset",
     LandlockRule = "landlock_add_rule", Mkdir = "mkdirat", Mknod = "mknodat", MountSetattr = "mount_setattr",
     MoveMount = "move_mount", Open = "openat", Openat2 = "openat2", OpenTree = "open_tree", Pipe = "pipe2",
     Pivot = "pivot_root", Prctl = "prctl", Prlimit = "prlimit", ReadBack = "read back", Receive = "recvmsg",

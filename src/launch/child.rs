@@ -51,7 +51,8 @@ pub(super) fn run(script: &Script, channel: BorrowedFd<'_>, missing: Namespaces)
 
 /// The entry of a process that joins a sandbox: waits until it stands in the cgroup, enters, and makes the program's
 /// process, which alone can be seen inside. Neither can be looked into from there: the one has nothing of the host's in
-/// its name and arguments and is non-dumpable before the other comes to be (S04, CVE-2016-9962).
+/// its name and arguments and is non-dumpable before the other comes to be (S04, CVE-2016-9962). Nor can the other, which
+/// is who the program will be from its beginning: a change of ids would make it dumpable where `fs.suid_dumpable` is 1.
 pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) -> ! {
     sys::alloc::forbid();
     let fail = |failure: Failure| -> ! {
@@ -62,18 +63,21 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
         process::exit_now(FAILED);
     }
     lower(script, channel);
-    if let Err(failure) = enter_all(script, handles) {
+    let mut confined = Confined::default();
+    let entered = enter_all(script, handles).and_then(|()| {
+        at_entry(script, channel).confine(&mut confined, &script.entered);
+        alone()
+    });
+    if let Err(failure) = entered {
         fail(failure);
     }
     match process::clone3(Namespaces::NONE, ChildOf::CallersParent, None).called(Call::Clone) {
         Ok(Forked::Child { .. }) => {
-            let tree = Tree::new(script, Trees::default());
-            let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc: None };
+            let mut child = at_entry(script, channel);
             // The parent hears of us from the other process, before we say anything.
             child.await_maps();
             child.all(&script.enter);
             child.all(&script.own);
-            let mut confined = Confined::default();
             child.confine(&mut confined, &script.identity);
             child.confine(&mut confined, &script.confine);
             init::start(&mut child, confined)
@@ -86,28 +90,44 @@ pub(super) fn join(script: &Script, channel: BorrowedFd<'_>, handles: &Handles) 
     }
 }
 
-/// What of the first program's nice value and badness for the OOM killer this process has not already. Of one that has
-/// more of it the kernel takes nothing away, and it is to have no less (EACCES).
+/// Who joins a sandbox builds no root.
+fn at_entry<'s>(script: &'s Script, channel: BorrowedFd<'s>) -> Child<'s> {
+    let tree = Tree::new(script, Trees::default());
+    Child { script, channel, tree, terminal: None, between: -1, host_proc: None }
+}
+
+/// Dies with its parent, and nobody looks into it. Both are undone by a change of ids (prctl(2)).
+fn alone() -> Result<(), Failure> {
+    process::die_with_parent().called(Call::Prctl)?;
+    process::not_dumpable().called(Call::Prctl)
+}
+
+/// What of the first program's nice value, badness for the OOM killer and limit on processes this process has not
+/// already. Of one that has more of it the kernel takes nothing away, and it is to have no less (EACCES, EPERM).
 fn lower(script: &Script, channel: BorrowedFd<'_>) {
-    let (tree, host_proc) =
-        (Tree::new(script, Trees::default()), sys::fs::openat(HERE, c"/proc", Open::Directory).ok());
-    let mut child = Child { script, channel, tree, terminal: None, between: -1, host_proc };
+    let mut child = at_entry(script, channel);
+    child.host_proc = sys::fs::openat(HERE, c"/proc", Open::Directory).ok();
     for prepared in &script.before {
-        child.one(prepared, |child, op| match child.enter(op) {
-            None | Some(Err(Failure(_, sys::EACCES | sys::EPERM))) => Ok(()),
-            Some(other) => other,
+        child.one(prepared, |child, op| {
+            let done = match op {
+                Op::Rlimit(resource, limit) => Some(sys::cred::setrlimit(*resource, *limit).called(Call::Prlimit)),
+                op => child.enter(op),
+            };
+            match done {
+                None | Some(Err(Failure(_, sys::EACCES | sys::EPERM))) => Ok(()),
+                Some(other) => other,
+            }
         });
     }
 }
 
 /// The user namespace first; the mount namespace brings its root and working directory (setns(2)).
 fn enter_all(script: &Script, handles: &Handles) -> Result<(), Failure> {
-    process::die_with_parent().called(Call::Prctl)?;
     if let Some(area) = &script.program.argv_area {
         process::overwrite_argv(area, c"sbx-exec");
     }
     process::set_name(c"sbx-exec").called(Call::Prctl)?;
-    process::not_dumpable().called(Call::Prctl)?;
+    alone()?;
     for (number, (_, namespace)) in NAMESPACES.iter().enumerate() {
         if let Some(fd) = handles.fd(number) {
             process::setns(fd, *namespace).called(Call::Setns)?;
@@ -205,7 +225,7 @@ fn between(script: &Script, above: &Above, channel: BorrowedFd<'_>) -> ! {
 /// Writes init's maps from the namespace above it, whose ids it gets one for one.
 fn write_maps(pid: i32, above: &Above) -> Result<(), Failure> {
     let mut name = [0; 24];
-    let dir = decimal_path(&mut name, pid);
+    let dir = decimal(&mut name, pid.unsigned_abs().into());
     let proc = sys::fs::openat(HERE, c"/proc", Open::Directory).called(Call::Open)?;
     let dir = sys::fs::openat(proc.as_fd(), dir, Open::Directory).called(Call::Open)?;
     for (file, map) in [(c"uid_map", &above.uid_map), (c"gid_map", &above.gid_map)] {
@@ -216,9 +236,9 @@ fn write_maps(pid: i32, above: &Above) -> Result<(), Failure> {
 }
 
 /// A number as a C string, in a buffer of the caller's.
-pub(super) fn decimal_path(buffer: &mut [u8; 24], number: i32) -> &std::ffi::CStr {
+pub(super) fn decimal(buffer: &mut [u8; 24], number: u64) -> &std::ffi::CStr {
     let mut at = buffer.len() - 1;
-    let mut rest = number.unsigned_abs();
+    let mut rest = number;
     buffer[at] = 0;
     while at > 0 {
         at -= 1;

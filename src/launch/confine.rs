@@ -46,9 +46,11 @@ impl Confined {
             }
             Op::Affinity(cpus) => sys::sched::sched_setaffinity(cpus).called(Call::Affinity),
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
-            Op::Landlock { ruleset, rules, file_rights } => {
-                rules.iter().try_for_each(|(place, rights)| allow(ruleset.as_fd(), place, *rights, *file_rights))?;
-                sys::landlock::restrict_self(ruleset.as_fd()).called(Call::Landlock)
+            Op::Landlock { rules, file_rights, scopes } => {
+                let ruleset = child.script.ruleset.as_ref().ok_or(Failure(Call::Ruleset, sys::ENOENT))?.as_fd();
+                rules.iter().try_for_each(|(place, rights)| allow(ruleset, place, *rights, *file_rights))?;
+                sys::landlock::restrict_self(ruleset).called(Call::Landlock)?;
+                scope(*scopes)
             }
             Op::Workdir(path) => workdir(path),
             Op::Gate => gate(child),
@@ -102,6 +104,18 @@ fn allow(ruleset: BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -
     }
     .called(Call::LandlockRule)?;
     std::mem::forget(place);
+    Ok(())
+}
+
+/// Keeps within the domain what leads out of it, by a second domain in the first.
+fn scope(scopes: u64) -> Result<(), Failure> {
+    if scopes == 0 {
+        return Ok(());
+    }
+    let ruleset = sys::landlock::create(0, scopes).called(Call::Ruleset)?;
+    sys::landlock::restrict_self(ruleset.as_fd()).called(Call::Landlock)?;
+    // Closed with all else before the program starts.
+    std::mem::forget(ruleset);
     Ok(())
 }
 

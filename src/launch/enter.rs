@@ -3,7 +3,7 @@
 
 use super::channel::{Message, hear, tell};
 use super::faults::{step_error, stopped};
-use super::handles::{CGROUP, Handles};
+use super::handles::{CGROUP, Handles, RULESET};
 use super::monitor::{Monitor, Sandbox, ends};
 use super::{
     Event, Exit, Guard, Observer, Request, SIGNALS, Upper, child, gone, limits, prepare, record, single_thread,
@@ -53,10 +53,12 @@ pub fn enter(
     let whole = handles.are_there();
     handles.forget_shared();
     // With one of them missing the program would run on the host.
-    if !whole || !handles.lead_inside() {
+    if !whole || !handles.lead_inside() || plan.landlock.is_some() && handles.fd(RULESET).is_none() {
         return Err(Error::Bug("a supervisor handed out less than all".into()));
     }
     let mut script = prepare::prepare(plan, host, &request.told)?;
+    // Its rules are those of the first program, whatever has come to stand at their paths.
+    script.ruleset = handles.take(RULESET);
     let feed = super::feed(plan, host, &mut script)?;
     single_thread()?;
     let fail = |errno| Error::Step {

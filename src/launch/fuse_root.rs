@@ -7,7 +7,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use super::channel::{Call, Message, tell};
-use super::child::decimal_path;
+use super::child::decimal;
 use super::mounts::{PLAIN, Tree, clone_tree, held, make_dir};
 use super::script::{Failure, In, OverlayOp, UpperDirs};
 use crate::sys::fs::{self, HERE, Open};
@@ -61,7 +61,7 @@ fn lay_out(tree: &Tree, store: BorrowedFd<'_>, overlay: &OverlayOp) -> Result<()
             }
         };
         let mut name = [0; 24];
-        let name = decimal_path(&mut name, index as i32);
+        let name = decimal(&mut name, index as u64);
         make_dir(layers.as_fd(), name, 0o755)?;
         mount::move_mount_to(bound.as_fd(), layers.as_fd(), name).called(Call::MoveMount)?;
     }

@@ -26,8 +26,10 @@ pub const ROOT: usize = NAMESPACES.len();
 pub const CGROUP: usize = ROOT + 1;
 /// Number of the text of what is kept of the plan.
 pub const KEPT: usize = CGROUP + 1;
+/// Number of the Landlock ruleset's, which the supervisor has itself too.
+pub const RULESET: usize = KEPT + 1;
 /// How many there are.
-pub const COUNT: usize = KEPT + 1;
+pub const COUNT: usize = RULESET + 1;
 
 /// See the head of the file.
 #[derive(Debug, Default)]
@@ -44,6 +46,11 @@ impl Handles {
     /// One of them.
     pub fn fd(&self, number: usize) -> Option<BorrowedFd<'_>> {
         self.0.get(number)?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes one out.
+    pub(super) fn take(&mut self, number: usize) -> Option<OwnedFd> {
+        self.0.get_mut(number)?.take()
     }
 
     /// Opens those of a process from outside, as far as the kernel lets us.

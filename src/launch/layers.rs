@@ -5,7 +5,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use super::channel::Call;
-use super::child::decimal_path;
+use super::child::decimal;
 use super::mounts::{Done, Tree, held, make_dir, new_file};
 use super::script::{Failure, In, Naming, OverlayOp, Src, UpperDirs};
 use super::sources::MAX_TREES;
@@ -184,7 +184,7 @@ fn add_layer(context: BorrowedFd<'_>, key: &CStr, layer: BorrowedFd<'_>, naming:
         return mount::fsconfig_fd(context, key, layer);
     }
     let mut number = [0; 24];
-    let number = decimal_path(&mut number, layer.as_raw_fd()).to_bytes_with_nul();
+    let number = decimal(&mut number, layer.as_raw_fd() as u64).to_bytes_with_nul();
     const DIR: &[u8] = b"/proc/self/fd/";
     let mut path = [0; 40];
     path[..DIR.len()].copy_from_slice(DIR);

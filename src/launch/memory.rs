@@ -6,6 +6,7 @@
 //! the next, so that neither page cache nor pages that processes share end a sandbox; and nothing allocates.
 
 use super::channel::Message;
+use super::child::decimal;
 use super::exit::Reached;
 use crate::error::{self, Error};
 use crate::plan::Plan;
@@ -238,8 +239,8 @@ impl MemoryWatch {
             return Ok(false);
         }
         let [parent] = self.numbers(&process.place, b"status", [b"PPid"]).or_else(gone)?;
-        let mut digits = [0; 20];
-        let parent = Place::new().join(decimal(parent, &mut digits));
+        let mut digits = [0; 24];
+        let parent = Place::new().join(decimal(&mut digits, parent).to_bytes());
         let same = self.statm(&parent).or_else(gone)? == self.statm(&process.place).or_else(gone)?;
         Ok(same && process.statm.resident() > 0)
     }
@@ -378,21 +379,6 @@ impl Place {
     }
 }
 
-/// A number as text.
-fn decimal(number: u64, digits: &mut [u8; 20]) -> &[u8] {
-    let mut at = digits.len();
-    let mut rest = number;
-    while at > 0 {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    &digits[at..]
-}
-
 /// `N/statm`: seven sizes in pages. All are 0 without a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Statm([u64; 7]);
@@ -503,7 +489,7 @@ mod tests {
     }
 
     fn own() -> Place {
-        Place::new().join(decimal(process::getpid() as u64, &mut [0; 20]))
+        Place::new().join(decimal(&mut [0; 24], process::getpid() as u64).to_bytes())
     }
 
     #[test]

@@ -131,6 +131,7 @@ fn attempt(
     let upper;
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
+    script.ruleset = plan.landlock.as_ref().map(ruleset::make).transpose()?;
     let feed = feed(plan, host, &mut script)?;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
@@ -161,7 +162,8 @@ fn attempt(
     let signals = signals.as_fd();
     let counts = limits::Counts::of(group, plan, request.told.usage);
     let sandbox = Sandbox { init, counts, channel, signals, record, claim: Some(claim), _upper: upper };
-    Monitor::new(plan, request, sandbox, outside).feeding(feed).with_fuse(fuse).run(observer)
+    let monitor = Monitor::new(plan, request, sandbox, outside).feeding(feed).with_fuse(fuse);
+    monitor.with_ruleset(script.ruleset.take()).run(observer)
 }
 
 /// Without Landlock a regular file on stdin could be opened again for writing through /proc/self/fd (DESIGN 4.5),

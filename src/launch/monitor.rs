@@ -299,6 +299,8 @@ impl<'a> Monitor<'a> {
         if self.plan.is_detached() {
             self.text = Some(0);
             self.settle(observer);
+            // What is read of the text from here on is given back too.
+            self.settle_again();
         }
         observer.event(&Event::Started { pid, init });
         self.terminal = Outside::begin(self.terminal.take(), self.master.take());

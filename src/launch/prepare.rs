@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::files::c_path;
 use crate::plan::limits::{Affinity, Way};
-use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Plan, Planned, Stage, Step, SysKind};
+use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Need, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
 use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
@@ -34,7 +34,7 @@ pub struct Told {
 /// Makes the script of a plan.
 ///
 /// # Errors
-/// `Bug` where a text that was checked before cannot be a C string; `Unsupported` where Landlock refuses its rules.
+/// `Bug` where a text that was checked before cannot be a C string.
 pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
     let mut script = Script {
         new: Namespaces::NONE,
@@ -46,11 +46,13 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         awaits_maps: plan.identities.by != MapsBy::Caller,
         creator: (0, 0),
         before: Vec::new(),
+        entered: Vec::new(),
         enter: Vec::new(),
         own: Vec::new(),
         root: Vec::new(),
         identity: Vec::new(),
         confine: Vec::new(),
+        ruleset: None,
         sysfs: false,
         host_proc: false,
         watched: plan.limits.watched().is_some(),
@@ -146,6 +148,7 @@ impl Context<'_> {
                 }
             }
             step => {
+                self.count_entering(script, step)?;
                 Self::heed(script, step);
                 vec![self.op(step)?]
             }
@@ -154,6 +157,8 @@ impl Context<'_> {
             // They are inherited, and inside there may be another /proc than the kernel's.
             Step::Nice(_) | Step::OomScoreAdj(_) if self.joins() => &mut script.before,
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
+            // Hiding is undone by each change of ids, after which the process may not be seen before it is hidden again.
+            _ if self.joins() && planned.stage == Stage::Identity && planned.step != Step::Hide => &mut script.entered,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
             // What init loads first it loads here, beside the root: no later operation of its needs more.
@@ -162,6 +167,17 @@ impl Context<'_> {
             _ => &mut script.confine,
         };
         list.extend(ops.into_iter().map(|op| Prepared { step: number, need: planned.need, op }));
+        Ok(())
+    }
+
+    /// Who joins a sandbox makes the program's process under the limit that this will have. It is one more itself as
+    /// long as it is there.
+    fn count_entering(&self, script: &mut Script, step: &Step) -> Result<()> {
+        if let (Step::Pids(count), true) = (step, self.joins()) {
+            let most = count.saturating_add(1);
+            let op = Op::Rlimit(resource("nproc")?, Limit { soft: most, hard: most });
+            script.before.push(Prepared { step: script.clone_step, need: Need::Must, op });
+        }
         Ok(())
     }
 
@@ -340,7 +356,7 @@ impl Context<'_> {
             }),
             Step::Pids(count) => Op::Rlimit(nproc()?, Limit { soft: *count, hard: *count }),
             Step::Rlimit(limit) => Op::Rlimit(resource(&limit.name)?, Limit { soft: limit.soft, hard: limit.hard }),
-            Step::Landlock(plan) => ruleset::landlock(plan)?,
+            Step::Landlock(plan) => ruleset::restrict(plan),
             Step::Affinity(affinity) => Op::Affinity(Box::new(processors(affinity, self.host)?)),
             Step::Workdir(path) => Op::Workdir(c_path(path)),
             _ => Op::Gate,

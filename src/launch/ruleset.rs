@@ -1,12 +1,16 @@
-//! The Landlock ruleset of a plan, made before the clone since the crate allocates; the child adds the rules, which
-//! need the new root, and restricts itself.
+//! The Landlock rules of a plan. The ruleset is made before the clone and shared by parent and child: the child adds the
+//! rules, which need the new root, and restricts itself; the parent keeps it for each program that comes later, which is
+//! so held by the very objects that the first one's rules were made of, wherever their paths lead by then.
+//!
+//! What is kept within a domain is a ruleset of its own, of the child: programs that came at different times are in
+//! domains of their own, and may send each other signals.
 
 use super::script::Op;
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::plan::{Grant, LandlockPlan, Scopes};
-use crate::sys::{EMFILE, ENFILE, ENOMEM, Errno};
-use landlock::{ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use crate::sys::{self, EMFILE, ENFILE, ENOMEM, Errno};
+use landlock::{ABI, Access as _, AccessFs, BitFlags, Scope};
 use std::os::fd::OwnedFd;
 
 fn abi(number: u32) -> ABI {
@@ -21,43 +25,41 @@ fn abi(number: u32) -> ABI {
     }
 }
 
-/// Makes the ruleset, before the clone since the crate allocates; its rules need the new root and are added by
-/// the child. The rights are those of the kernel's ABI, which the plan has asked for, so none may be refused.
-pub(super) fn landlock(plan: &LandlockPlan) -> Result<Op> {
+/// Makes the ruleset, without a rule. The rights are those of the kernel's ABI, which the plan has asked for, so none may
+/// be refused.
+///
+/// # Errors
+/// `Unsupported` where the kernel refuses it, `Sys` where files or memory ran out.
+pub(super) fn make(plan: &LandlockPlan) -> Result<OwnedFd> {
+    sys::landlock::create(AccessFs::from_all(abi(plan.abi)).bits(), 0).map_err(refused)
+}
+
+/// What the child does with it.
+pub(super) fn restrict(plan: &LandlockPlan) -> Op {
     let abi = abi(plan.abi);
     let all = AccessFs::from_all(abi);
-    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    ruleset = ruleset.handle_access(all).map_err(|e| refused(&e))?;
-    if plan.abi >= 6 {
-        let scopes = match plan.scopes {
-            Scopes::All => Scope::from_all(abi),
-            Scopes::Sockets => Scope::AbstractUnixSocket.into(),
-            Scopes::None => BitFlags::EMPTY,
-        };
-        if !scopes.is_empty() {
-            ruleset = ruleset.scope(scopes).map_err(|e| refused(&e))?;
-        }
+    let scopes = match plan.scopes {
+        _ if plan.abi < 6 => BitFlags::EMPTY,
+        Scopes::All => Scope::from_all(abi),
+        Scopes::Sockets => Scope::AbstractUnixSocket.into(),
+        Scopes::None => BitFlags::EMPTY,
+    };
+    Op::Landlock {
+        rules: plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect(),
+        file_rights: AccessFs::from_file(abi).bits(),
+        scopes: scopes.bits(),
     }
-    let created = ruleset.create().map_err(|e| refused(&e))?;
-    let ruleset = Option::<OwnedFd>::from(created).ok_or_else(|| unsupported("the kernel gave no ruleset"))?;
-    let rules =
-        plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect();
-    Ok(Op::Landlock { ruleset, rules, file_rights: AccessFs::from_file(abi).bits() })
 }
 
-fn unsupported(why: &str) -> Error {
-    Error::Unsupported { feature: "Landlock".into(), why: why.into(), hint: Some("--landlock off".into()) }
-}
-
-/// Where files or memory ran out no option helps, and the number tells; the crate's own words end in it.
-fn refused(error: &(dyn std::error::Error + 'static)) -> Error {
-    let mut sources = std::iter::successors(Some(error), |error| error.source());
-    let failed = sources.find_map(|source| source.downcast_ref::<std::io::Error>()?.raw_os_error()).map(Errno);
-    match failed {
-        Some(errno @ (EMFILE | ENFILE | ENOMEM)) => {
-            Error::Sys { doing: "make".into(), on: "the Landlock ruleset".into(), errno }
-        }
-        _ => unsupported(error.to_string().split(" (os error").next().unwrap_or_default()),
+/// Where files or memory ran out no option helps, and the number tells.
+fn refused(errno: Errno) -> Error {
+    match errno {
+        EMFILE | ENFILE | ENOMEM => Error::Sys { doing: "make".into(), on: "the Landlock ruleset".into(), errno },
+        errno => Error::Unsupported {
+            feature: "Landlock".into(),
+            why: format!("the kernel makes no ruleset: {errno}"),
+            hint: Some("--landlock off".into()),
+        },
     }
 }
 
@@ -78,30 +80,11 @@ fn rights(grant: Grant, handled: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
 mod tests {
     use super::*;
 
-    /// As the crate's: words that end in its source's.
-    #[derive(Debug)]
-    struct Outer(std::io::Error);
-
-    impl std::fmt::Display for Outer {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "failed to create a ruleset: {}", self.0)
-        }
-    }
-
-    impl std::error::Error for Outer {
-        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-            Some(&self.0)
-        }
-    }
-
     #[test]
     fn no_option_is_advised_where_files_or_memory_ran_out() {
-        let of = |errno: Errno| refused(&Outer(std::io::Error::from_raw_os_error(errno.0)));
         for ran_out in [EMFILE, ENFILE, ENOMEM] {
-            assert!(matches!(of(ran_out), Error::Sys { errno, .. } if errno == ran_out), "{ran_out}");
+            assert!(matches!(refused(ran_out), Error::Sys { errno, .. } if errno == ran_out), "{ran_out}");
         }
-        let other = of(crate::sys::EPERM);
-        assert_eq!(other.hint(), Some("--landlock off"));
-        assert!(!other.to_string().contains("os error"), "{other}");
+        assert_eq!(refused(sys::EPERM).hint(), Some("--landlock off"));
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Script {
     pub awaits_maps: bool,
     /// Who joins a sandbox, before it enters anything.
     pub before: Vec<Prepared>,
+    /// The same, when it has entered, before it makes the program's process.
+    pub entered: Vec<Prepared>,
     /// Init, before the helper.
     pub enter: Vec<Prepared>,
     /// Init, beside the helper.
@@ -44,6 +46,8 @@ pub(crate) struct Script {
     pub identity: Vec<Prepared>,
     /// Init, after the helper.
     pub confine: Vec<Prepared>,
+    /// The Landlock ruleset of the plan.
+    pub ruleset: Option<OwnedFd>,
     /// Whether init makes a sysfs and hands it to the helper.
     pub sysfs: bool,
     /// Whether the host's /proc must be at hand in `own`.
@@ -270,10 +274,12 @@ pub(crate) enum Op {
     Rlimit(u32, Limit),
     /// The processors that this process and all it makes keep to.
     Affinity(Box<CpuMask>),
+    /// Rules for the script's ruleset, none where it has them, and what of a rule files can have; and what is kept
+    /// within the domain.
     Landlock {
-        ruleset: OwnedFd,
         rules: Vec<(CString, u64)>,
         file_rights: u64,
+        scopes: u64,
     },
     Workdir(CString),
     Gate,

@@ -5,7 +5,7 @@
 use super::Observer;
 use super::channel::{Message, tell_init};
 use super::exit::Event;
-use super::handles::{CGROUP, COUNT, Handles, KEPT};
+use super::handles::{CGROUP, COUNT, Handles, KEPT, RULESET};
 use super::monitor::{Monitor, SETTLED};
 use crate::spec::Init;
 use crate::spec::limits::RLIMITS as RESOURCES;
@@ -180,7 +180,7 @@ impl Monitor<'_> {
     }
 
     /// Gives the own text back again when nothing has been asked for a moment.
-    fn settle_again(&mut self) {
+    pub(super) fn settle_again(&mut self) {
         self.text = Some(event::monotonic_ms() + SETTLED);
     }
 
@@ -243,6 +243,12 @@ impl Monitor<'_> {
         Ok(())
     }
 
+    /// Keeps the ruleset for programs that come later.
+    pub(super) fn with_ruleset(mut self, ruleset: Option<OwnedFd>) -> Self {
+        ruleset.into_iter().for_each(|ruleset| self.service.handles.keep(RULESET, ruleset));
+        self
+    }
+
     /// Has init open the doors. A program that is pid 1 itself can be looked into from outside.
     pub(super) fn ask_handles(&mut self) {
         if self.sandbox.claim.is_none() {
@@ -271,7 +277,8 @@ impl Monitor<'_> {
             let init = self.sandbox.record.pid.filter(|_| self.plan.binds_processors());
             let processors =
                 init.map_or(Ok(Vec::new()), |pid| sched::affinity_of(pid).map(|mask| mask.iter().collect()))?;
-            let text = serde_json::to_vec(&self.plan.kept(limits, processors)).map_err(|_| EINVAL)?;
+            let text = serde_json::to_vec(&self.plan.kept(limits, processors, &self.sandbox.record.groups))
+                .map_err(|_| EINVAL)?;
             let file = fs::memfd(c"sbx-kept")?;
             fs::write_all(file.as_fd(), &text)?;
             // Every client gets the same open file.

@@ -10,10 +10,9 @@ use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetI
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
 use crate::spec::{DEFAULT_PIDS, Init, Rlimit, Spec, Writes};
-use serde::{Deserialize, Serialize};
 
 /// What a place allows beyond reading and executing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Read files and directories, execute.
     Read,
@@ -30,7 +29,7 @@ pub enum Grant {
 pub struct LandlockPlan {
     /// The ABI that the rules are written for: the kernel's, at most the newest that sbx knows.
     pub abi: u32,
-    /// Places and what is allowed there; everything else is denied.
+    /// Places and what is allowed there; everything else is denied. None where the first program's rules are taken.
     pub places: Vec<(InnerPath, Grant)>,
     /// What is kept within the domain.
     pub scopes: Scopes,

@@ -8,19 +8,18 @@ use super::bpf::Insn;
 use super::identity::{GroupSet, Identities, MapsBy};
 use super::limits::Affinity;
 use super::steps::Step;
-use super::{Grant, LandlockPlan, Need, Plan, Planned, Process, Scopes, Stage, check_stdio, environment, terminal};
+use super::{LandlockPlan, Need, Plan, Planned, Process, Scopes, Stage, check_stdio, environment, terminal};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::spec::access::{Capabilities, Degrade};
 use crate::spec::ids::{Extent, accounts, groups, maps};
 use crate::spec::limits::CpuSet;
-use crate::spec::text::InnerPath;
 use crate::spec::{Init, Rlimit, Spec};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 
 /// Version of the form: supervisor and client may be of different builds.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// See the head of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +40,8 @@ pub struct Kept {
     home: String,
     /// `None` for the caller's own.
     groups: Option<Vec<u32>>,
+    /// The caller's own where they are kept, as they are called outside.
+    outer_groups: Vec<u32>,
     bounding: Capabilities,
     keyring: bool,
     env: Vec<OsString>,
@@ -48,7 +49,8 @@ pub struct Kept {
     umask: u32,
     /// All resource limits, as the first program had them.
     rlimits: Vec<(String, u64, u64)>,
-    landlock: Option<(u32, Vec<(OsString, Grant)>)>,
+    /// The ABI of the rules that its supervisor hands over.
+    landlock: Option<u32>,
     own_network: bool,
     filters: Vec<Vec<Insn>>,
     /// Where they were asked for: nice value, badness for the OOM killer.
@@ -60,8 +62,13 @@ pub struct Kept {
 
 impl Plan {
     /// What is kept of it. `inherited` are the resource limits that its supervisor has, soft and hard by their names,
-    /// `processors` those of the first program.
-    pub fn kept(&self, inherited: impl Iterator<Item = (String, u64, u64)>, processors: Vec<u32>) -> Kept {
+    /// `processors` those of the first program, `groups` the caller's supplementary groups where that has kept them.
+    pub fn kept(
+        &self,
+        inherited: impl Iterator<Item = (String, u64, u64)>,
+        processors: Vec<u32>,
+        groups: &[u32],
+    ) -> Kept {
         let who = &self.identities;
         let find = |is: fn(&Step) -> Option<Capabilities>| self.steps.iter().find_map(|p| is(&p.step));
         let mut rlimits: Vec<(String, u64, u64)> = inherited.collect();
@@ -89,16 +96,14 @@ impl Plan {
                 GroupSet::Kept(_) => None,
                 GroupSet::Exactly(groups) => Some(groups.clone()),
             },
+            outer_groups: groups.to_vec(),
             bounding: find(|step| if let Step::Bounding(set) = step { Some(*set) } else { None }).unwrap_or_default(),
             keyring: self.steps.iter().any(|p| p.step == Step::Keyring),
             env: self.process.env.clone(),
             workdir: self.process.workdir.clone().into(),
             umask: self.process.umask,
             rlimits,
-            landlock: self.landlock.as_ref().map(|plan| {
-                let place = |(path, grant): &(InnerPath, Grant)| (path.as_path().as_os_str().to_owned(), *grant);
-                (plan.abi, plan.places.iter().map(place).collect())
-            }),
+            landlock: self.landlock.as_ref().map(|plan| plan.abi),
             own_network: self.steps.iter().any(|p| p.step == Step::Network),
             filters: self.filters.clone(),
             nice: self.steps.iter().find_map(|p| if let Step::Nice(nice) = p.step { Some(nice) } else { None }),
@@ -130,7 +135,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
     check_stdio(spec, host)?;
     let identities = identities(spec, kept, host)?;
     let process = process(spec, kept, host, &identities)?;
-    let landlock = landlock(kept)?;
+    let landlock = landlock(kept);
     let steps = steps(kept, host, &identities, &process, landlock.as_ref());
     Ok(Plan {
         name: kept.name.clone(),
@@ -173,6 +178,9 @@ fn identities(spec: &Spec, kept: &Kept, host: &Host) -> Result<Identities> {
             GroupSet::Exactly(all.map(|(_, gid, _)| gid).collect())
         }
     };
+    if let GroupSet::Kept(_) = set {
+        no_more_groups(kept, host)?;
+    }
     let home = account.map(|account| account.home).filter(|home| home.starts_with('/'));
     Ok(Identities {
         uids: kept.uids.clone(),
@@ -186,6 +194,21 @@ fn identities(spec: &Spec, kept: &Kept, host: &Host) -> Result<Identities> {
         home: if same { kept.home.clone() } else { home.unwrap_or_else(|| "/".into()) },
         notes: Vec::new(),
     })
+}
+
+/// Groups that nobody can give up may not be more than the first program has: they open files.
+fn no_more_groups(kept: &Kept, host: &Host) -> Result<()> {
+    let known = |gid: &u32| kept.outer_groups.contains(gid) || kept.gids.iter().any(|extent| extent.outer == *gid);
+    let more: Vec<String> = host.groups.iter().filter(|gid| !known(gid)).map(u32::to_string).collect();
+    if more.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "you are in groups that the sandbox's program is not in ({}), and with its map the kernel lets nobody give one up",
+        more.join(", ")
+    );
+    let hint = "sbx exec with the groups of who started it (id -G), or start it anew, with --map full";
+    Err(Error::Unsupported { feature: format!("exec in {}", kept.name), why, hint: Some(hint.into()) })
 }
 
 /// The program, with the first one's variables below its own.
@@ -228,11 +251,10 @@ fn process(spec: &Spec, kept: &Kept, host: &Host, identities: &Identities) -> Re
     })
 }
 
-fn landlock(kept: &Kept) -> Result<Option<LandlockPlan>> {
-    let Some((abi, places)) = &kept.landlock else { return Ok(None) };
-    let place = |(path, grant): &(OsString, Grant)| Ok((InnerPath::parse("[landlock]", path)?, *grant));
+/// The places are in the ruleset already.
+fn landlock(kept: &Kept) -> Option<LandlockPlan> {
     let scopes = if kept.own_network { Scopes::None } else { Scopes::Sockets };
-    Ok(Some(LandlockPlan { abi: *abi, places: places.iter().map(place).collect::<Result<_>>()?, scopes }))
+    kept.landlock.map(|abi| LandlockPlan { abi, places: Vec::new(), scopes })
 }
 
 /// The stages of a launch without those that make something.

@@ -30,6 +30,11 @@ pub const HIDDEN_MODES: [(&str, Action); 4] =
 /// memfds and System V segments outlive every mapping of them; libraries take a file of /tmp instead.
 pub const UNMAPPED: [(&str, Action); 3] = [("memfd_create", ENOSYS), ("memfd_secret", ENOSYS), ("shmget", ENOSYS)];
 
+/// What sets the size of a socket's buffers: SO_SNDBUF, SO_RCVBUF, and as SO_…FORCE without regard to `net.core`.
+const BUFFER_SIZES: &[u64] = &[7, 8, 32, 33];
+/// Their level, SOL_SOCKET. Other levels have other options of the same numbers.
+const SOCKET_LEVEL: &[u64] = &[1];
+
 /// The tables of the default policy, as `policies/default.toml` has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
@@ -238,10 +243,15 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         Opening::Whole => Verdict::Always(then),
         Opening::Guarded(any) => Verdict::ByArgument { any, then, otherwise: denied },
     };
-    if policy.init == Init::Absent && name == "prctl" {
-        return refuse_death_signal(opened, then);
+    match name {
+        // PR_SET_PDEATHSIG
+        "prctl" if policy.init == Init::Absent => except(opened, &[(0, &[1])], then, EPERM),
+        // The kernel takes any size and gives as much as it will: here none beyond the usual one.
+        "setsockopt" if policy.unmapped != Unmapped::Allow => {
+            except(opened, &[(1, SOCKET_LEVEL), (2, BUFFER_SIZES)], then, Action::Errno(0))
+        }
+        _ => opened,
     }
-    opened
 }
 
 /// The answer of a call that a protection of the sandbox as a whole needs shut, whatever is allowed by name.
@@ -286,18 +296,21 @@ fn opening(base: &Base, policy: &Policy, name: &str) -> Opening {
     Opening::Shut
 }
 
-/// Takes `prctl(PR_SET_PDEATHSIG)` out of what is open.
-fn refuse_death_signal(opened: Verdict, then: Action) -> Verdict {
-    const NOT_DEATH_SIGNAL: Condition =
-        Condition { arg: 0, width: Width::Low32, mask: u64::MAX, test: Test::NotIn(Cow::Borrowed(&[1])) };
-    let mut any = match opened {
+/// Takes out of what is open the calls whose arguments of these numbers each have one of these values.
+fn except(opened: Verdict, values: &[(u8, &'static [u64])], then: Action, otherwise: Action) -> Verdict {
+    let any = match opened {
         Verdict::Always(_) => vec![vec![]],
         Verdict::ByArgument { any, .. } => any,
     };
-    for all in &mut any {
-        all.push(NOT_DEATH_SIGNAL);
-    }
-    Verdict::ByArgument { any, then, otherwise: EPERM }
+    let other = |(arg, values): &(u8, &'static [u64])| Condition {
+        arg: *arg,
+        width: Width::Low32,
+        mask: u64::MAX,
+        test: Test::NotIn(Cow::Borrowed(values)),
+    };
+    // One of them that has another value is enough.
+    let any = any.iter().flat_map(|all| values.iter().map(move |value| [&all[..], &[other(value)]].concat()));
+    Verdict::ByArgument { any: any.collect(), then, otherwise }
 }
 
 fn has(list: &[String], name: &str) -> bool {

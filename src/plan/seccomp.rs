@@ -143,6 +143,13 @@ mod tests {
         let none = policy(Unmapped::Allow, Affinity::Free);
         assert!(allow.iter().all(|name| verdict(&none, name) == ALLOW));
         assert_eq!(verdict(&all, "shmat"), ALLOW);
+        assert_eq!(verdict(&none, "setsockopt"), ALLOW);
+        for policy in [all, files] {
+            let Verdict::ByArgument { any, otherwise, .. } = verdict(&policy, "setsockopt") else {
+                panic!("buffers have no bound");
+            };
+            assert_eq!((any.len(), otherwise), (2, Action::Errno(0)));
+        }
     }
 
     #[test]

@@ -267,6 +267,13 @@ fn around(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     }
 }
 
+fn landlock(f: &mut fmt::Formatter<'_>, plan: &LandlockPlan) -> fmt::Result {
+    match plan.places.len() {
+        0 => write!(f, "restrict by Landlock ABI {}: the sandbox's own rules", plan.abi),
+        count => write!(f, "restrict by Landlock ABI {}: {count} places", plan.abi),
+    }
+}
+
 fn groups(f: &mut fmt::Formatter<'_>, set: &GroupSet) -> fmt::Result {
     match set {
         GroupSet::Kept(count) => write!(f, "keep the caller's {count} supplementary groups"),
@@ -331,7 +338,7 @@ impl fmt::Display for Step {
             Step::Verify => write!(f, "read back ids, groups, capabilities and no_new_privs"),
             Step::Pids(count) => write!(f, "limit the processes to {count}"),
             Step::Rlimit(limit) => write!(f, "limit {} to {}:{}", limit.name, limit.soft, limit.hard),
-            Step::Landlock(plan) => write!(f, "restrict by Landlock ABI {}: {} places", plan.abi, plan.places.len()),
+            Step::Landlock(plan) => landlock(f, plan),
             Step::Workdir(path) => write!(f, "enter the working directory {}", path.display()),
             Step::Gate => write!(f, "wait for the word to start"),
             Step::Filter(name, length) => write!(f, "load the seccomp filter {name} ({length} instructions)"),

@@ -54,7 +54,8 @@ impl Found {
         let mut waited = 0;
         loop {
             match Client::connect(self.dir.as_fd(), &self.name) {
-                Ok(client) => return Ok(client),
+                Ok(client) if self.is_the_same() => return Ok(client),
+                Ok(_) => return Err(self.not_running()),
                 Err(ENOENT | ECONNREFUSED) if !self.is_held() => return Err(self.not_running()),
                 Err(ENOENT | ECONNREFUSED | EAGAIN) if waited < PATIENCE => {
                     let _ = poll(&mut [], Some(5));
@@ -72,9 +73,20 @@ impl Found {
         }
     }
 
-    /// Whether somebody holds it now, whatever was so when it was found.
+    /// Whether it is held now, whatever was so when it was found, by who held it then: its directory goes to the next
+    /// bearer of the name where it was killed.
     pub fn is_held(&self) -> bool {
-        fs::is_locked(self.dir.as_fd()) == Ok(true)
+        fs::is_locked(self.dir.as_fd()) == Ok(true) && self.is_the_same()
+    }
+
+    /// Whether the record is that of the sandbox that was found. The next bearer of the name removes it first of all.
+    fn is_the_same(&self) -> bool {
+        let Some(found) = &self.record else { return true };
+        let now = leftovers::read(self.dir.as_fd(), &c_path(Path::new(&self.name)));
+        now.is_some_and(|now| {
+            let started = found.started_at.is_none() || found.started_at == now.started_at;
+            now.supervisor_pid == found.supervisor_pid && started
+        })
     }
 
     fn unreachable(&self, why: &str) -> Error {

@@ -67,7 +67,7 @@ const PAUSED: &CStr = c"paused";
 const RESERVE: &CStr = c"reserve";
 
 fn unusable(on: &Path, why: impl ToString) -> Error {
-    let hint = "--state DIR with a directory of yours on a local file system";
+    let hint = "--state DIR with a directory of yours, on a local file system that has room";
     Error::State { on: on.display().to_string(), why: why.to_string(), hint: Some(hint.into()) }
 }
 

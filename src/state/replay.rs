@@ -12,7 +12,7 @@ use crate::spec::text;
 use crate::sys::event::{Watch, poll};
 use crate::sys::fs::{self, Kind, Open};
 use crate::sys::inotify::Inotify;
-use crate::sys::{EINTR, ENOENT, Errno, process, sabotaged};
+use crate::sys::{EAGAIN, EINTR, EINVAL, ELOOP, ENOENT, ENXIO, Errno, process, sabotaged};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -20,6 +20,8 @@ use std::path::Path;
 const ROOM: usize = 8 * (HEAD + PIECE + 1);
 /// How often one looks who cannot be told of changes, in milliseconds.
 const LOOK: u64 = 200;
+/// What lies in the place of a log and is no file.
+const STRANGE: Errno = EINVAL;
 /// How often the files are listed anew when they change under the list.
 const TRIES: u32 = 1000;
 
@@ -82,7 +84,13 @@ impl StateDir {
             changes: None,
             missed: false,
         };
-        replay.files = replay.held_now().map_err(|errno| fail(format!("its log cannot be read: {errno}"), None))?;
+        replay.files = replay.held_now().map_err(|errno| match errno {
+            STRANGE => fail(
+                "something that is not its log lies in the place of that".into(),
+                Some("look at it, and remove it"),
+            ),
+            errno => fail(format!("its log cannot be read: {errno}"), None),
+        })?;
         match (replay.count(), record) {
             (0, Some(record)) if !record.detached => {
                 Err(fail("it has no log: its output went to its caller".into(), Some("sbx run --detach")))
@@ -232,7 +240,7 @@ impl Replay {
         let mut stable = Err(Errno(0));
         for _ in 0..TRIES {
             stable = self.one_look();
-            if stable.is_ok() {
+            if !matches!(stable, Err(EAGAIN)) {
                 break;
             }
         }
@@ -251,7 +259,7 @@ impl Replay {
             let named = fs::lstat(dir, name).ok().map(|stat| stat.ino);
             let held = file.as_ref().and_then(|file| Some(fs::fstat(file.as_fd()).ok()?.ino));
             if named != held {
-                return Err(crate::sys::EAGAIN);
+                return Err(EAGAIN);
             }
         }
         opened.reverse();
@@ -268,7 +276,9 @@ fn open_file(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> crate::sys::Result<O
     let file = match fs::open_beneath(dir, name, Open::Read) {
         Ok(file) => file,
         Err(ENOENT) => return Ok(None),
+        // Of a link, and of a socket.
+        Err(ELOOP | ENXIO) => return Err(STRANGE),
         Err(errno) => return Err(errno),
     };
-    Ok((fs::fstat(file.as_fd())?.kind == Kind::File).then_some(file))
+    if fs::fstat(file.as_fd())?.kind == Kind::File { Ok(Some(file)) } else { Err(STRANGE) }
 }

@@ -393,8 +393,9 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 /// Makes room for so many descriptors, by a number that is taken and given back. To be called while the table is this
 /// process's alone: a shared one waits for an RCU grace period, milliseconds, to grow (expand_files in fs/file.c).
 pub fn make_room(of: BorrowedFd<'_>, count: c_int) {
+    // Close-on-exec would be one more call of the C library's, for a number that is gone at once.
     // SAFETY: takes integers.
-    let _ = fd(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_DUPFD_CLOEXEC, count - 1) });
+    let _ = fd(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_DUPFD, count - 1) });
 }
 
 /// `getdents64(2)`, once: the names in a directory opened with [`Open::List`], but for `.` and `..`. An empty

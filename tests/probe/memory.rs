@@ -178,3 +178,31 @@ pub fn processors() -> Value {
     let chosen = call(libc::SYS_sched_setaffinity, &[0, size, mask.as_ptr() as i64]).err().unwrap_or(0);
     json!({ "may": may, "choose": chosen })
 }
+
+/// `buffers`: how large a socket's buffers are, before and after as much was asked for as can be; and an option of TCP's
+/// that has the number of SO_RCVBUF, set to 7.
+pub fn buffers() -> Value {
+    // SAFETY: takes integers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+    let get = |level, option| {
+        let (mut value, mut length) = (0i32, 4u32);
+        // SAFETY: value and its length are ours.
+        let got = unsafe { libc::getsockopt(socket, level, option, (&raw mut value).cast(), &raw mut length) };
+        assert_eq!(got, 0, "getsockopt");
+        value
+    };
+    let set = |level, option, value: i32| {
+        // SAFETY: the value is read only.
+        unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), 4) }
+    };
+    let grow = |option, force| {
+        let before = get(libc::SOL_SOCKET, option);
+        assert_eq!(set(libc::SOL_SOCKET, option, 1 << 24), 0);
+        set(libc::SOL_SOCKET, force, 1 << 24);
+        [before, get(libc::SOL_SOCKET, option)]
+    };
+    let [send, receive] =
+        [(libc::SO_SNDBUF, libc::SO_SNDBUFFORCE), (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE)].map(|(o, f)| grow(o, f));
+    set(libc::IPPROTO_TCP, libc::TCP_LINGER2, 7);
+    json!({ "send": send, "receive": receive, "linger": get(libc::IPPROTO_TCP, libc::TCP_LINGER2) })
+}

@@ -38,6 +38,7 @@ fn main() {
         "direct" => memory::direct(args),
         "bomb" => memory::bomb(args),
         "segment" => memory::segment(&args[0]),
+        "buffers" => memory::buffers(),
         "processors" => memory::processors(),
         "hold" => callers::hold(args),
         "keyring" => callers::keyring(args),
