@@ -21,8 +21,8 @@ pub fn attach(words: &[OsString]) -> Result<u8> {
     )
     .arg(Arg::new("NAME").required(true).help("Name of the sandbox"))
     .after_help(
-        "The exit status is the program's. Nothing that ends sbx attach ends the sandbox; but Ctrl-C in a terminal of\n\
-         the sandbox's (run -dt) is the program's. To leave that, close the window, or send sbx attach a TERM.",
+        "The exit status is the program's. Nothing that ends sbx attach ends the sandbox. To a terminal of the \
+         sandbox's (run -dt) every key goes, Ctrl-C too: to leave it, close the window or send sbx attach a TERM.",
     );
     let Some(matches) = parse(asked, words)? else { return Ok(0) };
     let found = state(&matches)?.find(value(&matches, "NAME").unwrap_or_default())?;

@@ -64,11 +64,10 @@ impl Copies {
                 continue;
             }
             let now = monotonic_ms();
-            if now >= *copy.until[stream].get_or_insert(now + STILL) && !sabotaged(c"let-go") {
+            if now >= *copy.until[stream].get_or_insert(now + STILL) {
                 copy.let_go();
-            } else {
-                all = false;
             }
+            all &= copy.pipes[stream].is_none();
         }
         all
     }
@@ -110,7 +109,9 @@ impl Copies {
 
 impl Copy {
     fn let_go(&mut self) {
-        (self.pipes, self.until) = (Default::default(), Default::default());
+        if !sabotaged(c"let-go") {
+            (self.pipes, self.until) = (Default::default(), Default::default());
+        }
     }
 }
 
