@@ -430,7 +430,14 @@ fn one_that_stands_still_keeps_nobody_from_ending_it() {
         run.command.stdin(Stdio::null()).stdout(Stdio::piped());
         let still = sandbox.started(run, kind, 1);
         still.signal("STOP");
-        // Now it is held up, perhaps, and asked to end.
+        // Held up, it logs nothing more.
+        let logged = || fs::metadata(sandbox.dir().join("log")).map(|meta| meta.len()).expect("a log");
+        let held = soon(|| {
+            let before = logged();
+            thread::sleep(Duration::from_millis(200));
+            before > 0 && logged() == before
+        });
+        assert!(held, "it goes on: {}", logged());
         let done = place.sbx(["stop", &sandbox.name]).done().exits(0);
         assert_eq!(done.err, "", "the supervisor did not answer");
         sandbox.ended();

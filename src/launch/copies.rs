@@ -16,11 +16,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub const MOST: usize = 8;
 /// Milliseconds after which who has taken nothing, though there is something to take, is let go.
 pub const STILL: u64 = 5_000;
+/// The same when the sandbox is to end.
+const HURRY: u64 = 500;
 /// Standard output, or the terminal, and standard error.
 pub(super) const STREAMS: usize = 2;
 
 /// See the head of the file.
-pub(super) struct Copies([Option<Copy>; MOST]);
+pub(super) struct Copies {
+    places: [Option<Copy>; MOST],
+    /// Milliseconds for who takes nothing.
+    patience: u64,
+}
 
 struct Copy {
     /// The number of the client whom it is for.
@@ -33,43 +39,51 @@ struct Copy {
 
 impl Default for Copies {
     fn default() -> Copies {
-        Copies([const { None }; MOST])
+        Copies { places: [const { None }; MOST], patience: STILL }
     }
 }
 
 impl Copies {
     /// At most so much may be read at once of a stream.
     pub(super) fn most(&self) -> usize {
-        if self.0.iter().all(Option::is_none) { usize::MAX } else { CHUNK }
+        if self.places.iter().all(Option::is_none) { usize::MAX } else { CHUNK }
     }
 
     /// What has to come before more may be read of a stream, where that is not the stream's own turn.
     pub(super) fn watch(&self, stream: usize) -> Option<Watch> {
-        let mut full = self.0.iter().flatten().filter(|copy| copy.until[stream].is_some());
+        let mut full = self.places.iter().flatten().filter(|copy| copy.until[stream].is_some());
         full.find_map(|copy| copy.pipes[stream].as_ref()).map(|pipe| Watch::write(pipe.as_fd()))
     }
 
     /// When somebody has to be let go.
     pub(super) fn due(&self, stream: usize) -> Option<u64> {
-        self.0.iter().flatten().filter_map(|copy| copy.until[stream]).min()
+        self.places.iter().flatten().filter_map(|copy| copy.until[stream]).min()
     }
 
     /// Whether all have room for what is read of a stream; who has had none for too long is let go.
     pub(super) fn have_room(&mut self, stream: usize) -> bool {
         let mut all = true;
-        for copy in self.0.iter_mut().flatten() {
+        for copy in self.places.iter_mut().flatten() {
             let Some(pipe) = &copy.pipes[stream] else { continue };
             if has_room(pipe.as_fd()) {
                 copy.until[stream] = None;
                 continue;
             }
             let now = monotonic_ms();
-            if now >= *copy.until[stream].get_or_insert(now + STILL) {
+            if now >= *copy.until[stream].get_or_insert(now + self.patience) {
                 copy.let_go();
             }
             all &= copy.pipes[stream].is_none();
         }
         all
+    }
+
+    /// The sandbox is to end: a program that is held up could not, so nobody holds it up for long any more.
+    pub(super) fn hurry(&mut self) {
+        self.patience = HURRY;
+        let soon = monotonic_ms() + HURRY;
+        let full = self.places.iter_mut().flatten().flat_map(|copy| copy.until.iter_mut().flatten());
+        full.for_each(|until| *until = soon.min(*until));
     }
 
     /// Waits until all have room, at most until then by the monotonic clock. Who has none by then is let go.
@@ -79,14 +93,14 @@ impl Copies {
             let mut watch = [self.watch(stream).unwrap_or(Watch::off())];
             let _ = poll(&mut watch, Some(next.saturating_sub(monotonic_ms())));
             if monotonic_ms() >= until {
-                self.0.iter_mut().flatten().filter(|copy| copy.until[stream].is_some()).for_each(Copy::let_go);
+                self.places.iter_mut().flatten().filter(|copy| copy.until[stream].is_some()).for_each(Copy::let_go);
             }
         }
     }
 
     /// Gives all what was read of a stream, at most [`CHUNK`] bytes. Whose reader is gone, is let go.
     pub(super) fn give(&mut self, stream: usize, bytes: &[u8]) {
-        for copy in self.0.iter_mut().flatten() {
+        for copy in self.places.iter_mut().flatten() {
             let written = copy.pipes[stream].as_ref().map(|pipe| fs::write(pipe.as_fd(), bytes));
             if written.is_some_and(|written| written != Ok(bytes.len())) {
                 copy.let_go();
@@ -96,14 +110,16 @@ impl Copies {
 
     /// One of those who were let go, until nobody was.
     pub(super) fn next_let_go(&mut self) -> Option<usize> {
-        let gone =
-            self.0.iter_mut().find(|copy| copy.as_ref().is_some_and(|copy| copy.pipes.iter().all(Option::is_none)));
+        let gone = self
+            .places
+            .iter_mut()
+            .find(|copy| copy.as_ref().is_some_and(|copy| copy.pipes.iter().all(Option::is_none)));
         gone?.take().map(|copy| copy.client)
     }
 
     /// A client has left.
     pub(super) fn forget(&mut self, client: usize) {
-        self.0.iter_mut().for_each(|copy| drop(copy.take_if(|copy| copy.client == client)));
+        self.places.iter_mut().for_each(|copy| drop(copy.take_if(|copy| copy.client == client)));
     }
 }
 
@@ -126,7 +142,8 @@ impl Monitor<'_> {
     pub(super) fn attach(&mut self, number: usize) -> Result<()> {
         let Some(Outside::Log(output)) = &self.terminal else { return Err(EOPNOTSUPP) };
         let service = &mut self.service;
-        let place = service.copies.0.iter_mut().find(|copy| copy.as_ref().is_none_or(|copy| copy.client == number));
+        let place =
+            service.copies.places.iter_mut().find(|copy| copy.as_ref().is_none_or(|copy| copy.client == number));
         let (Some(place), Some(client)) = (place, &service.clients[number]) else { return Err(EBUSY) };
         let socket = client.socket.as_fd();
         if let Some(input) = output.input() {

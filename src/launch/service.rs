@@ -251,6 +251,7 @@ impl Monitor<'_> {
             Request::Signal(event::SIGSTOP | event::SIGTSTP) | Request::Pause => self.pause()?,
             Request::Signal(number) => self.pass(number)?,
             Request::Stop(signal, grace) => {
+                self.service.copies.hurry();
                 // Whatever the state directory takes or not: it has to end.
                 let _ = self.resume();
                 let _ = self.pass(signal);
