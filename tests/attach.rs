@@ -251,6 +251,34 @@ fn a_terminal_that_hangs_up_ends_nothing() {
 }
 
 #[test]
+fn the_end_of_input_is_not_the_terminals() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let sandbox = place.detach(&["-t"], "cat; echo over");
+    let mut run = sandbox.attach();
+    run.command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = sandbox.started(run, TERMINAL, 1);
+    running.child.stdin.take().expect("stdin").write_all(b"word\n").expect("type");
+    sandbox.shows("word\r\nword");
+    // It still shows what comes, from another that types.
+    let screen = Screen::new(Reader::Fast);
+    let other = sandbox.attach_on(&screen);
+    screen.type_in("more\n");
+    screen.shows("more\r\nmore");
+    screen.type_in("\x04");
+    other.done().exits(0);
+    let mut shown = String::new();
+    running.child.stdout.take().expect("stdout").read_to_string(&mut shown).expect("read");
+    running.done().exits(0);
+    assert!(shown.ends_with("more\r\nmore\r\nover\r\n"), "{shown:?}");
+    sandbox.ended();
+    sandbox.forget();
+    place.assert_clean();
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_nothing() {
     if lacks(&["userns"]) {
         return;
