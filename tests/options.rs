@@ -254,8 +254,10 @@ fn man_pages_and_completions_are_written() {
 #[test]
 fn completions_know_each_command_its_options_and_names() {
     let bash = told(&["completions", "bash"]).exits(0).stdout;
-    let commands =
-        ["ps", "inspect", "stats", "logs", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check", "exec"];
+    let commands = [
+        "ps", "inspect", "stats", "logs", "attach", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check",
+        "exec",
+    ];
     for command in commands {
         let help = told(&[command, "--help"]).exits(0).stdout;
         let known = bash.split(&format!("sbx__subcmd__{command})\n            opts=\"")).nth(1);

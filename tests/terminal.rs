@@ -10,12 +10,9 @@ use std::time::Duration;
 use support::screen::{Reader, Screen};
 use support::{Place, Run, Running, lacks, soon};
 
-/// `setsid -c`: the terminal of stdin becomes the controlling one.
+/// `sbx run` on a terminal of its own.
 fn on_terminal(place: &Place, words: &[&str]) -> Run {
-    let sbx = support::sbx();
-    let mut all = vec!["-c", sbx.to_str().expect("utf-8"), "run"];
-    all.extend(words);
-    place.run_in_group("setsid", all)
+    support::screen::on_terminal(place, &[&["run"], words].concat())
 }
 
 fn rootfs(place: &Place) -> String {

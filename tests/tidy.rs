@@ -626,7 +626,7 @@ fn no_work_is_left_unfinished() {
 
 #[test]
 fn every_long_flag_stands_in_the_man_page() {
-    let helps = [&["--help"][..], &["run", "--help"], &["logs", "--help"], &["check", "--help"]];
+    let helps = [&["--help"][..], &["run", "--help"], &["logs", "--help"], &["attach", "--help"], &["check", "--help"]];
     let flags: BTreeSet<String> = helps.into_iter().flat_map(|words| long_flags(&help_of(words))).collect();
     assert!(!flags.is_empty(), "sbx run --help names no flag");
     let missing = missing(&flags, &man_text(&read("man/sbx.1")));

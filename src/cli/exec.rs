@@ -8,6 +8,7 @@ use sbx::host::{self, Host};
 use sbx::launch::{Handles, KEPT, Place, ROOT, Request, Told, enter};
 use sbx::plan::{self, Kept};
 use sbx::spec::Spec;
+use sbx::state::control::Request as Control;
 use sbx::state::{Found, Standing, StateDir};
 use sbx::sys::event::poll;
 use sbx::sys::{EAGAIN, EMFILE, EPIPE, ESRCH};
@@ -71,7 +72,7 @@ fn handles(found: &Found) -> Result<Handles> {
     let mut waited = 0;
     loop {
         let mut handles = Handles::default();
-        match client.handles(ANSWER, |number, fd| handles.keep(number, fd)) {
+        match client.handles(Control::Enter, ANSWER, |number, fd| handles.keep(number, fd)) {
             Ok(()) => return Ok(handles),
             Err(EAGAIN) if waited < PATIENCE => {
                 let _ = poll(&mut [], Some(5));

@@ -2,6 +2,7 @@
 //! anything. Only this folder prints.
 
 mod args;
+mod attach;
 mod check;
 mod command;
 mod detach;
@@ -46,6 +47,7 @@ Commands:
   pause NAME…, resume NAME…              let nothing in them run; let them run again
   rm [-f] NAME…, prune                   forget those that have ended
   logs [-f] NAME                         what a sandbox in the background has written
+  attach NAME                            see what it writes from now on, and type into it
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -55,11 +57,12 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "run",
     "exec",
     "ps",
     "logs",
+    "attach",
     "inspect",
     "stats",
     "wait",
@@ -80,7 +83,9 @@ const COMMANDS: [&str; 19] = [
 /// The program: returns the exit status.
 pub fn main() -> u8 {
     std::panic::set_hook(Box::new(|info| {
-        sbx::sys::tty::restore_remembered();
+        if !sbx::sys::sabotaged(c"panic-hook") {
+            sbx::sys::tty::restore_remembered();
+        }
         say(&format!("bug in sbx: {info}"));
     }));
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -140,6 +145,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("rm") => lifecycle::rm(&rest),
         Some("prune") => lifecycle::prune(&rest),
         Some("logs") => logs::logs(&rest),
+        Some("attach") => attach::attach(&rest),
         Some("check" | "doctor") => check::check(&rest),
         Some("completions") => files::completions(&own),
         Some("man") => files::man(&own),

@@ -1,9 +1,11 @@
 //! The parent's side of a launch: Cloned → Mapped → Running. Each consumes the last, and dropping one kills
 //! the child and clears what it left.
 
+mod attach;
 mod channel;
 mod child;
 mod confine;
+mod copies;
 mod enter;
 mod exit;
 mod faults;
@@ -32,6 +34,8 @@ mod sources;
 
 pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
+pub use attach::{Ends, Left, attach};
+pub use copies::{MOST, STILL};
 pub use enter::{Place, enter};
 pub use exit::{Event, Exit, Reached};
 pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT};

@@ -56,7 +56,7 @@ pub(super) struct Monitor<'a> {
     pub(super) service: Service,
     phase: Phase,
     pub(super) channel_open: bool,
-    terminal: Option<Outside>,
+    pub(super) terminal: Option<Outside>,
     master: Option<OwnedFd>,
     stdin: Option<(Pump, OwnedFd)>,
     ended: Option<(Ended, Fullness)>,
@@ -163,7 +163,8 @@ impl<'a> Monitor<'a> {
     }
 
     fn watches(&self) -> [Watch; OWN + WATCHES] {
-        let [input, output] = self.terminal.as_ref().map_or([Watch::off(), Watch::off()], Outside::watches);
+        let terminal = self.terminal.as_ref();
+        let [input, output] = terminal.map_or([Watch::off(); 2], |terminal| terminal.watches(&self.service.copies));
         // What is read of a file before the root is made would be lost to a second attempt.
         let ready = self.stdin.as_ref().filter(|_| self.phase != Phase::SettingUp);
         let stdin = ready.map_or(Watch::off(), |(pump, pipe)| pump.watch(process::stdio(0), pipe.as_fd()));
@@ -184,7 +185,8 @@ impl<'a> Monitor<'a> {
 
     fn pump(&mut self, watches: &[Watch]) {
         if let Some(terminal) = &mut self.terminal {
-            terminal.work([watches[3].ready(), watches[4].ready()]);
+            terminal.work([watches[3].ready(), watches[4].ready()], &mut self.service.copies);
+            self.service.part();
         }
         if let Some((pump, pipe)) = &mut self.stdin {
             if watches[5].ready() {
@@ -383,7 +385,7 @@ impl<'a> Monitor<'a> {
         let [left, settling, stop, wake, shut] =
             [self.deadline, self.text, self.stop_at, self.wake_at, self.service.due()]
                 .map(|at| at.map(|at| at.saturating_sub(event::monotonic_ms())));
-        let background = self.terminal.as_ref().and_then(Outside::patience);
+        let background = self.terminal.as_ref().and_then(|terminal| terminal.patience(&self.service.copies));
         let look = self.watch.as_ref().and_then(MemoryWatch::patience);
         [left, settling, stop, wake, shut, background, look].into_iter().flatten().min()
     }
@@ -470,8 +472,9 @@ impl<'a> Monitor<'a> {
         let hurry = self.timed_out || self.killed || self.stop_at.is_some();
         let patience = if hurry { 500 } else { 10_000 };
         let Some(terminal) = &mut self.terminal else { return };
-        while !terminal.drained() {
-            let [_, output] = terminal.watches();
+        let copies = &mut self.service.copies;
+        while !terminal.drained(copies, patience) {
+            let [_, output] = terminal.watches(copies);
             let mut watches = [output, Watch::read(self.sandbox.signals)];
             match event::poll(&mut watches, Some(patience)) {
                 Ok(0) => return,
@@ -484,7 +487,7 @@ impl<'a> Monitor<'a> {
             {
                 return;
             }
-            terminal.work([false, watches[0].ready()]);
+            terminal.work([false, watches[0].ready()], copies);
         }
     }
 }

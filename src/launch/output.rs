@@ -2,6 +2,7 @@
 //!
 //! A program that writes faster than the log takes it waits for the pipe; what is held here never grows.
 
+use super::copies::{Copies, STREAMS};
 use super::exit::Exit;
 use super::relay::Terminal;
 use super::script::Script;
@@ -13,10 +14,8 @@ use crate::state::time::Moment;
 use crate::state::{Claim, Record};
 use crate::sys::event::{Watch, monotonic_ms, poll};
 use crate::sys::{EAGAIN, EINTR, fs, tty};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Milliseconds between two looks whether a job in the background has come to the front.
-const BACKGROUND: u64 = 200;
 /// Milliseconds after which a line that does not end, such as a question, is logged as it stands.
 const UNFINISHED: u64 = 200;
 /// Milliseconds that are waited at the end for what a terminal still holds: somebody outside may hold it open.
@@ -42,34 +41,32 @@ impl Outside {
         }
     }
 
-    pub(super) fn watches(&self) -> [Watch; 2] {
+    pub(super) fn watches(&self, copies: &Copies) -> [Watch; 2] {
         match self {
             Outside::Caller(terminal) => terminal.watches(),
-            Outside::Log(output) => output.watches(),
+            Outside::Log(output) => output.watches(copies),
         }
     }
 
-    pub(super) fn work(&mut self, ready: [bool; 2]) {
+    pub(super) fn work(&mut self, ready: [bool; 2], copies: &mut Copies) {
         match self {
             Outside::Caller(terminal) => terminal.work(ready),
-            Outside::Log(output) => output.work(ready),
+            Outside::Log(output) => output.work(ready, copies),
         }
     }
 
     /// How long until this wants to work though nothing has come.
-    pub(super) fn patience(&self) -> Option<u64> {
+    pub(super) fn patience(&self, copies: &Copies) -> Option<u64> {
         match self {
-            Outside::Caller(terminal) => terminal.in_background().then_some(BACKGROUND),
-            Outside::Log(output) => output.due().map(|due| due.saturating_sub(monotonic_ms())),
+            Outside::Caller(terminal) => terminal.patience(),
+            Outside::Log(output) => output.due(copies).map(|due| due.saturating_sub(monotonic_ms())),
         }
     }
 
     /// Nothing has happened for a while.
     pub(super) fn idle(&mut self) {
-        if let Outside::Caller(terminal) = self
-            && terminal.in_background()
-        {
-            terminal.resume();
+        if let Outside::Caller(terminal) = self {
+            terminal.idle();
         }
     }
 
@@ -91,13 +88,13 @@ impl Outside {
         }
     }
 
-    /// Whether all that the sandbox wrote has been passed on. A log takes all of it here: its writers are gone, and it
-    /// has no reader to wait for.
-    pub(super) fn drained(&mut self) -> bool {
+    /// Whether all that the sandbox wrote has been passed on. A log takes all of it here: its writers are gone, and
+    /// readers of copies are waited for no longer than so many milliseconds.
+    pub(super) fn drained(&mut self, copies: &mut Copies, patience: u64) -> bool {
         match self {
             Outside::Caller(terminal) => terminal.drained(),
             Outside::Log(output) => {
-                output.finish();
+                output.finish(copies, patience);
                 true
             }
         }
@@ -112,7 +109,7 @@ pub(super) struct Output {
     /// Whether anything is logged yet. Not before the record says that the program runs: a flood could take its space.
     begun: bool,
     /// Kept for a program that is to have an input.
-    _stdin: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
 }
 
 /// Where bytes come from, and the last line as far as it has come.
@@ -135,7 +132,9 @@ impl Output {
         let mut stdin = None;
         if plan.process.terminal == plan::Terminal::None {
             let (read, write) = match detach.stdin {
-                Stdin::Kept => fs::pipe().map(|(read, write)| (read, Some(write))),
+                // Who is attached writes to it, several may, and none is to wait for another there.
+                Stdin::Kept => fs::pipe()
+                    .and_then(|(read, write)| tty::set_nonblocking(write.as_fd()).map(|()| (read, Some(write)))),
                 Stdin::Empty => fs::openat(fs::HERE, c"/dev/null", fs::Open::Read).map(|null| (null, None)),
             }
             .map_err(fail)?;
@@ -148,7 +147,7 @@ impl Output {
                 (source.from, *place) = (Some(read), Some(write));
             }
         }
-        Ok(Some(Outside::Log(Box::new(Output { log, sources, begun: false, _stdin: stdin }))))
+        Ok(Some(Outside::Log(Box::new(Output { log, sources, begun: false, stdin }))))
     }
 
     fn begin(&mut self, master: Option<OwnedFd>) {
@@ -158,20 +157,36 @@ impl Output {
         self.sources[0].from = Some(master);
     }
 
-    fn watches(&self) -> [Watch; 2] {
-        [0, 1].map(|n| Watch::read_if(self.sources[n].from.as_ref().filter(|_| self.begun).map(AsFd::as_fd)))
+    /// Whether the program has a terminal of the sandbox's own.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.sources[0].from.as_ref().is_some_and(|from| tty::is_terminal(from.as_fd()))
     }
 
-    fn due(&self) -> Option<u64> {
-        self.sources.iter().filter_map(|source| source.due).min()
+    /// Where the program's input is written to: its terminal, or the pipe of `--interactive`.
+    pub(super) fn input(&self) -> Option<BorrowedFd<'_>> {
+        let terminal = self.sources[0].from.as_ref().filter(|_| self.is_terminal());
+        terminal.or(self.stdin.as_ref()).map(AsFd::as_fd)
     }
 
-    fn work(&mut self, ready: [bool; 2]) {
-        let now = self.due().map(|_| monotonic_ms());
-        for (source, ready) in self.sources.iter_mut().zip(ready) {
-            if ready {
-                source.read(&mut self.log);
-            } else if source.due.zip(now).is_some_and(|(due, now)| now >= due) {
+    fn watches(&self, copies: &Copies) -> [Watch; 2] {
+        [0, 1].map(|n| match &self.sources[n].from {
+            Some(from) if self.begun => copies.watch(n).unwrap_or(Watch::read(from.as_fd())),
+            _ => Watch::off(),
+        })
+    }
+
+    fn due(&self, copies: &Copies) -> Option<u64> {
+        let lines = self.sources.iter().filter_map(|source| source.due);
+        lines.chain((0..STREAMS).filter_map(|stream| copies.due(stream))).min()
+    }
+
+    fn work(&mut self, ready: [bool; 2], copies: &mut Copies) {
+        let now = self.due(copies).map(|_| monotonic_ms());
+        let is_over = |due: Option<u64>| due.zip(now).is_some_and(|(due, now)| now >= due);
+        for (n, (source, ready)) in self.sources.iter_mut().zip(ready).enumerate() {
+            if (ready || is_over(copies.due(n))) && copies.have_room(n) {
+                source.read(&mut self.log, copies);
+            } else if is_over(source.due) {
                 source.give_up_line(&mut self.log);
             }
         }
@@ -179,14 +194,18 @@ impl Output {
     }
 
     /// Takes all that is there. Not until the end of file: who is outside may have been given a pipe.
-    fn finish(&mut self) {
+    fn finish(&mut self, copies: &mut Copies, patience: u64) {
+        let last = monotonic_ms() + patience;
         for source in &mut self.sources {
             let until = monotonic_ms() + LAST_WORDS;
             let is_terminal = source.from.as_ref().is_some_and(|from| tty::is_terminal(from.as_fd()));
             while let Some(from) = &source.from {
                 let left = if is_terminal { until.saturating_sub(monotonic_ms()) } else { 0 };
                 match poll(&mut [Watch::read(from.as_fd())], Some(left)) {
-                    Ok(1..) => source.read(&mut self.log),
+                    Ok(1..) => {
+                        copies.wait_for_room(source.stream as usize, last);
+                        source.read(&mut self.log, copies);
+                    }
                     Err(EINTR) => {}
                     Ok(0) | Err(_) => break,
                 }
@@ -202,17 +221,21 @@ impl Source {
         Source { stream, from: None, line: vec![0; PIECE].into(), filled: 0, due: None }
     }
 
-    /// Reads once, and logs the lines that end with it.
-    fn read(&mut self, log: &mut Log) {
+    /// Reads once, passes that on, and logs the lines that end with it.
+    fn read(&mut self, log: &mut Log, copies: &mut Copies) {
         let Some(from) = &self.from else { return };
-        match fs::read(from.as_fd(), &mut self.line[self.filled..]) {
+        let end = self.filled.saturating_add(copies.most()).min(PIECE);
+        match fs::read(from.as_fd(), &mut self.line[self.filled..end]) {
             Err(EAGAIN) => return,
             // A pty master whose last slave is closed reads EIO.
             Ok(0) | Err(_) => {
                 self.from = None;
                 return self.give_up_line(log);
             }
-            Ok(length) => self.filled += length,
+            Ok(length) => {
+                copies.give(self.stream as usize, &self.line[self.filled..self.filled + length]);
+                self.filled += length;
+            }
         }
         let now = Moment::now();
         let mut start = 0;

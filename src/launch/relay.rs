@@ -3,11 +3,14 @@
 
 use crate::sys::event::Watch;
 use crate::sys::tty;
-use crate::sys::{self, EAGAIN, EIO, fs};
+use crate::sys::{self, EAGAIN, EIO, Errno, fs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// At most this much is read at once: a pipe that is ready takes it without blocking (PIPE_BUF).
-const CHUNK: usize = 4096;
+pub(super) const CHUNK: usize = 4096;
+
+/// Milliseconds between two looks whether a job in the background has come to the front.
+const BACKGROUND: u64 = 200;
 
 /// One direction: bytes that were read and not yet written.
 pub(super) struct Pump {
@@ -19,11 +22,13 @@ pub(super) struct Pump {
     last: Option<u8>,
     /// Nothing more will come.
     pub over: bool,
+    /// Why what came could not be written.
+    pub failed: Option<Errno>,
 }
 
 impl Pump {
     pub(super) fn new() -> Pump {
-        Pump { buffer: vec![0; CHUNK].into(), start: 0, end: 0, last: None, over: false }
+        Pump { buffer: vec![0; CHUNK].into(), start: 0, end: 0, last: None, over: false, failed: None }
     }
 
     /// What has to come before the pump can go on.
@@ -41,9 +46,10 @@ impl Pump {
             match fs::write(to, &self.buffer[self.start..self.end]) {
                 Ok(written) => self.start += written,
                 Err(EAGAIN) => {}
-                Err(_) => {
+                Err(errno) => {
                     // Nobody reads any more: what comes is thrown away, so that the program is not held up.
                     self.start = self.end;
+                    self.failed = Some(errno);
                 }
             }
             return;
@@ -81,6 +87,8 @@ pub(super) struct Terminal {
     /// Never waits, and neither does `to`: a reader that stands still, as after Ctrl-S, must not keep sbx from
     /// signals and from the time limit.
     master: OwnedFd,
+    /// Where what is shown comes from, when somebody else reads the master: `sbx attach`.
+    copy: Option<OwnedFd>,
     /// Standard output, opened once more; the caller's own open file is not ours to change.
     to: Option<OwnedFd>,
     input: Pump,
@@ -115,11 +123,28 @@ impl Terminal {
     /// Starts to carry: the caller's terminal goes raw and gives its size on.
     pub(super) fn new(master: OwnedFd) -> Terminal {
         let _ = tty::set_nonblocking(master.as_fd());
-        let interactive = tty::is_terminal(stdin());
-        let (input, output) = (Pump::new(), Pump::new());
-        let mut terminal = Terminal { master, to: reopened(), input, output, interactive, raw: None };
+        let mut terminal = Terminal::of(master, None);
         terminal.resume();
         terminal
+    }
+
+    /// The same for a terminal that others are joined to as well, who see what it shows in copies. Its program draws anew
+    /// when it learns of another size, so it learns of one.
+    pub(super) fn shared(master: OwnedFd, copy: OwnedFd) -> Terminal {
+        let mut terminal = Terminal::of(master, Some(copy));
+        if let Some(size) = known_size()
+            && tty::size(terminal.master.as_fd()) == Ok(size)
+        {
+            let _ = tty::set_size(terminal.master.as_fd(), size.with_one_more_line());
+        }
+        terminal.resume();
+        terminal
+    }
+
+    fn of(master: OwnedFd, copy: Option<OwnedFd>) -> Terminal {
+        let interactive = tty::is_terminal(stdin());
+        let (input, output) = (Pump::new(), Pump::new());
+        Terminal { master, copy, to: reopened(), input, output, interactive, raw: None }
     }
 
     /// Gives the size of the caller's terminal to the sandbox's.
@@ -129,39 +154,36 @@ impl Terminal {
         }
     }
 
-    fn to(&self) -> BorrowedFd<'_> {
-        match &self.to {
-            Some(to) => to.as_fd(),
-            None => stdout(),
-        }
-    }
-
     pub(super) fn watches(&self) -> [Watch; 2] {
         let master = self.master.as_fd();
         let input = if self.in_background() { Watch::off() } else { self.input.watch(stdin(), master) };
-        [input, self.output.watch(master, self.to())]
+        let from = self.copy.as_ref().map_or(master, AsFd::as_fd);
+        [input, self.output.watch(from, self.to.as_ref().map_or(stdout(), AsFd::as_fd))]
     }
 
     pub(super) fn work(&mut self, ready: [bool; 2]) {
         if ready[0] {
             let was_over = self.input.over;
             self.input.work(stdin(), self.master.as_fd());
-            if self.input.over && !was_over {
+            // What one of several has to say ends, and not the input.
+            if self.input.over && !was_over && self.copy.is_none() {
                 self.input.end_of_input();
             }
         }
         if ready[1] {
-            let to = match &self.to {
-                Some(to) => to.as_fd(),
-                None => stdout(),
-            };
-            self.output.work(self.master.as_fd(), to);
+            let from = self.copy.as_ref().unwrap_or(&self.master).as_fd();
+            self.output.work(from, self.to.as_ref().map_or(stdout(), AsFd::as_fd));
         }
     }
 
     /// Whether all that the sandbox wrote has been passed on.
     pub(super) fn drained(&self) -> bool {
         self.output.done()
+    }
+
+    /// Why what it showed could not be written.
+    pub(super) fn failed(&self) -> Option<Errno> {
+        self.output.failed
     }
 
     /// Puts the caller's terminal back while sbx is stopped.
@@ -173,6 +195,18 @@ impl Terminal {
     /// looked at again and again.
     pub(super) fn in_background(&self) -> bool {
         self.interactive && self.raw.is_none()
+    }
+
+    /// How long until that has to be looked at.
+    pub(super) fn patience(&self) -> Option<u64> {
+        self.in_background().then_some(BACKGROUND)
+    }
+
+    /// Nothing has happened for a while.
+    pub(super) fn idle(&mut self) {
+        if self.in_background() {
+            self.resume();
+        }
     }
 
     /// Makes it raw, once sbx stands in the foreground.
@@ -200,6 +234,9 @@ impl RawMode {
         let before = tty::modes(stdin()).ok()?;
         tty::remember(&before);
         let _ = tty::set_modes(stdin(), &tty::raw(&before));
+        if sys::sabotaged(c"panic") || sys::sabotaged(c"panic-hook") {
+            panic!("a panic that was asked for");
+        }
         Some(RawMode)
     }
 }

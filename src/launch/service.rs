@@ -4,6 +4,7 @@
 
 use super::Observer;
 use super::channel::{Message, tell_init};
+use super::copies::Copies;
 use super::exit::Event;
 use super::handles::{CGROUP, COUNT, Handles, KEPT, RULESET};
 use super::monitor::{Monitor, SETTLED};
@@ -14,7 +15,7 @@ use crate::state::control::{Listener, Reply, Request, answer, hand, hear, proces
 use crate::sys::event::{self, Watch};
 use crate::sys::stream::peer;
 use crate::sys::{
-    EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, Errno, alloc, cred, fs, process, sched,
+    EAGAIN, EBUSY, EINVAL, EMFILE, ENFILE, ENOMEM, EOPNOTSUPP, ESRCH, ETIMEDOUT, Errno, alloc, cred, fs, process, sched,
 };
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -33,10 +34,12 @@ pub(super) const WATCHES: usize = CLIENTS + 1;
 pub(super) struct Service {
     /// What init has handed over, and what is added to that when somebody asks first.
     pub(super) handles: Handles,
+    /// For those of the clients who look on.
+    pub(super) copies: Copies,
     listener: Option<Listener>,
     /// Whether there ever was a listener.
     opened: bool,
-    clients: [Option<Client>; CLIENTS],
+    pub(super) clients: [Option<Client>; CLIENTS],
     /// How many have come.
     came: u64,
     /// Monotonic milliseconds until which nobody is let in, for there was no descriptor for one.
@@ -45,8 +48,8 @@ pub(super) struct Service {
     entered: Vec<(i32, OwnedFd)>,
 }
 
-struct Client {
-    socket: OwnedFd,
+pub(super) struct Client {
+    pub(super) socket: OwnedFd,
     /// Whether it wants to hear of the end.
     waits: bool,
     /// The how manieth it is.
@@ -57,6 +60,7 @@ impl Default for Service {
     fn default() -> Service {
         Service {
             handles: Handles::default(),
+            copies: Copies::default(),
             listener: None,
             opened: false,
             clients: [const { None }; CLIENTS],
@@ -150,11 +154,28 @@ impl Service {
         }
     }
 
-    /// Tells those who wait how it ended.
-    pub(super) fn ended(&self, status: u8) {
+    /// Tells those who wait how it ended. Who looks on has seen all.
+    pub(super) fn ended(&mut self, status: u8) {
+        self.part();
         for client in self.clients.iter().flatten().filter(|client| client.waits) {
             answer(client.socket.as_fd(), Reply::Ended(status));
         }
+        self.copies = Copies::default();
+    }
+
+    /// Tells those who looked on and stood still that they were let go.
+    pub(super) fn part(&mut self) {
+        while let Some(number) = self.copies.next_let_go() {
+            if let Some(client) = self.clients[number].take() {
+                answer(client.socket.as_fd(), Reply::Refused(ETIMEDOUT));
+            }
+        }
+    }
+
+    /// A client has left.
+    fn forget(&mut self, number: usize) {
+        self.copies.forget(number);
+        self.clients[number] = None;
     }
 }
 
@@ -195,7 +216,7 @@ impl Monitor<'_> {
                 Ok(Some(request)) => self.answer(number, request),
                 Err(EAGAIN) => {}
                 Err(ESRCH) => answer(client.socket.as_fd(), Reply::Refused(ESRCH)),
-                Ok(None) | Err(_) => self.service.clients[number] = None,
+                Ok(None) | Err(_) => self.service.forget(number),
             }
         }
         if watches[0].ready() {
@@ -207,29 +228,30 @@ impl Monitor<'_> {
 
     fn answer(&mut self, number: usize, request: Request) {
         let reply = match request {
-            Request::Wait if self.service.waiting() >= WAITING => Err(EBUSY),
+            Request::Wait | Request::Attach if self.service.waiting() >= WAITING => Err(EBUSY),
             Request::Wait => Ok(()),
             Request::Enter => self.hand_out(number),
+            Request::Attach => self.attach(number),
             request => self.act(request),
         };
         // What was needed for the answer is given back.
         self.settle_again();
         let Some(client) = &mut self.service.clients[number] else { return };
-        let ends =
-            matches!(request, Request::Wait | Request::Kill | Request::Stop(..) | Request::Signal(event::SIGKILL));
-        client.waits |= ends && reply.is_ok();
+        let ends = matches!(request, Request::Kill | Request::Stop(..) | Request::Signal(event::SIGKILL));
+        client.waits |= (ends || matches!(request, Request::Wait | Request::Attach)) && reply.is_ok();
         answer(client.socket.as_fd(), reply.map_or_else(Reply::Refused, |()| Reply::Done));
     }
 
     fn act(&mut self, request: Request) -> Result<(), Errno> {
         match request {
-            Request::Wait | Request::Enter => {}
+            Request::Wait | Request::Enter | Request::Attach => {}
             Request::Signal(event::SIGCONT) | Request::Resume => self.resume()?,
             Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
             // By the keyboard's, too, the whole of it is stopped, as by Ctrl-Z.
             Request::Signal(event::SIGSTOP | event::SIGTSTP) | Request::Pause => self.pause()?,
             Request::Signal(number) => self.pass(number)?,
             Request::Stop(signal, grace) => {
+                self.service.copies.hurry();
                 // Whatever the state directory takes or not: it has to end.
                 let _ = self.resume();
                 let _ = self.pass(signal);

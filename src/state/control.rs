@@ -38,6 +38,9 @@ pub enum Request {
     Wait,
     /// Give what one more program needs to get in.
     Enter,
+    /// Give the program's input and copies of what it writes, numbered as its descriptors; and tell how it ends. Who does
+    /// not read the copies is refused later, with `ETIMEDOUT`.
+    Attach,
 }
 
 /// What a supervisor answers.
@@ -94,6 +97,7 @@ impl Request {
             Request::Resume => encode(5, 0, 0),
             Request::Wait => encode(6, 0, 0),
             Request::Enter => encode(7, 0, 0),
+            Request::Attach => encode(8, 0, 0),
         }
     }
 
@@ -115,6 +119,7 @@ impl Request {
             (5, ..) => Request::Resume,
             (6, ..) => Request::Wait,
             (7, ..) => Request::Enter,
+            (8, ..) => Request::Attach,
             _ => return None,
         };
         Some((request, kind & !KIND))
@@ -302,13 +307,13 @@ impl Client {
         self.take(until).map(|taken| taken.map(|(reply, _)| reply))
     }
 
-    /// Asks for what one more program needs to get in, and takes each with its number.
+    /// Asks for what is handed out, and takes each with its number.
     ///
     /// # Errors
     /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead, `ETIMEDOUT` where it says nothing
     /// for so many milliseconds.
-    pub fn handles(&self, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
-        socket::send(self.socket.as_fd(), &Request::Enter.encode_for(&self.name), None)?;
+    pub fn handles(&self, request: Request, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
+        socket::send(self.socket.as_fd(), &request.encode_for(&self.name), None)?;
         loop {
             match self.take(Some(event::monotonic_ms().saturating_add(patience)))? {
                 Some((Reply::Handle(number), Some(handle))) => keep(number as usize, handle),
@@ -344,6 +349,11 @@ impl Client {
         }
     }
 
+    /// To be watched.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// The supervisor's process.
     ///
     /// # Errors
@@ -367,6 +377,8 @@ mod tests {
             Request::Pause,
             Request::Resume,
             Request::Wait,
+            Request::Enter,
+            Request::Attach,
         ] {
             assert_eq!(Request::decode(&request.encode()), Some((request, 0)));
             assert_eq!(Request::decode(&request.encode_for("x")), Some((request, mark("x"))));

@@ -147,6 +147,11 @@ impl Watch {
         Watch(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 })
     }
 
+    /// Nothing but that the other end is gone: nobody reads what is written, or a terminal has hung up.
+    pub fn end(fd: BorrowedFd<'_>) -> Watch {
+        Watch(libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 })
+    }
+
     /// Nothing: the place is kept, the descriptor not looked at.
     pub fn off() -> Watch {
         Watch(libc::pollfd { fd: -1, events: 0, revents: 0 })

@@ -78,6 +78,12 @@ pub struct Size([u16; 4]);
 impl Size {
     /// What programs take for granted where nobody says otherwise: 24 lines of 80 columns.
     pub const USUAL: Size = Size([24, 80, 0, 0]);
+
+    /// As large, with one more line.
+    pub fn with_one_more_line(self) -> Size {
+        let Size([lines, columns, width, height]) = self;
+        Size([lines.saturating_add(1), columns, width, height])
+    }
 }
 
 /// `TIOCGWINSZ`

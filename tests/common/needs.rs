@@ -97,6 +97,12 @@ pub fn missing(feature: &str) -> Option<String> {
             let lane = std::fs::read_to_string("/proc/cmdline").is_ok_and(|text| text.contains("sbx.lane="));
             (!lane || missing("booted").is_some()).then(|| "only with a systemd in a VM of tests/vm".into())
         }
+        "sabotage" => {
+            let switch = b"SBX_SABOTAGE";
+            let program = std::fs::read(sbx()).expect("the program");
+            let built = program.windows(switch.len()).any(|part| part == switch);
+            (!built).then(|| "the program has no switches of sabotage: tests/run --sabotage".into())
+        }
         // Where nobody may trace, it is of no use.
         "strace" => {
             let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();

@@ -1,6 +1,6 @@
 //! A pty of the test's own: what is typed into it, and what it shows.
 
-use super::{Run, Running, within};
+use super::{Place, Run, Running, within};
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use std::fs::{self, File};
@@ -17,6 +17,13 @@ pub struct Screen {
     pub keyboard: File,
     pub slave: OwnedFd,
     pub shown: Arc<Mutex<Vec<u8>>>,
+}
+
+/// `setsid -c`: `sbx` with these words, and the terminal of stdin becomes the controlling one.
+pub fn on_terminal(place: &Place, words: &[&str]) -> Run {
+    let sbx = super::sbx();
+    let first = ["-c", sbx.to_str().expect("utf-8")];
+    place.run_in_group("setsid", first.iter().chain(words))
 }
 
 /// How often the reader of a terminal looks.
