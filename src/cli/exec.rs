@@ -34,7 +34,7 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
         what: "NAME is missing".into(),
         hint: Some("sbx exec NAME COMMAND; sbx ps lists the names".into()),
     })?;
-    // Its input is always the caller's.
+    // Its input is the caller's, or there is none.
     asked.interactive = false;
     let layers = env_files(vec![asked], &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
@@ -54,6 +54,10 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
     let place = Place { init, name: &found.name };
     let exit =
         enter(&plan, &host, handles, place, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
+    // The program goes on, and of its end nobody here hears.
+    if plan.is_detached() {
+        return Ok(exit.status());
+    }
     reporter.ended(&exit);
     if let Some(signal) = exit.dies_of() {
         sbx::sys::event::die_of(signal);

@@ -12,7 +12,7 @@ use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
 use crate::sys::fs::Open;
-use crate::sys::process::{Ended, WaitFor, Which};
+use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
 use std::ffi::c_int;
@@ -40,6 +40,9 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
     let ignored = confined.ignored;
     let mut launch = Launch { program, terminal, ignored, fault: None, not_executed: None };
+    if program.orphaned {
+        orphan(child.channel, &mut launch)
+    }
     if program.is_init {
         let errno = execute(&mut launch);
         fail(child.channel, launch.fault, errno)
@@ -54,6 +57,63 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
         }
         Ok(pid) => serve(child, pid, signals, confined.proc),
         Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
+    }
+}
+
+/// Of `exec --detach`: makes the program's process and ends when that runs, so that the sandbox's init inherits it, and
+/// takes its end: a parent outside would leave it to the init of the machine (kernel/exit.c, `find_new_reaper`).
+fn orphan(channel: BorrowedFd<'_>, launch: &mut Launch<'_>) -> ! {
+    let program = launch.program;
+    let made = || {
+        let (runs, fails) = sys::fs::pipe().called(Call::Pipe)?;
+        let signals = signals()?;
+        let forked = process::clone3(Namespaces::NONE, ChildOf::Caller, None).called(Call::Clone)?;
+        Ok((runs, fails, signals, forked))
+    };
+    let (runs, fails, signals, forked) = match made() {
+        Ok(made) => made,
+        Err(failure) => fail(channel, Some(Failure::at(failure, program.step)), None),
+    };
+    match forked {
+        Forked::Child { .. } => {
+            let errno = execute(launch);
+            let _ = sys::fs::write(fails.as_fd(), b".");
+            fail(channel, launch.fault, errno)
+        }
+        Forked::Parent { pid, pidfd } => {
+            drop(fails);
+            await_exec(&runs, &signals, &pidfd);
+            match sys::fs::read(runs.as_fd(), &mut [0]) {
+                // The end of file: the exec has closed the other end.
+                Ok(0) => {}
+                _ => process::exit_now(match process::wait(Which::Pid(pid), WaitFor::End) {
+                    Ok(Some((_, Ended::Code(code)))) => code,
+                    _ => FAILED,
+                }),
+            }
+            let shown = program.want_pidfd.then_some(pidfd.as_fd());
+            if tell(channel, Message::Started(pid), shown).is_ok() && shown.is_some() {
+                await_word(channel);
+            }
+            process::exit_now(0)
+        }
+    }
+}
+
+/// Waits until the program runs or cannot. Who runs inside may stop its process before that: then this one stops too, which
+/// its own parent sees.
+fn await_exec(runs: &OwnedFd, signals: &OwnedFd, pidfd: &OwnedFd) {
+    loop {
+        let mut watches = [Watch::read(runs.as_fd()), Watch::read(signals.as_fd())];
+        let _ = event::poll(&mut watches, None);
+        if watches[0].ready() {
+            return;
+        }
+        let _ = event::next_signal(signals.as_fd());
+        if process::is_stopped(pidfd.as_fd()) {
+            let _ = process::pidfd_send_signal(pidfd.as_fd(), event::SIGKILL);
+            let _ = event::raise(event::SIGSTOP);
+        }
     }
 }
 

@@ -152,7 +152,7 @@ impl Context<'_> {
         };
         let list = match planned.step {
             // They are inherited, and inside there may be another /proc than the kernel's.
-            Step::Nice(_) | Step::OomScoreAdj(_) if self.joins() => &mut script.before,
+            Step::Nice(_) | Step::OomScoreAdj(_) if self.plan.joins() => &mut script.before,
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
@@ -362,13 +362,9 @@ impl Context<'_> {
         Op::CgroupNamespace { awaited, mount: self.cgroup_attr() }
     }
 
-    fn joins(&self) -> bool {
-        self.plan.steps.iter().any(|p| matches!(p.step, Step::Join(_)))
-    }
-
     /// Who the child is inside before its stage `Identity`.
     fn starts_as(&self) -> (u32, u32) {
-        match self.joins() {
+        match self.plan.joins() {
             true => ids::caller(&self.plan.identities, self.host),
             false => ids::creator(&self.plan.identities, self.host),
         }

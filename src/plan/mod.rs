@@ -274,6 +274,11 @@ impl Plan {
         self.detach.is_some()
     }
 
+    /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
+    pub fn joins(&self) -> bool {
+        self.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
+    }
+
     /// The steps in order; the first has number 1.
     pub fn steps(&self) -> &[Planned] {
         &self.steps
