@@ -161,7 +161,11 @@ pub fn rm(words: &[OsString]) -> Result<u8> {
                 let (why, hint) = ("it is running", format!("sbx stop {name}, or sbx rm -f {name}"));
                 return Err(Error::State { on: name.into(), why: why.into(), hint: Some(hint) });
             }
-            end(&state, &found)?;
+            match end(&state, &found) {
+                // It has ended by itself meanwhile.
+                Err(_) if !found.is_held() => {}
+                other => other?,
+            }
         }
         state.remove(name)
     })

@@ -5,6 +5,7 @@ mod args;
 mod check;
 mod command;
 mod detach;
+mod diff;
 mod exec;
 mod files;
 mod lifecycle;
@@ -46,6 +47,7 @@ Commands:
   pause NAME…, resume NAME…              let nothing in them run; let them run again
   rm [-f] NAME…, prune                   forget those that have ended
   logs [-f] NAME                         what a sandbox in the background has written
+  diff NAME [--json]                     what it has added, changed and deleted in its root
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -55,11 +57,12 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "run",
     "exec",
     "ps",
     "logs",
+    "diff",
     "inspect",
     "stats",
     "wait",
@@ -129,6 +132,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     match command.to_str() {
         Some("run") => run::run(&rest),
         Some("exec") => exec::exec(&rest),
+        Some("diff") => diff::diff(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),
         Some("stats") => stats::stats(&rest),

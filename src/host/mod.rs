@@ -3,6 +3,7 @@
 //! `Host::look` gathers what every run's plan needs and must stay cheap: it is on the start path.
 //! What `sbx check` tells beyond that is probed by doing, in the other files of this folder.
 
+pub mod all_ids;
 pub mod cgroup;
 pub mod check;
 pub mod files;

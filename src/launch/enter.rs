@@ -87,7 +87,7 @@ pub fn enter(
     for word in [Message::Go, Message::Start] {
         let _ = tell(ours.as_fd(), word, None);
     }
-    let mut record = record(plan, host);
+    let mut record = record(plan, host, &script);
     record.pid = Some(pid);
     let counts = limits::Counts::default();
     let signals = signals.as_fd();

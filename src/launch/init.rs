@@ -7,7 +7,7 @@
 use super::channel::{Call, Fault, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
 use super::confine::Confined;
-use super::handles::{NAMESPACES, ROOT};
+use super::handles::{NAMESPACES, ROOT, STORE};
 use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
@@ -55,7 +55,7 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
         Ok(_) if launch.fault.is_some() || launch.not_executed.is_some() => {
             fail(child.channel, launch.fault, launch.not_executed)
         }
-        Ok(pid) => serve(child, pid, signals, confined.proc),
+        Ok(pid) => serve(child, pid, signals, confined),
         Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
     }
 }
@@ -225,7 +225,7 @@ fn confine_init(program: &Program) -> Result<(), Failure> {
 /// Serves the program until it ends. The filter comes first, where the program did not inherit it: from here on init
 /// is confined as everybody else, by the default policy, so that a policy of the user's can never take wait or kill
 /// from it.
-fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -> ! {
+fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, confined: Confined) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
@@ -240,7 +240,8 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -
         await_word(channel);
     }
     drop(pidfd);
-    keep_only([channel, signals.as_fd(), proc.as_ref().map_or(channel, AsFd::as_fd)]);
+    let [proc, store] = [&confined.proc, &child.tree.store].map(|fd| fd.as_ref().map(AsFd::as_fd));
+    keep_only([channel, signals.as_fd(), proc.unwrap_or(channel), store.unwrap_or(channel)]);
     let mut patience = Some(SETTLED);
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
@@ -253,7 +254,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -
             Err(_) => continue,
         }
         if watches[0].ready() {
-            obey(channel, pid, proc.as_ref().map(AsFd::as_fd));
+            obey(channel, pid, proc, store);
         }
         if !watches[1].ready() {
             continue;
@@ -276,7 +277,7 @@ fn await_word(channel: BorrowedFd<'_>) {
 }
 
 /// Init needs these descriptors; what built the root would only keep mounts alive.
-fn keep_only(kept: [BorrowedFd<'_>; 3]) {
+fn keep_only(kept: [BorrowedFd<'_>; 4]) {
     let mut numbers = kept.map(|fd| fd.as_raw_fd() as u32);
     numbers.sort_unstable();
     let mut first = 0;
@@ -288,7 +289,7 @@ fn keep_only(kept: [BorrowedFd<'_>; 3]) {
 }
 
 /// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
-fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>) {
+fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>, store: Option<BorrowedFd<'_>>) {
     match hear(channel, Wait::No) {
         Ok(Some((Message::Signal(number), _))) if number == event::SIGTSTP => stop_all(),
         Ok(Some((Message::Signal(number), _))) if number == event::SIGCONT => {
@@ -298,6 +299,7 @@ fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>) {
             let _ = process::kill(pid, number);
         }
         Ok(Some((Message::Handles, _))) => {
+            let _ = store.map(|store| tell(channel, Message::Handle(STORE as i32), Some(store)));
             let _ = proc.map(|proc| hand_over(channel, proc));
         }
         Ok(None) => process::exit_now(FAILED),

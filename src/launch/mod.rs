@@ -34,7 +34,7 @@ pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
 pub use enter::{Place, enter};
 pub use exit::{Event, Exit, Reached};
-pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT};
+pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT, STORE, USER};
 pub use prepare::Told;
 
 use crate::cgroup::Group;
@@ -134,7 +134,7 @@ fn attempt(
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
-    let mut record = record(plan, host);
+    let mut record = record(plan, host, &script);
     let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
     if leaves || !record.trees.is_empty() || record.detached {
         claim.write(&record)?;
@@ -333,7 +333,7 @@ fn single_thread() -> Result<()> {
     }
 }
 
-fn record(plan: &Plan, host: &Host) -> Record {
+fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
     let groups = match &plan.identities.groups {
         GroupSet::Kept(_) => host.groups.clone(),
         GroupSet::Exactly(_) => Vec::new(),
@@ -366,6 +366,8 @@ fn record(plan: &Plan, host: &Host) -> Record {
             Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
             _ => None,
         },
+        layers: sources::layers(script),
+        own: places::own(plan),
         detached: plan.is_detached(),
         started_at: None,
         exited_at: None,

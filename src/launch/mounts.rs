@@ -7,6 +7,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
+use super::handles::STORE;
 use super::kernel_fs::{kernel_fs, terminal};
 use super::layers::{Seeded, Trees};
 use super::script::{Failure, In, Op, Script, Src, Target};
@@ -58,7 +59,12 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
     match op {
         Op::Store(size) => {
             tree.make_store(size)?;
-            show(child, Message::Store, held(&child.tree.store)?)
+            let store = held(&child.tree.store)?;
+            // Without an init of ours there is nobody to ask for it later.
+            if child.script.program.is_init {
+                tell(child.channel, Message::Handle(STORE as i32), Some(store)).called(Call::Send)?;
+            }
+            show(child, Message::Store, store)
         }
         Op::Seed { overlay, dir, like, file, content } => tree.seed(overlay, dir, *like, file, content),
         Op::Overlay(overlay) => {

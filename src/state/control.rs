@@ -38,6 +38,8 @@ pub enum Request {
     Wait,
     /// Give what one more program needs to get in.
     Enter,
+    /// Give that by which the layers can be read.
+    Look,
 }
 
 /// What a supervisor answers.
@@ -94,6 +96,7 @@ impl Request {
             Request::Resume => encode(5, 0, 0),
             Request::Wait => encode(6, 0, 0),
             Request::Enter => encode(7, 0, 0),
+            Request::Look => encode(8, 0, 0),
         }
     }
 
@@ -115,6 +118,7 @@ impl Request {
             (5, ..) => Request::Resume,
             (6, ..) => Request::Wait,
             (7, ..) => Request::Enter,
+            (8, ..) => Request::Look,
             _ => return None,
         };
         Some((request, kind & !KIND))
@@ -302,13 +306,13 @@ impl Client {
         self.take(until).map(|taken| taken.map(|(reply, _)| reply))
     }
 
-    /// Asks for what one more program needs to get in, and takes each with its number.
+    /// Asks for handles, by [`Request::Enter`] or [`Request::Look`], and takes each with its number.
     ///
     /// # Errors
     /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead, `ETIMEDOUT` where it says nothing
     /// for so many milliseconds.
-    pub fn handles(&self, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
-        socket::send(self.socket.as_fd(), &Request::Enter.encode_for(&self.name), None)?;
+    pub fn handles(&self, request: Request, patience: u64, mut keep: impl FnMut(usize, OwnedFd)) -> Result<()> {
+        socket::send(self.socket.as_fd(), &request.encode_for(&self.name), None)?;
         loop {
             match self.take(Some(event::monotonic_ms().saturating_add(patience)))? {
                 Some((Reply::Handle(number), Some(handle))) => keep(number as usize, handle),
@@ -367,6 +371,8 @@ mod tests {
             Request::Pause,
             Request::Resume,
             Request::Wait,
+            Request::Enter,
+            Request::Look,
         ] {
             assert_eq!(Request::decode(&request.encode()), Some((request, 0)));
             assert_eq!(Request::decode(&request.encode_for("x")), Some((request, mark("x"))));

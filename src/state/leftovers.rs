@@ -6,11 +6,10 @@ use super::record::{MOST, Made, Record, VERSION};
 use crate::cgroup::scope::clear as clear_scope;
 use crate::cgroup::{name_of, remove_left};
 use crate::error::{Error, Result};
+use crate::host::all_ids::{self, Ids};
 use crate::host::files::{c_path, read_regular};
-use crate::host::ranges;
 use crate::spec::text;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::process::{self, ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Errno};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -107,33 +106,9 @@ fn remove_layer(upper: &Path) -> Result<()> {
 
 /// Removes it in a process that may act for every id that the caller can map.
 fn remove_by_all_ids(upper: &Path) -> Result<()> {
-    let fail = |errno| Error::Sys { doing: "remove".into(), on: upper.display().to_string(), errno };
-    // The new process goes on with our heap, whose lock a thread could hold.
-    if process::single_threaded() != Ok(true) {
-        return Err(fail(EPERM));
-    }
-    let (word, go) = fs::pipe().map_err(fail)?;
-    match process::clone3(Namespaces::USER, ChildOf::Caller, None).map_err(fail)? {
-        Forked::Child { .. } => {
-            drop(go);
-            let mapped = process::die_with_parent().is_ok() && fs::read(word.as_fd(), &mut [0]) == Ok(1);
-            let removed = if mapped { remove_tree(upper) } else { Err(EPERM) };
-            process::exit_now(removed.err().map_or(0, |errno| errno.0))
-        }
-        Forked::Parent { pid, pidfd } => {
-            let mapped = ranges::map_all(pid);
-            if mapped.is_ok() {
-                let _ = fs::write_all(go.as_fd(), b".");
-            }
-            drop((go, word));
-            let ended = process::wait(Which::Pidfd(pidfd.as_fd()), WaitFor::End);
-            mapped?;
-            match ended.map_err(fail)? {
-                Some((_, Ended::Code(0))) => Ok(()),
-                Some((_, Ended::Code(errno))) => Err(fail(Errno(errno))),
-                _ => Err(fail(EPERM)),
-            }
-        }
+    match all_ids::act(Ids::All, "remove", upper, || remove_tree(upper).err().map_or(0, |errno| errno.0))? {
+        0 => Ok(()),
+        errno => Err(Error::Sys { doing: "remove".into(), on: upper.display().to_string(), errno: Errno(errno) }),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sandbox is alive exactly as long as its directory is locked; the kernel frees the lock with its holder, so
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
+pub mod changes;
 pub mod control;
 mod kept;
 mod leftovers;
@@ -18,7 +19,7 @@ pub mod time;
 pub use list::{Found, Standing};
 pub use names::generate;
 pub(crate) use record::short;
-pub use record::{Limit, Made, Record, Scope, Skipped, Tree, VERSION};
+pub use record::{Layer, Limit, Made, Own, Record, Scope, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
