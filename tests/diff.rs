@@ -155,7 +155,7 @@ fn of_one_that_has_ended_it_is_listed_as_long_as_the_layer_is_there() {
     }
     let place = Place::new();
     let kept = place.path("kept");
-    let mut ways = vec![vec!["-d", "--upper", text(&kept)]];
+    let mut ways = vec![vec!["-d"], vec!["-d", "--upper", text(&kept)]];
     if !lacks(&["subids"]) {
         ways.push(vec!["-d", "--upper", text(&kept), "--map", "full"]);
     }

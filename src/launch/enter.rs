@@ -91,8 +91,8 @@ pub fn enter(
     record.pid = Some(pid);
     let counts = limits::Counts::default();
     let signals = signals.as_fd();
-    let upper = Upper { _lock: None };
-    let sandbox = Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: upper };
+    let sandbox =
+        Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: Upper::default() };
     Monitor::new(plan, request, sandbox, None).feeding(feed).run(observer)
 }
 

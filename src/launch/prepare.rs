@@ -83,7 +83,7 @@ pub(super) fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
 /// What steps need to know of each other while they are prepared.
 pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     /// Numbers the directories and files of the store.
     count: usize,
     /// The root overlay's layers, for files that go into its upper layer.

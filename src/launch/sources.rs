@@ -63,9 +63,19 @@ impl Context<'_> {
 
     /// An overlay of one directory of the host with its changes in the store.
     pub(super) fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
-        let upper = UpperDirs::Store(self.fresh("upper")?, self.fresh("work")?);
         let lower = vec![self.source(src, Depth::Single, PLAIN)?];
-        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile: false, is_root: false })
+        let name = self.fresh("upper")?;
+        // What is kept of a sandbox in the background lies with the changes of its root.
+        let disk = self.lower.first().map(|layers| &layers.upper).filter(|_| self.plan.is_detached());
+        let upper = match disk {
+            Some(UpperAt::Dropped(at)) => {
+                let name = OsStr::from_bytes(name.to_bytes());
+                UpperDirs::Host(self.outside(&at.as_path().join(name)))
+            }
+            _ => UpperDirs::Store(name, self.fresh("work")?),
+        };
+        let volatile = matches!(upper, UpperDirs::Host(_));
+        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile, is_root: false })
     }
 
     pub(super) fn mount(&mut self, mount: &Mount) -> Result<Op> {

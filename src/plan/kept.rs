@@ -148,6 +148,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         notes: Vec::new(),
         timeout: None,
         detach: spec.detach,
+        or_memory: false,
         limits: Default::default(),
         labels: Default::default(),
     })
