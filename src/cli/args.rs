@@ -69,7 +69,7 @@ rows! {
     IDENTITY: "label", Many("K=V"), "A label, kept in the sandbox's record while it runs" => |l, v| push(&mut l.identity.label, v);
     ROOT: "rw", Nothing, "Write into ROOTFS itself" => |l, _| yes(&mut l.root.rw);
     ROOT: "read-only", Nothing, "Make / read-only; /tmp, /run and /dev/shm stay writable" => |l, _| yes(&mut l.root.read_only);
-    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end); DIR starts with / . or ~" => |l, v| some(&mut l.root.upper, v);
+    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end; with --detach disk, until rm); DIR starts with / . or ~" => |l, v| some(&mut l.root.upper, v);
     ROOT: "overlay", One("auto|kernel|fuse"), "Which overlay implementation" => |l, v| some(&mut l.root.overlay, v);
     ROOT: "allow-setid", Nothing, "Let the program set set-id bits on writable host files" => |l, _| yes(&mut l.root.allow_setid);
     MOUNTS: "volume" 'v', Many("SRC:DST[:OPTION,…]"), "Bind a host path; options ro rw overlay exec noexec dev optional" => |l, v| push(&mut l.mounts.volume, v);
