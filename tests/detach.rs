@@ -255,12 +255,14 @@ fn nothing_is_left_whoever_is_killed() {
         assert_eq!(record["exit_status"], 137, "{party}: {record}");
         let why = if party == "supervisor" { "\"supervisor was killed\"" } else { "null" };
         assert_eq!(record["exit_why"].to_string(), why, "{party}");
-        assert_eq!((names(&tree), names(&uppers)), (vec![], vec![]), "{party}: left");
+        // The changes of one that has started stay, until it is forgotten.
+        assert_eq!((names(&tree), names(&uppers).len()), (vec![], 1), "{party}: left");
         assert_eq!(names(&it.dir()), ["log", "record.json"], "{party}");
         // A second look changes nothing.
         it.sweep();
         assert_eq!(it.record(), record);
         it.end();
+        assert!(names(&uppers).is_empty(), "{party}: left");
     }
     assert!(mounts == support::mounts(), "mounts are left");
     place.assert_clean();
@@ -391,4 +393,106 @@ fn fifty_start_at_once_and_of_one_name_only_one() {
         support::detached::Detached { place: &place, name }.forget();
     }
     place.assert_clean();
+}
+
+/// What `sbx diff` lists, line by line.
+#[track_caller]
+fn changes(place: &Place, name: &str) -> Vec<String> {
+    place.sbx(["diff", name]).done().exits(0).text().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn its_changes_stay_on_disk_until_it_is_forgotten() {
+    if lacks(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let (uppers, tree) = (place.path("home/.local/share/sbx/upper"), place.path("tree"));
+    fs::create_dir(&tree).expect("mkdir");
+    fs::write(tree.join("gone"), "").expect("a file");
+    let volume = format!("{}:/over:overlay", tree.display());
+    let mut ways = vec![vec!["-v", &volume]];
+    if !lacks(&["subids"]) {
+        ways.push(vec!["-v", &volume, "--map", "full"]);
+    }
+    for (options, forget) in ways.iter().flat_map(|way| [(way, &["rm", "n"][..]), (way, &["prune"])]) {
+        let options: Vec<&str> = ["--name", "n"].iter().chain(options).copied().collect();
+        let it =
+            place.detach(&options, "mkdir /a; chmod 0 /a; rm /over/gone; touch /over/new /tmp/none; rm /etc/group");
+        it.ended();
+        place.assert_no_processes();
+        assert_eq!(changes(&place, "n"), ["A /a", "D /etc/group", "D /over/gone", "A /over/new"], "{options:?}");
+        assert_eq!((names(&uppers).len(), names(&tree)), (1, vec!["gone".to_owned()]), "{options:?}");
+        place.sbx(["run", "--name", "n", &text(place.rootfs()), "true"]).done().refused(125, &["n", "is kept"]);
+        assert_eq!(names(&uppers).len(), 1, "who wants the name clears nothing");
+        place.sbx(forget).done().exits(0);
+        assert!(names(&uppers).is_empty(), "{options:?} {forget:?}");
+    }
+    for options in [["--upper", "tmpfs"], ["--read-only", "-q"]] {
+        let it = place.detach(&options, "exit 0");
+        it.ended();
+        assert!(names(&uppers).is_empty(), "{options:?}");
+        it.end();
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn where_the_disk_takes_no_layer_the_changes_go_to_memory() {
+    if lacks(&["userns", "tmpfs-xattrs"]) {
+        return;
+    }
+    let place = Place::new();
+    let root = text(place.rootfs());
+    // A directory that nobody can make, and one on which the kernel lays no second overlay.
+    let closed = "true && export XDG_DATA_HOME=/proc";
+    let over = "mkdir -p l u w d && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w,userxattr o d \
+        && export XDG_DATA_HOME=$PWD/d";
+    for script in [closed, over] {
+        let script = format!("{script} && exec \"$@\"");
+        let start = |options: &[&str]| {
+            let sbx = text(support::sbx());
+            let words = ["-Urm", "sh", "-c", &script, "sh", &sbx, "run", "-d", "--name", "n"];
+            place.run("unshare", words.iter().chain(options).chain(&[root.as_str(), "touch", "/x"])).done()
+        };
+        let done = start(&[]).exits(0);
+        assert!(done.text() == "n\n" && done.err.lines().count() == 1, "{done:?}");
+        assert!(done.err.contains("changes go to memory") && done.err.contains("sbx/upper"), "{done:?}");
+        assert!(soon(|| place.facts("n")["state"] == "exited"));
+        assert_eq!(place.facts("n")["exit_status"], 0);
+        place.sbx(["diff", "n"]).done().refused(125, &["n", "in memory"]);
+        place.sbx(["rm", "n"]).done().exits(0);
+        // Who asks for the disk gets that or nothing; where fuse-overlayfs does it, it is the disk.
+        let asked = start(&["--upper", "disk", "--overlay", "kernel"]);
+        assert_eq!(asked.code(), 125, "{asked:?}");
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn layers_of_earlier_boots_are_pruned() {
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    if machine.trim().len() != 32 {
+        println!("SKIP layers_of_earlier_boots_are_pruned: no machine id");
+        return;
+    }
+    let place = Place::new();
+    let uppers = place.path("home/.local/share/sbx/upper");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
+    let (machine, boot) = (machine.trim(), boot.trim());
+    let others = "0".repeat(32);
+    for (name, mark) in [
+        ("old-0123abcd", format!("{machine} another\n")),
+        ("now-0123abcd", format!("{machine} {boot}\n")),
+        ("else-0123abcd", format!("{others} another\n")),
+        ("no-layer", format!("{machine} another\n")),
+        ("bare-0123abcd", String::new()),
+    ] {
+        fs::create_dir_all(uppers.join(name).join("upper/d")).expect("a layer");
+        if !mark.is_empty() {
+            fs::write(uppers.join(name).join("boot"), mark).expect("a mark");
+        }
+    }
+    place.sbx(["prune"]).done().exits(0);
+    assert_eq!(names(&uppers), ["bare-0123abcd", "else-0123abcd", "no-layer", "now-0123abcd"]);
 }

@@ -66,6 +66,20 @@ impl Living {
         serde_json::from_slice(&output.stdout).expect("JSON of the probe")
     }
 
+    /// `sbx exec -d` of a script, which says nothing; what that has written to /tmp/third when it has ended.
+    fn detach(&self, options: &[&str], script: &str) -> String {
+        let script = format!("{script}; touch /tmp/done");
+        let options: Vec<&str> = ["-d"].iter().chain(options).copied().collect();
+        let said = text(&self.exec_with(&options, &["sh", "-c", &script]));
+        assert_eq!(said, (Some(0), String::new(), String::new()));
+        let begin = Instant::now();
+        while self.exec(&["rm", "/tmp/done"]).status.code() != Some(0) {
+            assert!(begin.elapsed() < Duration::from_secs(30), "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        text(&self.exec(&["cat", "/tmp/third"])).1
+    }
+
     /// Ends it.
     fn ends(mut self) {
         let mut running = self.running.take().expect("it runs");
@@ -136,6 +150,9 @@ fn it_is_confined_as_the_first_program() {
         let first: Value = serde_json::from_str(&first).expect("JSON of the probe");
         let second = living.probe(&[], "self");
         assert_eq!(confinement(&second), confinement(&first), "{options:?}");
+        let third = living.detach(&[], "/probe self >/tmp/third");
+        let third: Value = serde_json::from_str(&third).expect("JSON of the probe");
+        assert_eq!(confinement(&third), confinement(&first), "{options:?}, in the background");
         living.ends();
     }
 }
@@ -250,6 +267,45 @@ fn rules_follow_what_they_were_made_of_and_not_its_path() {
     }
 }
 
+#[test]
+fn in_the_background_it_is_the_inits_until_it_ends_with_the_sandbox() {
+    let living = living(&[], "");
+    let look = "(readlink /proc/$$/fd/0; readlink /proc/$$/fd/1; readlink /proc/$$/fd/2; ls /proc/$$/fd) >/tmp/third; \
+        while grep -q PPid:[^1]*[02-9] /proc/$$/status; do :; done; grep PPid /proc/$$/status >>/tmp/third";
+    let seen = living.detach(&[], look);
+    let [nulls, fds] = ["/dev/null\n".repeat(3), "0\n1\n2\n".into()];
+    let seen = seen.strip_prefix(&nulls).unwrap_or_else(|| panic!("{seen}"));
+    // The shell's own copies of what it redirects have numbers above these.
+    assert!(seen.starts_with(&fds) && seen.ends_with("PPid:\t1"), "{seen}");
+    let pid_file = living.state.join("pid");
+    let option = pid_file.to_string_lossy();
+    let said = text(&living.exec_with(&["-d", "--pid-file", &option], &["sleep", "62"]));
+    assert_eq!(said, (Some(0), String::new(), String::new()));
+    let pid = std::fs::read_to_string(&pid_file).expect("a pid").trim().to_owned();
+    let comm = format!("/proc/{pid}/comm");
+    assert_eq!(std::fs::read_to_string(&comm).expect("it runs").trim(), "sleep");
+    // What has ended is taken by its init.
+    let (_, states, _) = text(&living.exec(&["sh", "-c", "cat /proc/[0-9]*/stat | grep -c ') Z'"]));
+    assert_eq!(states, "0");
+    living.ends();
+    assert!(std::fs::read_to_string(&comm).map_or(true, |name| name.trim() != "sleep"), "it outlives its sandbox");
+}
+
+#[test]
+fn in_the_background_a_start_that_fails_is_told() {
+    let living = living(&[], "");
+    for (options, words, status, says) in [
+        (&["-d"][..], &["nope"][..], 127, "nope: command not found"),
+        (&["-d"], &["/etc/passwd"], 126, "cannot execute"),
+        (&["-d", "-w", "/nowhere"], &["true"], 125, "--workdir"),
+        (&["-d", "-t"], &["true"], 125, "--detach and --tty contradict each other"),
+    ] {
+        let (code, out, error) = text(&living.exec_with(options, words));
+        assert!(code == Some(status) && out.is_empty() && error.contains(says), "{words:?}: {code:?} {error}");
+    }
+    living.ends();
+}
+
 /// Programs that stop, or kill, each process that comes: what has the number after the last one.
 fn watchful(signal: &str) -> String {
     format!(
@@ -279,7 +335,12 @@ fn ended_unless_stopped(mut exec: Child) -> Option<Output> {
 
 #[test]
 fn a_process_inside_that_stops_who_comes_holds_nobody_up() {
-    for (signal, says) in [("STOP", "was stopped before it ran"), ("KILL", "was killed by signal 9 before it ran")] {
+    let ways = [
+        ("STOP", None, "was stopped before it ran"),
+        ("KILL", None, "was killed by signal 9 before it ran"),
+        ("STOP", Some("-d"), "was stopped before it ran"),
+    ];
+    for (signal, option, says) in ways {
         // Landlock would not let it.
         let living = living(&["--landlock", "off"], &format!("sleep 0.2; {}", watchful(signal)));
         let mut hit = 0;
@@ -287,7 +348,13 @@ fn a_process_inside_that_stops_who_comes_holds_nobody_up() {
             if hit == 5 {
                 break;
             }
-            let exec = living.command().args([&living.name, "true"]).stderr(Stdio::piped()).spawn().expect("sbx exec");
+            let exec = living
+                .command()
+                .args(option)
+                .args([&living.name, "true"])
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("sbx exec");
             let ended = ended_unless_stopped(exec);
             let (status, _, error) = ended.as_ref().map(text).unwrap_or_default();
             if status == Some(125) {
@@ -295,7 +362,7 @@ fn a_process_inside_that_stops_who_comes_holds_nobody_up() {
             }
             hit += u32::from(status != Some(0));
         }
-        println!("{signal}: {hit} hits");
+        println!("{signal} {option:?}: {hit} hits");
         living.ends();
     }
 }

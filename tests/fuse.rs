@@ -232,3 +232,31 @@ fn only_the_root_is_served() {
     }
     place.assert_clean();
 }
+
+#[test]
+fn its_changes_are_listed() {
+    if lacks_fuse(&["userns"]) {
+        return;
+    }
+    let place = Place::new();
+    let root = place.own_rootfs("root");
+    for file in ["kept", "gone", "opaque/x", "opaque/y", "dir/f"] {
+        let path = root.join("lower").join(file);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        std::fs::write(path, "before\n").expect("a file");
+    }
+    let script =
+        "echo more >>/lower/kept; rm /lower/gone; rm -r /lower/opaque; mkdir /lower/opaque; touch /lower/opaque/y
+        rm -r /lower/dir; mkdir /new; touch /new/f; : >/run/up; while ! [ -e /run/end ]; do sleep 0.02; done";
+    let options = ["--overlay", "fuse", "--name", "f", text(&root), "sh", "-c", script];
+    let mut running = place.sbx_run(options).start();
+    let up = || place.sbx(["exec", "f", "test", "-e", "/run/up"]).done().code() == 0;
+    assert!(soon(|| running.ended().is_some() || up()), "it does not come up");
+    let done = place.sbx(["diff", "f"]).done().exits(0);
+    let expected =
+        "D /lower/dir\nD /lower/gone\nC /lower/kept\nD /lower/opaque/x\nC /lower/opaque/y\nA /new\nA /new/f\n";
+    assert_eq!((done.text().as_str(), done.err.as_str()), (expected, ""));
+    place.sbx(["exec", "f", "touch", "/run/end"]).done().exits(0);
+    running.done().exits(0);
+    place.assert_clean();
+}

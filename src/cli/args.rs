@@ -69,7 +69,7 @@ rows! {
     IDENTITY: "label", Many("K=V"), "A label, kept in the sandbox's record while it runs" => |l, v| push(&mut l.identity.label, v);
     ROOT: "rw", Nothing, "Write into ROOTFS itself" => |l, _| yes(&mut l.root.rw);
     ROOT: "read-only", Nothing, "Make / read-only; /tmp, /run and /dev/shm stay writable" => |l, _| yes(&mut l.root.read_only);
-    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end); DIR starts with / . or ~" => |l, v| some(&mut l.root.upper, v);
+    ROOT: "upper", One("tmpfs[:SIZE]|disk|DIR"), "Where changes of / go (default: memory, dropped at the end; with --detach disk, until rm); DIR starts with / . or ~" => |l, v| some(&mut l.root.upper, v);
     ROOT: "overlay", One("auto|kernel|fuse"), "Which overlay implementation" => |l, v| some(&mut l.root.overlay, v);
     ROOT: "allow-setid", Nothing, "Let the program set set-id bits on writable host files" => |l, _| yes(&mut l.root.allow_setid);
     MOUNTS: "volume" 'v', Many("SRC:DST[:OPTION,…]"), "Bind a host path; options ro rw overlay exec noexec dev optional" => |l, v| push(&mut l.mounts.volume, v);
@@ -285,7 +285,7 @@ pub fn choices(row: &Row) -> Vec<&'static str> {
 /// `run` with the chosen rows, without what follows them.
 fn command<'a>(verb: Verb, rows: impl Iterator<Item = &'a Row>) -> Command {
     let args = rows.map(|row| {
-        let arg = Arg::new(row.long).long(row.long).help(row.help).help_heading(row.group);
+        let arg = Arg::new(row.long).long(row.long).help(verb.help(row)).help_heading(row.group);
         let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
         match row.takes {
             Nothing => arg.action(ArgAction::SetTrue).overrides_with(row.long),
@@ -330,7 +330,8 @@ pub enum Verb {
 }
 
 /// The options that `exec` has too.
-const OF_EXEC: [&str; 15] = [
+const OF_EXEC: [&str; 16] = [
+    "detach",
     "interactive",
     "user",
     "workdir",
@@ -352,6 +353,19 @@ impl Verb {
     /// Its rows of the table.
     fn rows(self) -> impl Iterator<Item = &'static Row> {
         ROWS.iter().filter(move |row| self == Verb::Run || OF_EXEC.contains(&row.long))
+    }
+
+    /// What an option does here.
+    fn help(self, row: &Row) -> &'static str {
+        match (self, row.long) {
+            (Verb::Exec, "detach") => {
+                "Return when the program has started; it has no input, and its output goes nowhere"
+            }
+            (Verb::Exec, "interactive") => "Changes nothing: without --detach its input is always yours",
+            (Verb::Exec, "user") => "The program's user (default: that of the first program)",
+            (Verb::Exec, "workdir") => "Working directory inside (default: that of the first program)",
+            _ => row.help,
+        }
     }
 }
 

@@ -8,8 +8,7 @@ use sbx::host::{self, Host};
 use sbx::launch::{Handles, KEPT, Place, ROOT, Request, Told, enter};
 use sbx::plan::{self, Kept};
 use sbx::spec::Spec;
-use sbx::state::control::Request as Control;
-use sbx::state::{Found, Standing, StateDir};
+use sbx::state::{Found, Standing, StateDir, control};
 use sbx::sys::event::poll;
 use sbx::sys::{EAGAIN, EMFILE, EPIPE, ESRCH};
 use std::ffi::OsString;
@@ -35,14 +34,18 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
         what: "NAME is missing".into(),
         hint: Some("sbx exec NAME COMMAND; sbx ps lists the names".into()),
     })?;
-    // Its input is always the caller's.
+    // Its input is the caller's, or there is none.
     asked.interactive = false;
     let layers = env_files(vec![asked], &caller)?;
     let spec = Spec::resolve(&layers, &caller)?;
     let state = StateDir::open(&state_path(&parsed, &caller)?)?;
     state.sweep();
     let found = state.find(&name.to_string_lossy())?;
-    let handles = handles(&found)?;
+    if found.standing == Standing::Paused {
+        let hint = Some(format!("sbx resume {}", found.name));
+        return Err(Error::State { on: found.name.clone(), why: "it is paused".into(), hint });
+    }
+    let handles = handles(&found, control::Request::Enter)?;
     let missing = || Error::Bug("a supervisor handed out less than all".into());
     let kept = kept(handles.fd(KEPT).ok_or_else(missing)?)?;
     let host = Host::inside(&spec, caller, handles.fd(ROOT).ok_or_else(missing)?);
@@ -55,6 +58,10 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
     let place = Place { init, name: &found.name };
     let exit =
         enter(&plan, &host, handles, place, &request, &mut reporter).inspect_err(|_| reporter.forget_pid_file())?;
+    // The program goes on, and of its end nobody here hears.
+    if plan.is_detached() {
+        return Ok(exit.status());
+    }
     reporter.ended(&exit);
     if let Some(signal) = exit.dies_of() {
         sbx::sys::event::die_of(signal);
@@ -62,17 +69,13 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
     Ok(exit.status())
 }
 
-/// Asks the supervisor; one whose sandbox has just begun has not all yet.
-fn handles(found: &Found) -> Result<Handles> {
-    if found.standing == Standing::Paused {
-        let hint = Some(format!("sbx resume {}", found.name));
-        return Err(Error::State { on: found.name.clone(), why: "it is paused".into(), hint });
-    }
+/// Asks the supervisor for handles; one whose sandbox has just begun has not all yet.
+pub fn handles(found: &Found, request: control::Request) -> Result<Handles> {
     let client = found.connect()?;
     let mut waited = 0;
     loop {
         let mut handles = Handles::default();
-        match client.handles(Control::Enter, ANSWER, |number, fd| handles.keep(number, fd)) {
+        match client.handles(request, ANSWER, |number, fd| handles.keep(number, fd)) {
             Ok(()) => return Ok(handles),
             Err(EAGAIN) if waited < PATIENCE => {
                 let _ = poll(&mut [], Some(5));
@@ -83,7 +86,7 @@ fn handles(found: &Found) -> Result<Handles> {
             }
             Err(EPIPE) => return Err(found.not_running()),
             Err(EAGAIN) => {
-                let why = "it cannot be entered: its first process does not answer, or may not be looked into";
+                let why = "it cannot be looked into: its first process does not answer, or does not let itself be";
                 let hint =
                     Some("sbx resume, where it is paused; without --no-init there is an init that answers".into());
                 return Err(Error::State { on: found.name.clone(), why: why.into(), hint });

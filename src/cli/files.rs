@@ -37,12 +37,13 @@ pub fn man(words: &[OsString]) -> Result<u8> {
 type Small = (&'static str, &'static [(&'static str, Option<char>)], &'static [(&'static str, Option<char>)], bool);
 
 /// `tests/options.rs` holds them against what their `--help` says.
-const SMALL: [Small; 13] = [
+const SMALL: [Small; 14] = [
     ("ps", &[("all", Some('a')), ("json", None)], &[], false),
     ("inspect", &[], &[], true),
     ("stats", &[("no-stream", None), ("json", None)], &[], true),
     ("logs", &[("follow", Some('f')), ("timestamps", Some('t'))], &[("tail", None), ("since", None)], true),
     ("attach", &[], &[], true),
+    ("diff", &[("json", None)], &[], true),
     ("wait", &[], &[], true),
     ("stop", &[], &[("time", Some('t')), ("signal", Some('s'))], true),
     ("kill", &[], &[("signal", Some('s'))], true),
@@ -73,7 +74,7 @@ const BASH_NAMES: &str = r#"
 _sbx_named() {
     _sbx "$@"
     case ${COMP_WORDS[1]} in
-        inspect | stats | logs | attach | wait | stop | kill | pause | resume | rm | exec)
+        inspect | stats | logs | attach | diff | wait | stop | kill | pause | resume | rm | exec)
             [[ $2 == -* || $3 == --state ]] && return
             [[ ${COMP_WORDS[1]} == exec && $COMP_CWORD != 2 ]] && return
             COMPREPLY=($(compgen -W "$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)" -- "$2"))

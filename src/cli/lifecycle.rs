@@ -4,7 +4,7 @@ use super::command::{Asked, command, each, flag, names, option, parse, state, va
 use sbx::error::{Errno, Error, Result};
 use sbx::spec::text;
 use sbx::state::control::{Client, Reply, Request};
-use sbx::state::{Found, Standing, StateDir};
+use sbx::state::{Found, Standing, StateDir, prune_layers};
 use sbx::sys::{event, process};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -161,7 +161,11 @@ pub fn rm(words: &[OsString]) -> Result<u8> {
                 let (why, hint) = ("it is running", format!("sbx stop {name}, or sbx rm -f {name}"));
                 return Err(Error::State { on: name.into(), why: why.into(), hint: Some(hint) });
             }
-            end(&state, &found)?;
+            match end(&state, &found) {
+                // It has ended by itself meanwhile.
+                Err(_) if !found.is_held() => {}
+                other => other?,
+            }
         }
         state.remove(name)
     })
@@ -174,10 +178,12 @@ pub fn prune(words: &[OsString]) -> Result<u8> {
     let state = state(&matches)?;
     let ended: Vec<String> =
         state.list().into_iter().filter(|found| found.standing == Standing::Exited).map(|found| found.name).collect();
-    each(&ended.iter().map(String::as_str).collect::<Vec<_>>(), |name| {
+    let status = each(&ended.iter().map(String::as_str).collect::<Vec<_>>(), |name| {
         state.remove(name)?;
         super::print(&format!("{name}\n")).map(drop)
-    })
+    })?;
+    prune_layers(&sbx::host::layers(&sbx::host::caller()?))?;
+    Ok(status)
 }
 
 /// A signal as kill(1) takes it: `TERM`, `SIGTERM`, `15`.

@@ -55,7 +55,7 @@ fn facts(found: &Found) -> Value {
     let mut facts = found.record.as_ref().map_or(json!({}), |record| json!(record));
     if let Some(map) = facts.as_object_mut() {
         // What only the clearing of a killed one needs is nobody's interface.
-        ["made", "trees", "scope", "version"].iter().for_each(|key| drop(map.remove(*key)));
+        ["made", "trees", "scope", "own", "version"].iter().for_each(|key| drop(map.remove(*key)));
         map.insert("name".into(), json!(found.name));
         map.insert("state".into(), json!(word(found.standing)));
         let process =

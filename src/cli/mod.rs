@@ -6,6 +6,7 @@ mod attach;
 mod check;
 mod command;
 mod detach;
+mod diff;
 mod exec;
 mod files;
 mod lifecycle;
@@ -48,6 +49,7 @@ Commands:
   rm [-f] NAME…, prune                   forget those that have ended
   logs [-f] NAME                         what a sandbox in the background has written
   attach NAME                            see what it writes from now on, and type into it
+  diff NAME [--json]                     what it has added, changed and deleted in its root
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -57,12 +59,13 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "run",
     "exec",
     "ps",
     "logs",
     "attach",
+    "diff",
     "inspect",
     "stats",
     "wait",
@@ -134,6 +137,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
     match command.to_str() {
         Some("run") => run::run(&rest),
         Some("exec") => exec::exec(&rest),
+        Some("diff") => diff::diff(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),
         Some("stats") => stats::stats(&rest),

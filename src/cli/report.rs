@@ -115,7 +115,7 @@ impl<'a> Reporter<'a> {
     /// limit: getrlimit(2), and execve(2) for those that leave a new program too little memory.
     fn limit_met(&self, signal: i32) -> Option<(&'static str, &Rlimit)> {
         // With `exec` all of them are set, and nobody has asked for any.
-        if self.plan.steps().iter().any(|planned| matches!(planned.step, Step::Join(_))) {
+        if self.plan.joins() {
             return None;
         }
         let (_, name, limits) = ENDED_BY_LIMIT.iter().find(|(number, ..)| *number == signal)?;

@@ -3,6 +3,7 @@
 //! `Host::look` gathers what every run's plan needs and must stay cheap: it is on the start path.
 //! What `sbx check` tells beyond that is probed by doing, in the other files of this folder.
 
+pub mod all_ids;
 pub mod cgroup;
 pub mod check;
 pub mod files;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
 use crate::spec::text::{Caller, HostPath};
-use crate::spec::{Overlay, RootSource, Spec, Upper, Writes};
+use crate::spec::{Overlay, RootSource, Spec, Writes};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
@@ -183,8 +184,7 @@ impl Host {
         let user = login_name(uid, &caller, ranged);
         let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
         let limited = spec.wants_group();
-        let on_disk = matches!(spec.root.writes, Writes::Upper(Upper::Disk) | Writes::ReadOnly(Upper::Disk))
-            || kernel < TMPFS_XATTRS;
+        let on_disk = spec.root.writes.on_disk() || kernel < TMPFS_XATTRS;
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Host {
             kernel,
@@ -461,6 +461,11 @@ fn disk(path: &Path) -> std::result::Result<(u32, u32), String> {
     let (major, minor) = text.trim().split_once(':').ok_or("the kernel does not tell its disk")?;
     let number = |text: &str| text.parse().map_err(|_| "the kernel does not tell its disk".to_owned());
     Ok((number(major)?, number(minor)?))
+}
+
+/// The directory for this caller's layers on disk, without links.
+pub fn layers(caller: &Caller) -> PathBuf {
+    home::layers(caller, power(sys::cred::geteuid()))
 }
 
 /// The kernel's random id of this boot.

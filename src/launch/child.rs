@@ -333,6 +333,9 @@ impl Child<'_> {
             Ok(0) => {
                 self.tree.mounts_from = Some(pipe.0);
                 self.all(&self.script.root);
+                if let Some(store) = &self.tree.store {
+                    let _ = sys::fs::write(sys::borrow(self.between), &store.as_raw_fd().to_ne_bytes());
+                }
                 process::exit_now(0)
             }
             Ok(helper) => helper,
@@ -346,7 +349,8 @@ impl Child<'_> {
             // The helper has told why.
             process::exit_now(FAILED);
         }
-        self.terminal = self.tree.adopt_terminal(pipe.0.as_fd(), self.script.program.terminals > 0);
+        self.terminal = self.tree.adopt(pipe.0.as_fd(), self.script.program.terminals > 0);
+        self.tree.store = self.tree.adopt(pipe.0.as_fd(), true);
         self.confine(&mut confined, &self.script.confine);
         // Closed with all else before the program starts.
         std::mem::forget(pipe);

@@ -5,6 +5,7 @@ use super::channel::{Message, hear, tell};
 use super::faults::{step_error, stopped};
 use super::handles::{CGROUP, Handles, RULESET};
 use super::monitor::{Monitor, Sandbox, ends};
+use super::script::Script;
 use super::{
     Event, Exit, Guard, Observer, Request, SIGNALS, Upper, child, gone, limits, prepare, record, single_thread,
 };
@@ -31,7 +32,7 @@ pub struct Place<'a> {
     pub name: &'a str,
 }
 
-/// Runs one more program in a sandbox to its end.
+/// Runs one more program in a sandbox to its end; or with `--detach` until it runs.
 ///
 /// This must be called by a process with a single thread, as [`launch`](super::launch).
 ///
@@ -60,6 +61,9 @@ pub fn enter(
     // Its rules are those of the first program, whatever has come to stand at their paths.
     script.ruleset = handles.take(RULESET);
     let feed = super::feed(plan, host, &mut script)?;
+    if plan.is_detached() {
+        nowhere(&mut script)?;
+    }
     single_thread()?;
     let fail = |errno| Error::Step {
         place: plan.place(plan.number(|step| matches!(step, Step::Join(_)))),
@@ -85,13 +89,24 @@ pub fn enter(
     for word in [Message::Go, Message::Start] {
         let _ = tell(ours.as_fd(), word, None);
     }
-    let mut record = record(plan, host);
+    let mut record = record(plan, host, &script);
     record.pid = Some(pid);
     let counts = limits::Counts::default();
     let signals = signals.as_fd();
-    let upper = Upper { _lock: None };
-    let sandbox = Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: upper };
+    let sandbox =
+        Sandbox { init: program, counts, channel: ours, signals, record, claim: None, _upper: Upper::default() };
     Monitor::new(plan, request, sandbox, None).feeding(feed).run(observer)
+}
+
+/// Of a program that nobody waits for: no input, and an output that goes nowhere. The log is that of the sandbox's first
+/// program, whose end its supervisor waits for.
+fn nowhere(script: &mut Script) -> Result<()> {
+    let null = |how| {
+        let fail = |errno| Error::Sys { doing: "open".into(), on: "/dev/null".into(), errno };
+        fs::openat(HERE, c"/dev/null", how).map(Some).map_err(fail)
+    };
+    script.program.stdio = [null(Open::Read)?, null(Open::Write)?, null(Open::Write)?];
+    Ok(())
 }
 
 /// Into the cgroup at once, where the kernel lets this process do that; else beside it.

@@ -20,6 +20,8 @@ pub(super) const NAMESPACES: [(&CStr, Namespaces); 8] = [
     (c"ns/cgroup", Namespaces::CGROUP),
     (c"ns/time", Namespaces::TIME),
 ];
+/// Number of the user namespace's handle.
+pub const USER: usize = 0;
 /// Number of the root directory's handle.
 pub const ROOT: usize = NAMESPACES.len();
 /// Number of the cgroup's, which the supervisor has itself.
@@ -28,8 +30,10 @@ pub const CGROUP: usize = ROOT + 1;
 pub const KEPT: usize = CGROUP + 1;
 /// Number of the Landlock ruleset's, which the supervisor has itself too.
 pub const RULESET: usize = KEPT + 1;
+/// Number of the sandbox's own tmpfs, in which its layers lie: read by who asks what has changed, and no way in.
+pub const STORE: usize = RULESET + 1;
 /// How many there are.
-pub const COUNT: usize = RULESET + 1;
+pub const COUNT: usize = STORE + 1;
 
 /// See the head of the file.
 #[derive(Debug, Default)]
@@ -64,7 +68,7 @@ impl Handles {
         openat(dir.as_fd(), c"root", Open::Directory).into_iter().for_each(|fd| self.keep(ROOT, fd));
     }
 
-    /// Whether init has handed over all of its own.
+    /// Whether init has handed over all by which one gets in.
     pub(super) fn are_there(&self) -> bool {
         (0..=ROOT).all(|number| self.fd(number).is_some())
     }

@@ -7,12 +7,12 @@
 use super::channel::{Call, Fault, Fullness, Message, hear, tell};
 use super::child::{Child, FAILED};
 use super::confine::Confined;
-use super::handles::{NAMESPACES, ROOT};
+use super::handles::{NAMESPACES, ROOT, STORE};
 use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
 use crate::sys::fs::Open;
-use crate::sys::process::{Ended, WaitFor, Which};
+use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
 use std::ffi::c_int;
@@ -40,6 +40,9 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
     let ignored = confined.ignored;
     let mut launch = Launch { program, terminal, ignored, fault: None, not_executed: None };
+    if program.orphaned {
+        orphan(child.channel, &mut launch)
+    }
     if program.is_init {
         let errno = execute(&mut launch);
         fail(child.channel, launch.fault, errno)
@@ -52,8 +55,65 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
         Ok(_) if launch.fault.is_some() || launch.not_executed.is_some() => {
             fail(child.channel, launch.fault, launch.not_executed)
         }
-        Ok(pid) => serve(child, pid, signals, confined.proc),
+        Ok(pid) => serve(child, pid, signals, confined),
         Err(failure) => fail(child.channel, Some(failure.at(program.step)), None),
+    }
+}
+
+/// Of `exec --detach`: makes the program's process and ends when that runs, so that the sandbox's init inherits it, and
+/// takes its end: a parent outside would leave it to the init of the machine (kernel/exit.c, `find_new_reaper`).
+fn orphan(channel: BorrowedFd<'_>, launch: &mut Launch<'_>) -> ! {
+    let program = launch.program;
+    let made = || {
+        let (runs, fails) = sys::fs::pipe().called(Call::Pipe)?;
+        let signals = signals()?;
+        let forked = process::clone3(Namespaces::NONE, ChildOf::Caller, None).called(Call::Clone)?;
+        Ok((runs, fails, signals, forked))
+    };
+    let (runs, fails, signals, forked) = match made() {
+        Ok(made) => made,
+        Err(failure) => fail(channel, Some(Failure::at(failure, program.step)), None),
+    };
+    match forked {
+        Forked::Child { .. } => {
+            let errno = execute(launch);
+            let _ = sys::fs::write(fails.as_fd(), b".");
+            fail(channel, launch.fault, errno)
+        }
+        Forked::Parent { pid, pidfd } => {
+            drop(fails);
+            await_exec(&runs, &signals, &pidfd);
+            match sys::fs::read(runs.as_fd(), &mut [0]) {
+                // The end of file: the exec has closed the other end.
+                Ok(0) => {}
+                _ => process::exit_now(match process::wait(Which::Pid(pid), WaitFor::End) {
+                    Ok(Some((_, Ended::Code(code)))) => code,
+                    _ => FAILED,
+                }),
+            }
+            let shown = program.want_pidfd.then_some(pidfd.as_fd());
+            if tell(channel, Message::Started(pid), shown).is_ok() && shown.is_some() {
+                await_word(channel);
+            }
+            process::exit_now(0)
+        }
+    }
+}
+
+/// Waits until the program runs or cannot. Who runs inside may stop its process before that: then this one stops too, which
+/// its own parent sees.
+fn await_exec(runs: &OwnedFd, signals: &OwnedFd, pidfd: &OwnedFd) {
+    loop {
+        let mut watches = [Watch::read(runs.as_fd()), Watch::read(signals.as_fd())];
+        let _ = event::poll(&mut watches, None);
+        if watches[0].ready() {
+            return;
+        }
+        let _ = event::next_signal(signals.as_fd());
+        if process::is_stopped(pidfd.as_fd()) {
+            let _ = process::pidfd_send_signal(pidfd.as_fd(), event::SIGKILL);
+            let _ = event::raise(event::SIGSTOP);
+        }
     }
 }
 
@@ -165,7 +225,7 @@ fn confine_init(program: &Program) -> Result<(), Failure> {
 /// Serves the program until it ends. The filter comes first, where the program did not inherit it: from here on init
 /// is confined as everybody else, by the default policy, so that a policy of the user's can never take wait or kill
 /// from it.
-fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -> ! {
+fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, confined: Confined) -> ! {
     let program = &child.script.program;
     let channel = child.channel;
     let pidfd = if program.want_pidfd { process::pidfd_open(pid).ok() } else { None };
@@ -180,7 +240,8 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -
         await_word(channel);
     }
     drop(pidfd);
-    keep_only([channel, signals.as_fd(), proc.as_ref().map_or(channel, AsFd::as_fd)]);
+    let [proc, store] = [&confined.proc, &child.tree.store].map(|fd| fd.as_ref().map(AsFd::as_fd));
+    keep_only([channel, signals.as_fd(), proc.unwrap_or(channel), store.unwrap_or(channel)]);
     let mut patience = Some(SETTLED);
     loop {
         let mut watches = [Watch::read(channel), Watch::read(signals.as_fd())];
@@ -193,7 +254,7 @@ fn serve(child: &Child<'_>, pid: i32, signals: OwnedFd, proc: Option<OwnedFd>) -
             Err(_) => continue,
         }
         if watches[0].ready() {
-            obey(channel, pid, proc.as_ref().map(AsFd::as_fd));
+            obey(channel, pid, proc, store);
         }
         if !watches[1].ready() {
             continue;
@@ -216,7 +277,7 @@ fn await_word(channel: BorrowedFd<'_>) {
 }
 
 /// Init needs these descriptors; what built the root would only keep mounts alive.
-fn keep_only(kept: [BorrowedFd<'_>; 3]) {
+fn keep_only(kept: [BorrowedFd<'_>; 4]) {
     let mut numbers = kept.map(|fd| fd.as_raw_fd() as u32);
     numbers.sort_unstable();
     let mut first = 0;
@@ -228,7 +289,7 @@ fn keep_only(kept: [BorrowedFd<'_>; 3]) {
 }
 
 /// Does what the parent says; its end gone means that nobody waits any more, and everything ends with init.
-fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>) {
+fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>, store: Option<BorrowedFd<'_>>) {
     match hear(channel, Wait::No) {
         Ok(Some((Message::Signal(number), _))) if number == event::SIGTSTP => stop_all(),
         Ok(Some((Message::Signal(number), _))) if number == event::SIGCONT => {
@@ -238,6 +299,7 @@ fn obey(channel: BorrowedFd<'_>, pid: i32, proc: Option<BorrowedFd<'_>>) {
             let _ = process::kill(pid, number);
         }
         Ok(Some((Message::Handles, _))) => {
+            let _ = store.map(|store| tell(channel, Message::Handle(STORE as i32), Some(store)));
             let _ = proc.map(|proc| hand_over(channel, proc));
         }
         Ok(None) => process::exit_now(FAILED),

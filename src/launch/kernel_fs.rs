@@ -210,8 +210,8 @@ impl Tree {
         }
     }
 
-    /// The number that the helper's terminal has in the table that both share.
-    pub(super) fn adopt_terminal(&self, from: BorrowedFd<'_>, wanted: bool) -> Option<OwnedFd> {
+    /// What the helper has opened, by the number that it has in the table that both share.
+    pub(super) fn adopt(&self, from: BorrowedFd<'_>, wanted: bool) -> Option<OwnedFd> {
         let mut number = [0; 4];
         let length = if wanted { fs::read(from, &mut number).ok()? } else { 0 };
         (length == 4).then(|| sys::adopt(i32::from_ne_bytes(number)))

@@ -31,6 +31,7 @@ mod ruleset;
 mod script;
 mod service;
 mod sources;
+mod upper;
 
 pub use crate::cgroup::Usage;
 pub use crate::sys::process::Ended;
@@ -38,12 +39,11 @@ pub use attach::{Ends, Left, attach};
 pub use copies::{MOST, STILL};
 pub use enter::{Place, enter};
 pub use exit::{Event, Exit, Reached};
-pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT};
+pub use handles::{CGROUP, COUNT, Handles, KEPT, ROOT, STORE, USER};
 pub use prepare::Told;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::host::files::c_path;
 use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
 use crate::state::{Claim, Record, Scope, Skipped, StateDir};
@@ -57,6 +57,7 @@ use monitor::{Monitor, Sandbox};
 use output::Output;
 use script::Script;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use upper::Upper;
 
 /// What the caller of a launch is told while it goes on.
 pub trait Observer {
@@ -109,11 +110,21 @@ pub fn launch(plan: &Plan, host: &Host, request: &Request<'_>, observer: &mut dy
     })?;
     // Whether the kernel takes the overlay is seen by mounting it: a probe would cost every start what the second
     // attempt costs the few that need it.
-    let exit = attempt(plan, host, request, &signals, observer).or_else(|refused| {
-        let (plan, note) = fuse::instead(plan, host, refused)?;
-        observer.event(&Event::Note(&note));
-        attempt(&plan, host, request, &signals, observer)
-    });
+    let mut other: Option<Plan> = None;
+    let exit = loop {
+        let plan = other.as_ref().unwrap_or(plan);
+        let instead = match attempt(plan, host, request, &signals, observer) {
+            Ok(exit) => break Ok(exit),
+            Err(refused) => upper::instead(plan, refused).or_else(|refused| fuse::instead(plan, host, refused)),
+        };
+        match instead {
+            Ok((plan, note)) => {
+                observer.event(&Event::Note(&note));
+                other = Some(plan);
+            }
+            Err(error) => break Err(error),
+        }
+    };
     tell_left(request, observer);
     exit
 }
@@ -140,14 +151,14 @@ fn attempt(
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
-    let mut record = record(plan, host);
+    let mut record = record(plan, host, &script);
     let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
     if leaves || !record.trees.is_empty() || record.detached {
         claim.write(&record)?;
     }
     let outside = Output::open(plan, &mut script, &claim)?;
     let range = root::Range::take(plan, host)?;
-    upper = Upper::make(plan, range.as_ref())?;
+    upper = Upper::make(plan, &script, range.as_ref())?;
     limiter = limiter.make(plan)?;
     let cloned = Cloned::new(plan, &script, claim, limiter.fd())?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
@@ -342,7 +353,7 @@ fn single_thread() -> Result<()> {
     }
 }
 
-fn record(plan: &Plan, host: &Host) -> Record {
+fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
     let groups = match &plan.identities.groups {
         GroupSet::Kept(_) => host.groups.clone(),
         GroupSet::Exactly(_) => Vec::new(),
@@ -375,59 +386,13 @@ fn record(plan: &Plan, host: &Host) -> Record {
             Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
             _ => None,
         },
+        layers: sources::layers(script),
+        own: places::own(plan),
         detached: plan.is_detached(),
         started_at: None,
         exited_at: None,
         exit_status: None,
         exit_why: None,
         log_lost: 0,
-    }
-}
-
-/// The directories of an upper layer on disk, and the lock of one that is kept.
-struct Upper {
-    _lock: Option<OwnedFd>,
-}
-
-impl Upper {
-    fn make(plan: &Plan, range: Option<&root::Range>) -> Result<Upper> {
-        match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => {
-                match (path.as_path().parent(), range) {
-                    // The ids of root's sandboxes have to get through.
-                    (Some(parent), Some(_)) => root::passable(parent)?,
-                    (Some(parent), None) => drop(crate::state::private_dir(parent)?),
-                    (None, _) => {}
-                }
-                let dir = crate::state::private_dir(path.as_path())?;
-                range.map_or(Ok(()), |range| range.give(&dir))?;
-                Ok(Upper { _lock: None })
-            }
-            Some(UpperAt::Kept(path)) => Ok(Upper { _lock: Some(Upper::lock(path.as_path())?) }),
-            _ => Ok(Upper { _lock: None }),
-        }
-    }
-
-    fn place(plan: &Plan) -> Option<&UpperAt> {
-        plan.steps.iter().find_map(|p| match &p.step {
-            Step::Overlay(layers) => Some(&layers.upper),
-            _ => None,
-        })
-    }
-
-    /// The kernel lets one upper layer be mounted twice and then does anything, so the lock is sbx's own.
-    fn lock(path: &std::path::Path) -> Result<OwnedFd> {
-        use sys::fs::{HERE, Open, openat, try_lock};
-        let refuse = |why: String| Error::spec("--upper", path.display(), why);
-        std::fs::create_dir_all(path).map_err(|e| refuse(sys::Errno::from(e).to_string()))?;
-        let lock = openat(HERE, &c_path(&path.join("lock")), Open::Lock).map_err(|e| refuse(e.to_string()))?;
-        match try_lock(lock.as_fd()) {
-            Ok(true) => Ok(lock),
-            Ok(false) if sys::sabotaged(c"upper-lock") => Ok(lock),
-            Ok(false) => {
-                Err(refuse("another sandbox uses it".into()).or_try("another directory, or wait for it to end"))
-            }
-            Err(errno) => Err(refuse(errno.to_string())),
-        }
     }
 }

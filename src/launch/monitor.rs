@@ -12,7 +12,7 @@ use super::relay::Pump;
 use super::service::{Service, WATCHES};
 use super::{Guard, Request, Upper};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Stage, Step, UpperAt};
+use crate::plan::{Plan, Stage, UpperAt};
 use crate::spec::Init;
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
@@ -156,10 +156,15 @@ impl<'a> Monitor<'a> {
             self.settle(observer);
             self.serve(&watches[OWN..]);
             self.pump(&watches);
-            if watches[2].ready() && !self.channel_open {
+            if watches[2].ready() && !self.may_say_more() {
                 return self.finish();
             }
         }
+    }
+
+    /// Whether there is something to hear of a child that has ended, whoever else may hold its end of the channel open.
+    fn may_say_more(&self) -> bool {
+        self.channel_open && event::poll(&mut [Watch::read(self.sandbox.channel.as_fd())], Some(0)) != Ok(0)
     }
 
     fn watches(&self) -> [Watch; OWN + WATCHES] {
@@ -314,7 +319,7 @@ impl<'a> Monitor<'a> {
     fn signal(&mut self, signal: i32) -> Result<()> {
         match (self.phase, signal) {
             (Phase::SettingUp | Phase::AtGate, event::SIGCHLD)
-                if self.joins() && process::is_stopped(self.sandbox.init.fd()) =>
+                if self.plan.joins() && process::is_stopped(self.sandbox.init.fd()) =>
             {
                 return Err(stopped(self.plan));
             }
@@ -347,11 +352,6 @@ impl<'a> Monitor<'a> {
             _ => {}
         }
         Ok(())
-    }
-
-    /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
-    fn joins(&self) -> bool {
-        self.plan.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
     }
 
     /// Passes a signal to the program: through init, or to the program itself where that is pid 1.

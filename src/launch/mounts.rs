@@ -7,6 +7,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
+use super::handles::STORE;
 use super::kernel_fs::{kernel_fs, terminal};
 use super::layers::{Seeded, Trees};
 use super::script::{Failure, In, Op, Script, Src, Target};
@@ -58,7 +59,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
     match op {
         Op::Store(size) => {
             tree.make_store(size)?;
-            show(child, Message::Store, held(&child.tree.store)?)
+            hand_store(child)
         }
         Op::Seed { overlay, dir, like, file, content } => tree.seed(overlay, dir, *like, file, content),
         Op::Overlay(overlay) => {
@@ -112,6 +113,15 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         }
         other => kernel_fs(tree, other),
     }
+}
+
+/// Where the program itself is pid 1, nobody inside can be asked for the store later.
+fn hand_store(child: &Child<'_>) -> Done {
+    let store = held(&child.tree.store)?;
+    if child.script.program.is_init {
+        tell(child.channel, Message::Handle(STORE as i32), Some(store)).called(Call::Send)?;
+    }
+    show(child, Message::Store, store)
 }
 
 /// Hands something over to be watched.

@@ -6,7 +6,7 @@
 use crate::host::files::{c_path, without_links};
 use crate::plan::{Etc, Layers, Plan, Step, UpperAt};
 use crate::spec::mount::{Access, Mount, Source};
-use crate::state::{Made, Tree};
+use crate::state::{Made, Own, Tree};
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::{self, ELOOP, ENOENT, ENOTDIR};
 use std::ffi::OsStr;
@@ -26,6 +26,12 @@ pub(super) fn mount_points(plan: &Plan) -> (Vec<Made>, Vec<Tree>) {
         plan.steps.iter().for_each(|planned| inside.take(&planned.step));
     }
     (inside.made, trees)
+}
+
+/// The places inside that are sbx's own, as they are named.
+pub(super) fn own(plan: &Plan) -> Vec<Own> {
+    let places = plan.steps.iter().filter_map(|planned| shown(&planned.step));
+    places.map(|(path, last, _)| Own { path: path.to_owned(), followed: last == Last::Followed }).collect()
 }
 
 /// The host directory that a step mounts writable.

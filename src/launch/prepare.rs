@@ -85,7 +85,7 @@ pub(super) fn c_text(text: impl AsRef<[u8]>) -> Result<CString> {
 /// What steps need to know of each other while they are prepared.
 pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
-    plan: &'a Plan,
+    pub(super) plan: &'a Plan,
     /// Numbers the directories and files of the store.
     count: usize,
     /// The root overlay's layers, for files that go into its upper layer.
@@ -155,10 +155,12 @@ impl Context<'_> {
         };
         let list = match planned.step {
             // They are inherited, and inside there may be another /proc than the kernel's.
-            Step::Nice(_) | Step::OomScoreAdj(_) if self.joins() => &mut script.before,
+            Step::Nice(_) | Step::OomScoreAdj(_) if self.plan.joins() => &mut script.before,
             Step::Maps(_) | Step::Session | Step::TimeOffset(_) => &mut script.enter,
             // Hiding is undone by each change of ids, after which the process may not be seen before it is hidden again.
-            _ if self.joins() && planned.stage == Stage::Identity && planned.step != Step::Hide => &mut script.entered,
+            _ if self.plan.joins() && planned.stage == Stage::Identity && planned.step != Step::Hide => {
+                &mut script.entered
+            }
             _ if planned.stage == Stage::Enter => &mut script.own,
             _ if matches!(planned.stage, Stage::Root | Stage::Pivot) => &mut script.root,
             // What init loads first it loads here, beside the root: no later operation of its needs more.
@@ -173,7 +175,7 @@ impl Context<'_> {
     /// Who joins a sandbox makes the program's process under the limit that this will have. It is one more itself as
     /// long as it is there.
     fn count_entering(&self, script: &mut Script, step: &Step) -> Result<()> {
-        if let (Step::Pids(count), true) = (step, self.joins()) {
+        if let (Step::Pids(count), true) = (step, self.plan.joins()) {
             let most = count.saturating_add(1);
             let op = Op::Rlimit(resource("nproc")?, Limit { soft: most, hard: most });
             script.before.push(Prepared { step: script.clone_step, need: Need::Must, op });
@@ -378,13 +380,9 @@ impl Context<'_> {
         Op::CgroupNamespace { awaited, mount: self.cgroup_attr() }
     }
 
-    fn joins(&self) -> bool {
-        self.plan.steps.iter().any(|p| matches!(p.step, Step::Join(_)))
-    }
-
     /// Who the child is inside before its stage `Identity`.
     fn starts_as(&self) -> (u32, u32) {
-        match self.joins() {
+        match self.plan.joins() {
             true => ids::caller(&self.plan.identities, self.host),
             false => ids::creator(&self.plan.identities, self.host),
         }

@@ -67,6 +67,7 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
             Terminal::All => 3,
         },
         is_init: process.init == Init::Program,
+        orphaned: plan.is_detached() && plan.joins(),
         stdio: [const { None }; 3],
         counted: matches!(plan.limits.way, Some(Way::Systemd(_))),
         want_pidfd,

@@ -318,6 +318,8 @@ pub(crate) struct Program {
     pub terminals: i32,
     /// Whether the program itself is pid 1.
     pub is_init: bool,
+    /// Whether its parent ends when it runs, so that the sandbox's init inherits it.
+    pub orphaned: bool,
     /// What becomes descriptors 0 to 2 in place of the caller's.
     pub stdio: [Option<OwnedFd>; 3],
     /// Whether init waits with its end until the parent has read what systemd takes away with it.

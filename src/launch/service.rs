@@ -6,7 +6,7 @@ use super::Observer;
 use super::channel::{Message, tell_init};
 use super::copies::Copies;
 use super::exit::Event;
-use super::handles::{CGROUP, COUNT, Handles, KEPT, RULESET};
+use super::handles::{CGROUP, Handles, KEPT, RULESET, STORE, USER};
 use super::monitor::{Monitor, SETTLED};
 use crate::spec::Init;
 use crate::spec::limits::RLIMITS as RESOURCES;
@@ -230,7 +230,8 @@ impl Monitor<'_> {
         let reply = match request {
             Request::Wait | Request::Attach if self.service.waiting() >= WAITING => Err(EBUSY),
             Request::Wait => Ok(()),
-            Request::Enter => self.hand_out(number),
+            Request::Enter => self.let_in(number),
+            Request::Look => self.hand_out(number, [USER, STORE]),
             Request::Attach => self.attach(number),
             request => self.act(request),
         };
@@ -244,7 +245,7 @@ impl Monitor<'_> {
 
     fn act(&mut self, request: Request) -> Result<(), Errno> {
         match request {
-            Request::Wait | Request::Enter | Request::Attach => {}
+            Request::Wait | Request::Enter | Request::Look | Request::Attach => {}
             Request::Signal(event::SIGCONT) | Request::Resume => self.resume()?,
             Request::Signal(event::SIGKILL) | Request::Kill => self.kill(),
             // By the keyboard's, too, the whole of it is stopped, as by Ctrl-Z.
@@ -286,7 +287,7 @@ impl Monitor<'_> {
     }
 
     /// Gives a client all that one more program needs.
-    fn hand_out(&mut self, number: usize) -> Result<(), Errno> {
+    fn let_in(&mut self, number: usize) -> Result<(), Errno> {
         let handles = &mut self.service.handles;
         if !handles.are_there() {
             return Err(EAGAIN);
@@ -311,8 +312,16 @@ impl Monitor<'_> {
             handles.keep(CGROUP, group.fd().try_clone_to_owned().map_err(Errno::from)?);
         }
         self.service.note_entered(number);
+        self.hand_out(number, 0..STORE)
+    }
+
+    /// Gives a client those of these handles that there are.
+    fn hand_out(&self, number: usize, kinds: impl IntoIterator<Item = usize>) -> Result<(), Errno> {
+        if !self.service.handles.are_there() {
+            return Err(EAGAIN);
+        }
         let Some(client) = &self.service.clients[number] else { return Ok(()) };
-        (0..COUNT).try_for_each(|kind| match self.service.handles.fd(kind) {
+        kinds.into_iter().try_for_each(|kind| match self.service.handles.fd(kind) {
             Some(fd) => hand(client.socket.as_fd(), kind, fd),
             None => Ok(()),
         })

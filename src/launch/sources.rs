@@ -2,16 +2,18 @@
 
 use super::mounts::PLAIN;
 use super::prepare::{Context, c_text, target};
-use super::script::{IdMapped, Naming, Op, OverlayOp, Src, UpperDirs};
+use super::script::{IdMapped, Naming, Op, OverlayOp, Script, Src, UpperDirs};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::host::{Host, Power};
 use crate::plan::{Layers, UpperAt};
 use crate::spec::Overlay;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Source};
+use crate::state::Layer;
 use crate::sys::mount::{Attr, Depth};
-use std::ffi::CString;
-use std::path::Path;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 impl Context<'_> {
     /// A source that is only read: as real root it is shown through the sandbox's own ids.
@@ -61,9 +63,19 @@ impl Context<'_> {
 
     /// An overlay of one directory of the host with its changes in the store.
     pub(super) fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
-        let upper = UpperDirs::Store(self.fresh("upper")?, self.fresh("work")?);
         let lower = vec![self.source(src, Depth::Single, PLAIN)?];
-        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile: false, is_root: false })
+        let name = self.fresh("upper")?;
+        // What is kept of a sandbox in the background lies with the changes of its root.
+        let disk = self.lower.first().map(|layers| &layers.upper).filter(|_| self.plan.is_detached());
+        let upper = match disk {
+            Some(UpperAt::Dropped(at)) => {
+                let name = OsStr::from_bytes(name.to_bytes());
+                UpperDirs::Host(self.outside(&at.as_path().join(name)))
+            }
+            _ => UpperDirs::Store(name, self.fresh("work")?),
+        };
+        let volatile = matches!(upper, UpperDirs::Host(_));
+        Ok(OverlayOp { lower, upper, naming: self.naming(), volatile, is_root: false })
     }
 
     pub(super) fn mount(&mut self, mount: &Mount) -> Result<Op> {
@@ -96,6 +108,29 @@ impl Context<'_> {
             Source::Device { src } => Op::Device { src: self.outside(src.as_path()), target },
         })
     }
+}
+
+/// The overlays' layers.
+pub(super) fn layers(script: &Script) -> Vec<Layer> {
+    let path = |text: &CString| PathBuf::from(OsStr::from_bytes(text.to_bytes()));
+    let of = |overlay: &OverlayOp, at: PathBuf, fuse: bool| {
+        let lower = match overlay.lower.first()? {
+            Src::Path(lower) => path(lower),
+            Src::Tree(index, _) => path(&script.idmapped.get(*index)?.path),
+        };
+        let upper = match &overlay.upper {
+            UpperDirs::Store(upper, _) => path(upper),
+            UpperDirs::Host(dir) => path(dir).join("upper"),
+        };
+        Some(Layer { at, lower, upper, fuse })
+    };
+    let layers = script.root.iter().filter_map(|prepared| match &prepared.op {
+        Op::Overlay(overlay) => of(overlay, "/".into(), false),
+        Op::Fuse(overlay) => of(overlay, "/".into(), true),
+        Op::OverlayBind(overlay, target, _) => of(overlay, Path::new("/").join(path(&target.path)), false),
+        _ => None,
+    });
+    layers.collect()
 }
 
 /// The process in between keeps the sources it is handed in an array of this length.

@@ -133,6 +133,10 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         return Err(Error::Unsupported { feature: format!("exec in {}", kept.name), why, hint });
     }
     check_stdio(spec, host)?;
+    if spec.detach.is_some() && terminal(spec, host) != super::Terminal::None {
+        let what = "--detach and --tty contradict each other: nobody would sit at the other end of the terminal";
+        return Err(Error::Usage { what: what.into(), hint: Some("leave one of them out".into()) });
+    }
     let identities = identities(spec, kept, host)?;
     let process = process(spec, kept, host, &identities)?;
     let landlock = landlock(kept);
@@ -148,7 +152,8 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         filters: kept.filters.clone(),
         notes: Vec::new(),
         timeout: None,
-        detach: None,
+        detach: spec.detach,
+        or_memory: false,
         limits: Default::default(),
         labels: Default::default(),
     })

@@ -132,6 +132,8 @@ pub struct Plan {
     pub(crate) labels: BTreeMap<String, String>,
     /// Where the program runs in the background.
     pub(crate) detach: Option<Detach>,
+    /// Whether the root's layer may lie in memory where the disk cannot hold it.
+    pub(crate) or_memory: bool,
 }
 
 /// The program and how sbx stands to it.
@@ -208,6 +210,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         limits,
         labels: spec.labels().clone(),
         detach: spec.detach,
+        or_memory: mounts::or_memory(spec, host),
     })
 }
 
@@ -272,6 +275,11 @@ impl Plan {
     /// Whether the program runs in the background.
     pub fn is_detached(&self) -> bool {
         self.detach.is_some()
+    }
+
+    /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
+    pub fn joins(&self) -> bool {
+        self.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
     }
 
     /// The steps in order; the first has number 1.

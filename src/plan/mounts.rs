@@ -53,6 +53,11 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
     }
 }
 
+/// Whether a layer that should lie on disk may lie in the tmpfs too.
+pub(super) fn or_memory(spec: &Spec, host: &Host) -> bool {
+    spec.root.writes == Writes::Upper(Upper::DiskOrMemory) && host.kernel >= TMPFS_XATTRS
+}
+
 impl From<PathBuf> for HostPath {
     /// For paths known to be absolute; a relative one is taken from the root.
     fn from(path: PathBuf) -> HostPath {

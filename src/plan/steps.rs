@@ -142,7 +142,8 @@ pub struct Layers {
 pub enum UpperAt {
     /// In the sandbox's one tmpfs.
     Store,
-    /// In a private directory on disk, dropped at the end: synced never.
+    /// In a private directory on disk, dropped at the end or, in the background, when the sandbox is forgotten: synced
+    /// never.
     Dropped(HostPath),
     /// In a directory that is kept.
     Kept(HostPath),

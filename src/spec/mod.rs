@@ -127,13 +127,22 @@ pub enum Writes {
     Through,
 }
 
+impl Writes {
+    /// Whether there is a layer in a private directory on disk, if possible.
+    pub fn on_disk(&self) -> bool {
+        matches!(self, Writes::Upper(Upper::Disk | Upper::DiskOrMemory) | Writes::ReadOnly(Upper::Disk))
+    }
+}
+
 /// What holds the layer of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upper {
     /// Memory, at most this many bytes.
     Tmpfs(Option<u64>),
-    /// A private directory on disk, removed at the end.
+    /// A private directory on disk, removed at the end; in the background when the sandbox is forgotten.
     Disk,
+    /// The same, or memory where the disk cannot hold a layer: the default in the background.
+    DiskOrMemory,
     /// This directory, kept.
     Directory(HostPath),
 }

@@ -124,7 +124,11 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
                 Error::spec("--upper", "@host", why).or_try("-v DIR:DIR for what is to stay; --upper tmpfs:SIZE")
             );
         }
+        // Nothing will be in it.
         (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
+        (false, false, None) if source != RootSource::Host && layers.iter().any(|l| l.detach) => {
+            Writes::Upper(Upper::DiskOrMemory)
+        }
         (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
     };
     let overlays = [("auto", Overlay::Auto), ("kernel", Overlay::Kernel), ("fuse", Overlay::Fuse)];

@@ -41,6 +41,8 @@ pub enum Request {
     /// Give the program's input and copies of what it writes, numbered as its descriptors; and tell how it ends. Who does
     /// not read the copies is refused later, with `ETIMEDOUT`.
     Attach,
+    /// Give that by which the layers can be read.
+    Look,
 }
 
 /// What a supervisor answers.
@@ -98,6 +100,7 @@ impl Request {
             Request::Wait => encode(6, 0, 0),
             Request::Enter => encode(7, 0, 0),
             Request::Attach => encode(8, 0, 0),
+            Request::Look => encode(9, 0, 0),
         }
     }
 
@@ -120,6 +123,7 @@ impl Request {
             (6, ..) => Request::Wait,
             (7, ..) => Request::Enter,
             (8, ..) => Request::Attach,
+            (9, ..) => Request::Look,
             _ => return None,
         };
         Some((request, kind & !KIND))
@@ -307,7 +311,8 @@ impl Client {
         self.take(until).map(|taken| taken.map(|(reply, _)| reply))
     }
 
-    /// Asks for what is handed out, and takes each with its number.
+    /// Asks for what is handed out, by [`Request::Enter`], [`Request::Look`] or [`Request::Attach`], and takes each with
+    /// its number.
     ///
     /// # Errors
     /// Of the socket; what the supervisor refuses with; `EPIPE` where it ended instead, `ETIMEDOUT` where it says nothing
@@ -379,6 +384,7 @@ mod tests {
             Request::Wait,
             Request::Enter,
             Request::Attach,
+            Request::Look,
         ] {
             assert_eq!(Request::decode(&request.encode()), Some((request, 0)));
             assert_eq!(Request::decode(&request.encode_for("x")), Some((request, mark("x"))));

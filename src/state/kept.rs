@@ -54,7 +54,7 @@ impl StateDir {
         let newer = record.version > VERSION;
         let done = matches!(cleared, Ok(Cleared::All));
         if done {
-            record = Record { made: Vec::new(), trees: Vec::new(), group: None, scope: None, upper: None, ..record };
+            record = Record { made: Vec::new(), trees: Vec::new(), group: None, scope: None, ..record };
         }
         if let Err(error) = cleared {
             self.left.borrow_mut().push(error);

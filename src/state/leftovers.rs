@@ -6,14 +6,14 @@ use super::record::{MOST, Made, Record, VERSION};
 use crate::cgroup::scope::clear as clear_scope;
 use crate::cgroup::{name_of, remove_left};
 use crate::error::{Error, Result};
-use crate::host::files::{c_path, read_regular};
-use crate::host::ranges;
+use crate::host::all_ids::{self, Ids};
+use crate::host::files::{c_path, read_regular, read_value};
 use crate::spec::text;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::process::{self, ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Errno};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Whether all is gone.
@@ -25,12 +25,26 @@ pub(super) enum Cleared {
     Later,
 }
 
+/// Of what sandbox the layer is that a record names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LayerOf {
+    /// Of one that has ended: where its record stays, its layer does too.
+    Ended,
+    /// Of one that is to be forgotten.
+    Forgotten,
+}
+
 /// Clears what the record in this directory names, which is the entry `name` of the state directory. A record that
 /// cannot be read, or that is another's, names nothing.
 ///
 /// # Errors
 /// `State` where something is left, for which the record has to stay.
-pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record) -> bool) -> Result<Cleared> {
+pub(super) fn clear(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    layer: LayerOf,
+    used: impl FnOnce(&Record) -> bool,
+) -> Result<Cleared> {
     if crate::sys::sabotaged(c"leftovers") {
         return Ok(Cleared::All);
     }
@@ -58,7 +72,9 @@ pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, used: impl FnOnce(&Record)
     });
     // Where the state lies in a writable volume, the program can write records too: a whole tree is removed only
     // where `plan` puts such layers, and only the one of the name that the directory itself bears.
-    let Some(upper) = record.upper.filter(|upper| is_layer_of(upper, &record.name)) else { return Ok(Cleared::All) };
+    let stays = layer == LayerOf::Ended && record.is_kept();
+    let layer = record.upper.filter(|upper| !stays && is_layer_of(upper, &record.name));
+    let Some(upper) = layer else { return Ok(Cleared::All) };
     let why = |error| format!("left by the sandbox {}, and cannot be removed yet: {error}", record.name);
     remove_layer(&upper).map_err(|error| left(upper.display().to_string(), why(error))).map(|()| Cleared::All)
 }
@@ -69,6 +85,61 @@ fn is_layer_of(upper: &Path, name: &str) -> bool {
     let token = upper.file_name().and_then(|file| file.to_str()?.strip_prefix(name)?.strip_prefix('-'));
     let hexadecimal = |token: &str| token.len() == 8 && token.bytes().all(|b| b.is_ascii_hexdigit());
     token.is_some_and(hexadecimal) && upper.parent().is_some_and(|home| home.ends_with("sbx/upper"))
+}
+
+/// The file by which a layer on disk tells of which machine and boot it is: records do not outlive a boot, layers do.
+const BOOT: &CStr = c"boot";
+
+/// `None` where the machine has no name to be told from others by, with which a home may be shared.
+fn this_boot() -> Option<(String, String)> {
+    let machine = read_value(Path::new("/etc/machine-id")).unwrap_or_default().trim().to_owned();
+    let boot = crate::host::boot_id();
+    let known = machine.len() == 32 && machine.bytes().all(|b| b.is_ascii_hexdigit()) && !boot.is_empty();
+    known.then_some((machine, boot))
+}
+
+/// Marks a private directory for layers, `path`, as one of this boot.
+///
+/// # Errors
+/// `State` where it cannot be written to.
+pub fn mark_layer(dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Some((machine, boot)) = this_boot() else { return Ok(()) };
+    let file = match fs::openat(dir, BOOT, Open::New) {
+        Err(EEXIST) => return Ok(()),
+        other => other,
+    };
+    let text = format!("{machine} {boot}\n");
+    let written = file.and_then(|file| fs::write_all(file.as_fd(), text.as_bytes()));
+    written.map_err(|errno| super::unusable(path, errno))
+}
+
+/// Removes the layers on disk that sandboxes of earlier boots of this machine have left in this directory: what a
+/// machine had not cleared when it went down, and those of ended ones whose records went with the boot.
+///
+/// # Errors
+/// `State` or `Sys`, of the last that could not be removed.
+pub fn prune_layers(home: &Path) -> Result<()> {
+    let (Some((machine, boot)), Ok(list)) = (this_boot(), fs::openat(HERE, &c_path(home), Open::List)) else {
+        return Ok(());
+    };
+    let is_old = |name: &CStr| {
+        let dir = fs::open_beneath(list.as_fd(), name, Open::Directory).ok()?;
+        let mark = fs::open_beneath(dir.as_fd(), BOOT, Open::Read).ok()?;
+        let text = read_regular(mark.as_fd(), 4096).ok()?;
+        let (its_machine, its_boot) = text.trim().split_once(' ')?;
+        (its_machine == machine && its_boot != boot).then_some(())
+    };
+    let names = entries(list.as_fd()).map_err(|errno| super::unusable(home, errno))?;
+    let mut last = Ok(());
+    for name in names.iter().filter(|name| is_old(name).is_some()) {
+        let layer = home.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        // What `plan` would never name so is not a layer.
+        let sandbox = name.to_str().ok().and_then(|name| name.rsplit_once('-')).map_or("", |(sandbox, _)| sandbox);
+        if is_layer_of(&layer, sandbox) {
+            last = remove_layer(&layer).and(last);
+        }
+    }
+    last
 }
 
 /// What the records of every version begin with.
@@ -107,33 +178,9 @@ fn remove_layer(upper: &Path) -> Result<()> {
 
 /// Removes it in a process that may act for every id that the caller can map.
 fn remove_by_all_ids(upper: &Path) -> Result<()> {
-    let fail = |errno| Error::Sys { doing: "remove".into(), on: upper.display().to_string(), errno };
-    // The new process goes on with our heap, whose lock a thread could hold.
-    if process::single_threaded() != Ok(true) {
-        return Err(fail(EPERM));
-    }
-    let (word, go) = fs::pipe().map_err(fail)?;
-    match process::clone3(Namespaces::USER, ChildOf::Caller, None).map_err(fail)? {
-        Forked::Child { .. } => {
-            drop(go);
-            let mapped = process::die_with_parent().is_ok() && fs::read(word.as_fd(), &mut [0]) == Ok(1);
-            let removed = if mapped { remove_tree(upper) } else { Err(EPERM) };
-            process::exit_now(removed.err().map_or(0, |errno| errno.0))
-        }
-        Forked::Parent { pid, pidfd } => {
-            let mapped = ranges::map_all(pid);
-            if mapped.is_ok() {
-                let _ = fs::write_all(go.as_fd(), b".");
-            }
-            drop((go, word));
-            let ended = process::wait(Which::Pidfd(pidfd.as_fd()), WaitFor::End);
-            mapped?;
-            match ended.map_err(fail)? {
-                Some((_, Ended::Code(0))) => Ok(()),
-                Some((_, Ended::Code(errno))) => Err(fail(Errno(errno))),
-                _ => Err(fail(EPERM)),
-            }
-        }
+    match all_ids::act(Ids::All, "remove", upper, || remove_tree(upper).err().map_or(0, |errno| errno.0))? {
+        0 => Ok(()),
+        errno => Err(Error::Sys { doing: "remove".into(), on: upper.display().to_string(), errno: Errno(errno) }),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sandbox is alive exactly as long as its directory is locked; the kernel frees the lock with its holder, so
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
+pub mod changes;
 pub mod control;
 mod kept;
 mod leftovers;
@@ -18,7 +19,7 @@ pub mod time;
 pub use list::{Found, Standing};
 pub use names::generate;
 pub(crate) use record::short;
-pub use record::{Limit, Made, Record, Scope, Skipped, Tree, VERSION};
+pub use record::{Layer, Limit, Made, Own, Record, Scope, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
@@ -26,7 +27,8 @@ use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open, Stat};
 use crate::sys::{EDQUOT, EEXIST, ENOENT, ENOSPC, ENOSYS, ENOTEMPTY, Errno, cred};
 use control::{Listener, SOCKET};
-use leftovers::Cleared;
+use leftovers::{Cleared, LayerOf};
+pub use leftovers::{mark_layer, prune_layers};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -195,7 +197,7 @@ impl StateDir {
     /// Clears what the last bearer of a name has left, whose directory is locked; unless it is kept.
     fn take_over(&self, dir: BorrowedFd<'_>, entry: &CStr, name: &str) -> Result<()> {
         let kept = leftovers::read(dir, entry).is_some_and(|record| record.is_kept());
-        match self.clear(dir, entry) {
+        match self.clear(dir, entry, LayerOf::Ended) {
             cleared if kept => {
                 if !kept::is_settled(dir) {
                     self.settle(dir, entry, None, cleared);
@@ -260,7 +262,7 @@ impl StateDir {
             let why = "it is running".to_owned();
             return Err(Error::State { on: name.into(), why, hint: Some(format!("sbx stop {name}")) });
         }
-        match self.clear(dir.as_fd(), &text)? {
+        match self.clear(dir.as_fd(), &text, LayerOf::Forgotten)? {
             Cleared::All => match unlist(self.dir.as_fd(), dir.as_fd(), &text) {
                 Err(ENOTEMPTY | EEXIST) => {
                     let why = "something that is not sbx's lies in it".to_owned();
@@ -288,7 +290,7 @@ impl StateDir {
     /// The caller holds the lock of its directory.
     fn forget(&self, dir: BorrowedFd<'_>, name: &CStr) {
         let kept = leftovers::read(dir, name).is_some_and(|record| record.is_kept());
-        match self.clear(dir, name) {
+        match self.clear(dir, name, LayerOf::Ended) {
             cleared if kept => self.settle(dir, name, None, cleared),
             Ok(Cleared::All) => _ = unlist(self.dir.as_fd(), dir, name),
             Ok(Cleared::Later) => {}
@@ -298,8 +300,8 @@ impl StateDir {
 }
 
 impl StateDir {
-    fn clear(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<Cleared> {
-        leftovers::clear(dir, name, |record| self.used_by_others(record, name))
+    fn clear(&self, dir: BorrowedFd<'_>, name: &CStr, layer: LayerOf) -> Result<Cleared> {
+        leftovers::clear(dir, name, layer, |record| self.used_by_others(record, name))
     }
 
     /// Whether a sandbox that lives may have mounts in the same host directories.
@@ -421,7 +423,7 @@ impl Drop for Claim<'_> {
         let (dir, name) = (self.dir.as_fd(), self.name.as_c_str());
         match (self.kept.get(), self.leaves.get()) {
             (true, _) if !crate::sys::sabotaged(c"kept") => {
-                self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name))
+                self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name, LayerOf::Ended))
             }
             (_, true) => self.parent.forget(dir, name),
             (_, false) => _ = unlist(self.parent.dir.as_fd(), dir, name),

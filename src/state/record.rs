@@ -52,6 +52,12 @@ pub struct Record {
     /// A private upper layer on disk, to be removed; no symlinks on the way.
     #[serde(with = "super::path::optional")]
     pub upper: Option<PathBuf>,
+    /// The layers that hold what the program changes.
+    #[serde(default)]
+    pub layers: Vec<Layer>,
+    /// Where sbx itself has put something on them.
+    #[serde(default)]
+    pub own: Vec<Own>,
     /// Whether it runs in the background, so that its record stays.
     #[serde(default)]
     pub detached: bool,
@@ -124,6 +130,32 @@ pub struct Skipped {
     pub step: String,
     /// Why.
     pub why: String,
+}
+
+/// A writable layer over a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Where both are seen inside.
+    #[serde(with = "super::path")]
+    pub at: PathBuf,
+    /// The directory of the host below it.
+    #[serde(with = "super::path")]
+    pub lower: PathBuf,
+    /// The layer: an absolute path of the host, or one in the sandbox's own tmpfs.
+    #[serde(with = "super::path")]
+    pub upper: PathBuf,
+    /// Whether fuse-overlayfs writes it.
+    pub fuse: bool,
+}
+
+/// A place inside that is sbx's own: a mount point, a file, a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// As it was named.
+    #[serde(with = "super::path")]
+    pub path: PathBuf,
+    /// Whether its last name was followed where it is a link.
+    pub followed: bool,
 }
 
 /// A host directory.

@@ -140,6 +140,8 @@ pub struct Stat {
     pub ino: u64,
     /// How many names it has.
     pub links: u64,
+    /// When its content was last changed: seconds and nanoseconds.
+    pub mtime: (i64, i64),
 }
 
 impl Stat {
@@ -187,6 +189,7 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
         dev: s.st_dev,
         ino: s.st_ino,
         links: s.st_nlink as u64,
+        mtime: (s.st_mtime, s.st_mtime_nsec),
     })
 }
 

@@ -22,6 +22,7 @@ pub mod seccomp;
 pub mod socket;
 pub mod stream;
 pub mod tty;
+pub mod xattr;
 
 pub use crate::error::Errno;
 use libc::{c_int, c_long};
@@ -52,6 +53,8 @@ pub const ENOMEM: Errno = Errno(libc::ENOMEM);
 pub const ENOSYS: Errno = Errno(libc::ENOSYS);
 /// Not allowed by a privilege check.
 pub const EPERM: Errno = Errno(libc::EPERM);
+/// No extended attribute of this name.
+pub const ENODATA: Errno = Errno(libc::ENODATA);
 /// Not allowed by mode bits or a security module.
 pub const EACCES: Errno = Errno(libc::EACCES);
 /// An argument the kernel does not take.
