@@ -301,6 +301,8 @@ impl<'a> Monitor<'a> {
         if self.plan.is_detached() {
             self.text = Some(0);
             self.settle(observer);
+            // What follows is needed once, and would stay in memory for ever.
+            self.settle_again();
         }
         observer.event(&Event::Started { pid, init });
         self.terminal = Outside::begin(self.terminal.take(), self.master.take());

@@ -201,7 +201,7 @@ impl Monitor<'_> {
     }
 
     /// Gives the own text back again when nothing has been asked for a moment.
-    fn settle_again(&mut self) {
+    pub(super) fn settle_again(&mut self) {
         self.text = Some(event::monotonic_ms() + SETTLED);
     }
 
