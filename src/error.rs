@@ -272,7 +272,8 @@ pub fn shortened(text: &str) -> String {
     let words = text.split_inclusive([' ', '\n']);
     words.fold(String::with_capacity(text.len().min(LONGEST)), |mut shown, word| {
         let length = word.chars().count();
-        if length <= LONGEST {
+        // With what ends it.
+        if length <= LONGEST + 1 {
             shown.push_str(word);
         } else {
             shown.extend(word.chars().take(100));
