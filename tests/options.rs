@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Outcome, Scratch, has, plain, sandbox, sbx};
+use common::{Outcome, Scratch, has, lacks, plain, sandbox, sbx};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -251,12 +251,70 @@ fn man_pages_and_completions_are_written() {
     told(&["completions", "csh"]).exits(125).says("bash");
 }
 
+/// A PATH with an sbx that tells of two sandboxes, and else what it was told.
+fn path_with_two(scratch: &Scratch) -> String {
+    let script = "#!/bin/sh\n[ \"$1\" = ps ] || exec echo \"got: $*\"\n\
+        echo 'NAME  STATE'; echo 'web-1  running'; echo 'db  exited (0)'\n";
+    let bin = scratch.file("bin/sbx", script);
+    fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).expect("chmod");
+    format!("{}:/usr/bin:/bin", scratch.join("bin").display())
+}
+
+#[test]
+fn fish_completes_names() {
+    if lacks(&["fish"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = path_with_two(&scratch);
+    let script = scratch.file("sbx.fish", &told(&["completions", "fish"]).exits(0).stdout);
+    let offered = |line: &str| {
+        let ask = format!("source {}; complete -C '{line}'", script.display());
+        let mut fish = Command::new("fish");
+        fish.args(["--no-config", "-c", &ask]).env("PATH", &path).env("HOME", scratch.path());
+        let text = String::from_utf8_lossy(&fish.output().expect("fish").stdout).into_owned();
+        text.lines().map(|line| line.split('\t').next().unwrap_or("").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(offered("sbx stop "), ["db", "web-1"]);
+    assert_eq!(offered("sbx stop web-1 d"), ["db"]);
+    assert_eq!(offered("sbx exec w"), ["web-1"]);
+    assert!(offered("sbx exec web-1 w").is_empty());
+    assert!(!offered("sbx run w").contains(&"web-1".to_owned()));
+}
+
+/// On a terminal of its own, for zsh completes nowhere else.
+#[test]
+fn zsh_completes_names() {
+    if lacks(&["zsh"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = path_with_two(&scratch);
+    scratch.file("_sbx", &told(&["completions", "zsh"]).exits(0).stdout);
+    let ask = "zmodload zsh/zpty; zpty z zsh -f -i
+        zpty -w z \"PS1=; fpath=($1 \\$fpath); autoload -Uz compinit; compinit -u -D; echo re''ady\"
+        zpty -r -m z line '*ready*'
+        zpty -w -n z \"$2\"$'\\t\\n'; zpty -w z \"echo do''ne\"
+        zpty -r -m z line '*done*'; print -r -- \"$line\"";
+    let typed = |line: &str| {
+        let mut zsh = Command::new("timeout");
+        zsh.args(["60", "zsh", "-f", "-c", ask, "zsh"]).arg(scratch.path()).arg(line);
+        let output = zsh.env("PATH", &path).env("HOME", scratch.path()).env("TERM", "xterm").output();
+        String::from_utf8_lossy(&output.expect("zsh").stdout).into_owned()
+    };
+    for (line, got) in
+        [("sbx stop w", "got: stop web-1"), ("sbx exec d", "got: exec db"), ("sbx run w", "got: run w\r")]
+    {
+        assert!(typed(line).contains(got), "{line}: {}", typed(line));
+    }
+}
+
 #[test]
 fn completions_know_each_command_its_options_and_names() {
     let bash = told(&["completions", "bash"]).exits(0).stdout;
     let commands = [
-        "ps", "inspect", "stats", "logs", "attach", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check",
-        "exec",
+        "ps", "inspect", "stats", "logs", "attach", "diff", "wait", "stop", "kill", "pause", "resume", "rm", "prune",
+        "check", "exec",
     ];
     for command in commands {
         let help = told(&[command, "--help"]).exits(0).stdout;
@@ -268,17 +326,15 @@ fn completions_know_each_command_its_options_and_names() {
             assert!(known.split(' ').any(|word| word == option), "{command}: {option} is not in {known}");
         }
     }
-    // As bash itself asks, of an sbx that tells of two.
+    // As bash itself asks.
     let scratch = Scratch::new();
-    let bin = scratch.file("bin/sbx", "#!/bin/sh\necho 'NAME  STATE'; echo 'web-1  running'; echo 'db  exited (0)'\n");
-    fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let path = path_with_two(&scratch);
     let script = scratch.file("sbx.bash", &bash);
     let offered = |line: &str| {
         let ask =
             "source \"$0\"; COMP_WORDS=($1); [[ $1 == *\\  ]] && COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]}-1));
             _sbx_named sbx \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; echo \"${COMPREPLY[*]}\"";
-        let path = format!("{}:/usr/bin:/bin", scratch.join("bin").display());
-        let output = Command::new("bash").args(["-c", ask]).arg(&script).arg(line).env("PATH", path).output();
+        let output = Command::new("bash").args(["-c", ask]).arg(&script).arg(line).env("PATH", &path).output();
         String::from_utf8_lossy(&output.expect("bash").stdout).trim().to_owned()
     };
     assert_eq!(offered("sbx stop "), "web-1 db");

@@ -68,13 +68,14 @@ fn small((name, flags, options, named): &Small) -> clap::Command {
     if *named { command.arg(Arg::new("NAME").num_args(0..).value_hint(ValueHint::Other)) } else { command }
 }
 
-/// The other shells' scripts have no place where this could be added in as few words.
+/// What is added to a shell's script, so that names of sandboxes are completed where they belong; COMMANDS stands for the
+/// commands that take nothing but names.
 const BASH_NAMES: &str = r#"
 # The names of sandboxes, where they belong.
 _sbx_named() {
     _sbx "$@"
     case ${COMP_WORDS[1]} in
-        inspect | stats | logs | attach | diff | wait | stop | kill | pause | resume | rm | exec)
+        COMMANDS | exec)
             [[ $2 == -* || $3 == --state ]] && return
             [[ ${COMP_WORDS[1]} == exec && $COMP_CWORD != 2 ]] && return
             COMPREPLY=($(compgen -W "$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)" -- "$2"))
@@ -83,6 +84,36 @@ _sbx_named() {
 }
 complete -F _sbx_named -o nosort -o bashdefault -o default sbx
 "#;
+const FISH_NAMES: &str = r#"
+# The names of sandboxes, where they belong.
+function __fish_sbx_names
+    sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1
+end
+complete -c sbx -n "__fish_seen_subcommand_from COMMANDS" -f -a "(__fish_sbx_names)"
+complete -c sbx -n "__fish_seen_subcommand_from exec; and test (count (commandline -opc)) = 2" -f -a "(__fish_sbx_names)"
+"#;
+const ZSH_NAMES: &str = r#"#compdef sbx
+
+# The names of sandboxes, where they belong.
+_sbx_names() {
+    compadd -- ${(f)"$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)"}
+}
+"#;
+
+/// A script of clap's with the names of sandboxes. zsh's calls a function for each place, none for a bare word.
+fn with_names(shell: Shell, script: &str) -> String {
+    let named: Vec<&str> = SMALL.iter().filter(|(.., named)| *named).map(|(name, ..)| *name).collect();
+    match shell {
+        Shell::Bash => script.to_owned() + &BASH_NAMES.replace("COMMANDS", &named.join(" | ")),
+        Shell::Fish => script.to_owned() + &FISH_NAMES.replace("COMMANDS", &named.join(" ")),
+        Shell::Zsh => {
+            let script = script.replace("'*::NAME:'", "'*::NAME:_sbx_names'");
+            let script = script.replace(":NAME -- The sandbox:_default'", ":NAME -- The sandbox:_sbx_names'");
+            script.replacen("#compdef sbx\n", ZSH_NAMES, 1)
+        }
+        _ => script.to_owned(),
+    }
+}
 
 /// Prints the completions of a shell.
 pub fn completions(words: &[OsString]) -> Result<u8> {
@@ -108,8 +139,5 @@ pub fn completions(words: &[OsString]) -> Result<u8> {
         .subcommand(clap::Command::new("man").arg(clap::Arg::new("DIR").value_hint(clap::ValueHint::DirPath)));
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut sbx, "sbx", &mut text);
-    if shell == Shell::Bash {
-        text.extend_from_slice(BASH_NAMES.as_bytes());
-    }
-    super::print(&String::from_utf8_lossy(&text))
+    super::print(&with_names(shell, &String::from_utf8_lossy(&text)))
 }
