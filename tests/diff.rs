@@ -231,16 +231,16 @@ fn where_there_is_no_layer_it_says_so() {
         return;
     }
     let place = Place::new();
-    diff(&place, &["nobody"]).refused(125, &["nobody", "no sandbox of this name"]);
+    diff(&place, &["nobody"]).refused(1, &["nobody", "no sandbox of this name"]);
     diff(&place, &[]).refused(125, &["NAME"]);
     let running = changed(&place, &["--rw"], "w", "touch /written");
-    diff(&place, &["w"]).refused(125, &["w", "no layer", "--rw"]);
+    diff(&place, &["w"]).refused(1, &["w", "no layer", "--rw"]);
     end(&place, "w");
     running.done().exits(0);
     changed(&place, &["-d", "--upper", "tmpfs"], "m", "touch /written").done().exits(0);
     end(&place, "m");
     place.sbx(["wait", "m"]).done().exits(0);
-    diff(&place, &["m"]).refused(125, &["m", "in memory", "--upper"]);
+    diff(&place, &["m"]).refused(1, &["m", "in memory", "--upper"]);
     place.sbx(["rm", "m"]).done().exits(0);
     place.assert_clean();
 }

@@ -8,7 +8,7 @@ use sbx::host::files::c_path;
 use sbx::launch::{Handles, STORE, USER};
 use sbx::state::changes::{Change, Changed, Sides};
 use sbx::state::control::Request;
-use sbx::state::{Found, Layer, Record};
+use sbx::state::{Found, Layer, Record, StateDir};
 use sbx::sys::fs::{self, HERE, Open};
 use sbx::sys::{ENOENT, cred, process};
 use std::ffi::OsString;
@@ -29,7 +29,13 @@ pub fn diff(words: &[OsString]) -> Result<u8> {
     let Some(matches) = parse(asked, words)? else { return Ok(0) };
     let name = value(&matches, "NAME").unwrap_or_default();
     let state = state(&matches)?;
-    let out = Out::new(matches.get_flag("json"));
+    Ok(of(&state, name, Out::new(matches.get_flag("json"))).unwrap_or_else(|error| {
+        super::fail(&error);
+        1
+    }))
+}
+
+fn of(state: &StateDir, name: &str, out: Out) -> Result<u8> {
     let found = state.find(name)?;
     if !found.lives() {
         return ended(&found, out);
@@ -69,7 +75,13 @@ fn ended(found: &Found, out: Out) -> Result<u8> {
         return show(record, &disk, None, out);
     }
     let status = all_ids::act(Ids::AllOrOwn, "read", &disk[0].upper, || {
-        show(record, &disk, None, out).unwrap_or_else(|error| super::fail(&error)).into()
+        show(record, &disk, None, out).map_or_else(
+            |error| {
+                super::fail(&error);
+                1
+            },
+            i32::from,
+        )
     })?;
     Ok(status as u8)
 }
