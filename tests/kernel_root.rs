@@ -207,13 +207,24 @@ fn init_keeps_no_way_to_the_host() {
     };
     let status = fs::read_to_string(format!("/proc/{program}/status")).expect("status");
     let init = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().to_owned();
-    // Its own end of the channel, its signals, the sandbox's own /proc, and the caller's three; no other directory,
-    // nothing that was held open. The pid is told a moment before init closes what it built the root with.
+    // Its own end of the channel, its signals, the sandbox's own /proc and tmpfs, and the caller's three; no other
+    // directory, nothing that was held open, and in that tmpfs nothing of another file system. The pid is told a moment before init closes what it built the root with.
     let deadline = Instant::now() + Duration::from_secs(20);
     let file_system = |path: &str| fs::metadata(path).map(|file| file.dev()).ok();
     let own_proc = |number: &u32| file_system(&format!("/proc/{init}/fd/{number}")) != file_system("/proc");
+    let own_store = |number: &u32| {
+        let top = format!("/proc/{init}/fd/{number}");
+        let own = file_system(&format!("/proc/{init}/root/tmp"));
+        let within = fs::read_dir(&top).into_iter().flatten().flatten();
+        own.is_some()
+            && file_system(&top) == own
+            && within.into_iter().all(|e| e.metadata().map(|m| m.dev()).ok() == own)
+    };
     let foreign = |(number, to): &(u32, String)| {
-        let ours = to.starts_with("socket:") || to.contains("signalfd") || to == "/proc" && own_proc(number);
+        let ours = to.starts_with("socket:")
+            || to.contains("signalfd")
+            || to == "/proc" && own_proc(number)
+            || own_store(number);
         *number > 2 && !ours
     };
     loop {
