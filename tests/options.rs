@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Outcome, Scratch, has, plain, sandbox, sbx};
+use common::{Outcome, Scratch, has, lacks, plain, sandbox, sbx};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What a shell inside prints under these options.
 #[track_caller]
@@ -254,8 +254,10 @@ fn man_pages_and_completions_are_written() {
 #[test]
 fn completions_know_each_command_its_options_and_names() {
     let bash = told(&["completions", "bash"]).exits(0).stdout;
-    let commands =
-        ["ps", "inspect", "stats", "logs", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check", "exec"];
+    let commands = [
+        "ps", "inspect", "stats", "logs", "diff", "wait", "stop", "kill", "pause", "resume", "rm", "prune", "check",
+        "exec",
+    ];
     for command in commands {
         let help = told(&[command, "--help"]).exits(0).stdout;
         let known = bash.split(&format!("sbx__subcmd__{command})\n            opts=\"")).nth(1);
@@ -285,4 +287,63 @@ fn completions_know_each_command_its_options_and_names() {
     assert!(offered("sbx stop --").contains("--signal"));
     assert!(offered("sbx st").contains("stop"));
     assert!(!offered("sbx run ").contains("web-1"));
+}
+
+/// A directory with an sbx that tells of two sandboxes and else notes its words, and the completions of a shell.
+fn told_of_two(shell: &str) -> Scratch {
+    let scratch = Scratch::new();
+    let stub =
+        "#!/bin/sh\n[ \"$1\" != ps ] || { echo 'NAME  STATE'; echo 'web-1  running'; echo 'db  exited (0)'; exit; }
+        echo \"$@\" >>\"$HOME/asked\"\n";
+    let bin = scratch.file("bin/sbx", stub);
+    fs::set_permissions(&bin, fs::Permissions::from_mode(0o755)).expect("chmod");
+    scratch.file("script", &told(&["completions", shell]).exits(0).stdout);
+    scratch.dir("empty");
+    scratch
+}
+
+/// Runs a script of a shell there.
+fn in_shell(scratch: &Scratch, shell: &str, script: &str) -> String {
+    let path = format!("{}:/usr/bin:/bin", scratch.join("bin").display());
+    let mut command = Command::new("timeout");
+    command.args(["60", shell, "-c", script]).env_clear().env("PATH", path).env("HOME", scratch.path());
+    command.env("TERM", "xterm").env("LANG", "C.UTF-8").current_dir(scratch.join("empty")).stdin(Stdio::null());
+    let output = command.output().expect("a shell");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn fish_offers_names_of_sandboxes() {
+    if lacks(&["fish"]) {
+        return;
+    }
+    let scratch = told_of_two("fish");
+    let offered = |line: &str| {
+        let text = in_shell(&scratch, "fish", &format!("source ../script; complete -C '{line}'"));
+        text.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(offered("sbx stop "), ["db", "web-1"]);
+    assert_eq!(offered("sbx diff w"), ["web-1"]);
+    assert_eq!(offered("sbx exec w"), ["web-1"]);
+    assert!(offered("sbx stop --s").contains(&"--signal".to_owned()));
+    for line in ["sbx run w", "sbx exec web-1 d", "sbx prune d"] {
+        assert_eq!(offered(line), Vec::<String>::new(), "{line}");
+    }
+}
+
+#[test]
+fn zsh_offers_names_of_sandboxes() {
+    if lacks(&["zsh"]) {
+        return;
+    }
+    let scratch = told_of_two("zsh");
+    // At a terminal of its own, since zsh completes nowhere else: tab, then the line is run as it stands.
+    let script = "zmodload zsh/zpty; zpty z 'zsh -f -i'
+        zpty -w z 'autoload -Uz compinit; compinit -u -D; source ../script'
+        for line in 'stop w' 'rm d' 'diff w' 'exec w' 'run w'; do zpty -w z \"sbx $line\"$'\\t'; done
+        zpty -w z exit; while zpty -r z said; do :; done; exit 0";
+    in_shell(&scratch, "zsh", script);
+    let asked = fs::read_to_string(scratch.join("asked")).expect("what was run");
+    assert_eq!(asked.lines().collect::<Vec<_>>(), ["stop web-1", "rm db", "diff web-1", "exec web-1", "run w"]);
 }

@@ -67,13 +67,13 @@ fn small((name, flags, options, named): &Small) -> clap::Command {
     if *named { command.arg(Arg::new("NAME").num_args(0..).value_hint(ValueHint::Other)) } else { command }
 }
 
-/// The other shells' scripts have no place where this could be added in as few words.
-const BASH_NAMES: &str = r#"
-# The names of sandboxes, where they belong.
+/// What a shell's script lacks: the names of sandboxes, where they belong. Elvish's has no place for it. `COMMANDS` are
+/// those that take names, in the shell's way of listing them.
+const BASH: &str = r#"
 _sbx_named() {
     _sbx "$@"
     case ${COMP_WORDS[1]} in
-        inspect | stats | logs | diff | wait | stop | kill | pause | resume | rm | exec)
+        COMMANDS)
             [[ $2 == -* || $3 == --state ]] && return
             [[ ${COMP_WORDS[1]} == exec && $COMP_CWORD != 2 ]] && return
             COMPREPLY=($(compgen -W "$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)" -- "$2"))
@@ -82,6 +82,44 @@ _sbx_named() {
 }
 complete -F _sbx_named -o nosort -o bashdefault -o default sbx
 "#;
+/// See [`BASH`].
+const FISH: &str = r#"
+function __fish_sbx_names
+    sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1
+end
+for command in COMMANDS
+    set -l first ''
+    test $command = exec; and set first '; and test (count (commandline -opc)) -eq 2'
+    complete -c sbx -n "__fish_sbx_using_subcommand $command$first" -f -a '(__fish_sbx_names)'
+end
+"#;
+/// See [`BASH`]. It is called where the generated script has nothing to offer for a NAME.
+const ZSH: &str = r#"
+_sbx_names() {
+    local expl
+    local -a names
+    names=(${(f)"$(sbx ps -a 2>/dev/null | tail -n +2 | cut -d ' ' -f 1)"})
+    _wanted sandboxes expl sandbox compadd -a names
+}
+
+"#;
+/// Before this, which runs what stands above it.
+const ZSH_END: &str = "if [ \"$funcstack[1]\" = \"_sbx\" ]";
+
+/// Adds the names of sandboxes to a generated script.
+fn with_names(shell: Shell, script: &str) -> String {
+    let named = SMALL.iter().filter(|(.., named)| *named).map(|(name, ..)| *name).chain(["exec"]);
+    let named: Vec<&str> = named.collect();
+    match shell {
+        Shell::Bash => format!("{script}{}", BASH.replace("COMMANDS", &named.join(" | "))),
+        Shell::Fish => format!("{script}{}", FISH.replace("COMMANDS", &named.join(" "))),
+        Shell::Zsh => script
+            .replace("'*::NAME:'", "'*::NAME:_sbx_names'")
+            .replace("':NAME -- The sandbox:_default'", "':NAME -- The sandbox:_sbx_names'")
+            .replace(ZSH_END, &format!("{}{ZSH_END}", ZSH.trim_start())),
+        _ => script.to_owned(),
+    }
+}
 
 /// Prints the completions of a shell.
 pub fn completions(words: &[OsString]) -> Result<u8> {
@@ -107,8 +145,5 @@ pub fn completions(words: &[OsString]) -> Result<u8> {
         .subcommand(clap::Command::new("man").arg(clap::Arg::new("DIR").value_hint(clap::ValueHint::DirPath)));
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut sbx, "sbx", &mut text);
-    if shell == Shell::Bash {
-        text.extend_from_slice(BASH_NAMES.as_bytes());
-    }
-    super::print(&String::from_utf8_lossy(&text))
+    super::print(&with_names(shell, &String::from_utf8_lossy(&text)))
 }
