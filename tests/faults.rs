@@ -747,8 +747,8 @@ fn thousands_of_starts_leave_nothing() {
     assert_eq!((&before.1, &before.2, &before.3), (&after.1, &after.2, &after.3));
     assert_eq!(before.4, after.4, "control groups are left");
     assert!(before.0 == after.0, "mounts are left");
-    // The kernel collects keys when it has the time.
-    let collected = within(Duration::from_secs(20), || support::keys() == keys);
+    // The kernel collects keys when it has the time, those of earlier tests too.
+    let collected = within(Duration::from_secs(20), || support::keys() <= keys);
     assert!(collected, "keys: {keys} became {}", support::keys());
 }
 
