@@ -490,7 +490,7 @@ pub fn mounts() -> String {
     fs::read_to_string("/proc/self/mountinfo").expect("mountinfo")
 }
 
-/// This user's keys and their bytes.
+/// How many keys this user has.
 pub fn keys() -> u32 {
     let uid = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).expect("/proc/self");
     let users = fs::read_to_string("/proc/key-users").unwrap_or_default();
