@@ -1,4 +1,4 @@
-//! Reads `policies/default.toml` and leaves its seccomp tables and its compiled program as Rust
+//! Reads `policies/syscalls.toml` and leaves its seccomp tables and its compiled program as Rust
 //! statics, for the architecture the crate is built for (which need not be the one this runs on).
 
 #[allow(dead_code)]
@@ -26,7 +26,7 @@ use std::error::Error;
 use std::fmt::Write;
 use syscalls::Arch;
 
-const POLICY: &str = "policies/default.toml";
+const POLICY: &str = "policies/syscalls.toml";
 
 #[derive(Deserialize)]
 struct File {

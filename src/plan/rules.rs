@@ -35,7 +35,7 @@ const BUFFER_SIZES: &[u64] = &[7, 8, 32, 33];
 /// Their level, SOL_SOCKET. Other levels have other options of the same numbers.
 const SOCKET_LEVEL: &[u64] = &[1];
 
-/// The tables of the default policy, as `policies/default.toml` has them.
+/// The tables of the default policy, as `policies/syscalls.toml` has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
     /// Calls that are always allowed.

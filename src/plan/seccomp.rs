@@ -1,6 +1,6 @@
 //! The seccomp filter of a sandbox: the default policy with a user's changes, as a program.
 //!
-//! `policies/default.toml` is read by the build script, which leaves its tables and the compiled
+//! `policies/syscalls.toml` is read by the build script, which leaves its tables and the compiled
 //! default program here, so that a run without changes costs no work at all.
 
 pub use super::rules::{Affinity, Init, Nesting, Policy, SeccompError, SetId, Unmapped};

@@ -130,7 +130,7 @@ pub struct Seccomp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
-    /// The policy of policies/default.toml with the lists above.
+    /// The policy of policies/syscalls.toml with the lists above.
     #[default]
     Default,
     /// None.
