@@ -12,6 +12,7 @@ pub(crate) mod near;
 mod resolve;
 pub(crate) use resolve::matches;
 pub mod text;
+pub mod vars;
 
 pub use layer::{Layer, Origin};
 pub use limits::{DEFAULT_PIDS, Limits, Rlimit};

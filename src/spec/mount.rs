@@ -224,7 +224,7 @@ impl Mount {
             "bind" => {
                 let accesses = [("ro", Access::Ro), ("rw", Access::Rw), ("overlay", Access::Overlay)];
                 Source::Bind {
-                    src: caller.host_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
+                    src: caller.policy_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
                     access: table.access.as_deref().map_or(Ok(Access::Ro), |a| word("access", a, &accesses))?,
                     exec,
                     devices: if table.dev.unwrap_or(false) { Devices::Dev } else { Devices::Nodev },
@@ -243,9 +243,7 @@ impl Mount {
             (dst, Source::Cgroup) if dst.as_deref().is_none_or(|dst| dst == CGROUP) => {
                 return Ok(Mount { dst: InnerPath::known(CGROUP), source });
             }
-            // `.` and `~` mean the same place inside as outside: what a build tool expects of its project.
-            (Some(dst), _) if dst.starts_with(['.', '~']) => caller.host_path(FIELD, dst)?.to_string(),
-            (Some(dst), _) => dst.clone(),
+            (Some(dst), _) => caller.inner_path(FIELD, dst)?.to_string(),
             (None, Source::Bind { src, .. }) => src.to_string(),
             (None, _) => return Err(missing("dst")),
         };
