@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod check;
 pub mod files;
 pub mod fuse;
+mod hidden;
 mod home;
 pub mod manager;
 mod mountinfo;
@@ -19,7 +20,7 @@ pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
 use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
-use crate::spec::text::{Caller, HostPath};
+use crate::spec::text::{Caller, HostPath, InnerPath};
 use crate::spec::{Overlay, RootSource, Spec, Writes};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
@@ -65,6 +66,9 @@ pub struct Host {
     /// For `@host`: the directories that it shows empty, the outer ones first, and their modes there.
     #[serde(skip)]
     pub emptied: Vec<(PathBuf, u32)>,
+    /// What the patterns among the hidden paths stand for.
+    #[serde(skip)]
+    pub hidden: Vec<InnerPath>,
     /// Hard limits of this process by the lower-case name of getrlimit(2), those that the plan asks for.
     #[serde(skip)]
     pub hard_limits: Vec<(String, u64)>,
@@ -166,7 +170,8 @@ impl Host {
         let by_name = spec.wants_ranges() || spec.user.is_some() || sys::cred::geteuid() == 0;
         let grouped = if by_name { rootfs::Groups::Wanted } else { rootfs::Groups::Unused };
         let root = root(spec, grouped)?;
-        Ok(Host::with_root(spec, caller, root))
+        let hidden = hidden::matched(spec)?;
+        Ok(Host { hidden, ..Host::with_root(spec, caller, root) })
     }
 
     /// The same for one more program in a sandbox that runs, whose root this is.
@@ -202,6 +207,7 @@ impl Host {
             stdio: stdio([0, 1, 2]),
             root,
             emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
+            hidden: Vec::new(),
             hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),

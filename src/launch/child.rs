@@ -256,6 +256,7 @@ pub(super) fn decimal(buffer: &mut [u8; 24], number: u64) -> &std::ffi::CStr {
 fn left_out(op: &Op) -> bool {
     let name = match op {
         Op::Mask { .. } => c"masks",
+        Op::Conceal { .. } => c"hide",
         Op::ReadOnly(_) => c"readonly-proc",
         Op::NoUserNamespaces => c"userns-limit",
         Op::SealRoot(_) => c"seal-root",

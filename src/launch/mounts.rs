@@ -104,6 +104,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             child.tree.attach(made, target, Kind::Directory)
         }
         Op::Device { src, target } => tree.device(src, target),
+        Op::Conceal { path, name } => tree.conceal(path, name),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { .. } | Op::EnterTerminal { .. } => terminal(child, op),
@@ -258,6 +259,20 @@ impl Tree {
             PLAIN => mount::open_tree(store, name, Depth::Single).called(Call::OpenTree),
             _ => clone_tree(store, name, Depth::Single, attr),
         }
+    }
+
+    /// Covers what a path leads to, if it leads to anything.
+    fn conceal(&self, path: &CStr, name: &CStr) -> Done {
+        let at = match fs::open_in_root(held(&self.root)?, path, Open::Path) {
+            Err(ENOENT | ENOTDIR | sys::ELOOP) => return Ok(()),
+            other => other.called(Call::Openat2)?,
+        };
+        let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
+        let cover = match kind {
+            Kind::Directory => self.store_dir(name, 0o700, PLAIN)?,
+            _ => self.cover(kind)?,
+        };
+        attach_at(&cover, at.as_fd(), kind)
     }
 
     pub(super) fn link(&self, target: &CStr, at: &Target) -> Done {

@@ -79,7 +79,7 @@ fn shown(step: &Step) -> Option<(&Path, Last, Shown)> {
         Step::Dev => (Path::new("/dev"), Last::Followed, Shown::Fresh),
         Step::Proc => (Path::new("/proc"), Last::Followed, Shown::Fresh),
         Step::Sys(_) => (Path::new("/sys"), Last::Followed, Shown::Fresh),
-        Step::Scratch(path, _) => (path.as_path(), Last::Followed, Shown::Fresh),
+        Step::Scratch(path, _) | Step::Conceal(path) => (path.as_path(), Last::Followed, Shown::Fresh),
         // On the entry itself, or an upper layer's file in place of it.
         Step::Supply(Etc { path, .. }) => (path.as_path(), Last::Itself, Shown::Fresh),
         Step::Mount(Mount { dst, source }) => {
@@ -118,6 +118,10 @@ impl Inside {
         }
         // Where the child can open nothing it makes nothing.
         let (there, missing) = self.resolve(place, last).unwrap_or_else(|| (place.to_owned(), PathBuf::new()));
+        // What is not there needs not be hidden.
+        if matches!(step, Step::Conceal(_)) && !missing.as_os_str().is_empty() {
+            return;
+        }
         self.make(&there, &missing);
         let at: PathBuf = there.join(missing).components().collect();
         self.mounts.retain(|(hidden, _)| !hidden.starts_with(&at));

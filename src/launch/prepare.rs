@@ -229,6 +229,7 @@ impl Context<'_> {
             | Step::Link(..)
             | Step::Scratch(..)
             | Step::Supply(_)
+            | Step::Conceal(_)
             | Step::SealRoot(_)
             | Step::Pivot => self.root(step),
             Step::Dev
@@ -274,6 +275,7 @@ impl Context<'_> {
                 Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
             }
             Step::Supply(etc) => self.supply(etc)?,
+            Step::Conceal(path) => Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")? },
             Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })

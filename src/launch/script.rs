@@ -224,6 +224,11 @@ pub(crate) enum Op {
         path: CString,
         asked: bool,
     },
+    /// A path that shows nothing, and the directory of the store for it.
+    Conceal {
+        path: CString,
+        name: CString,
+    },
     Sys(Target),
     /// An empty directory, or one with a place for the cgroup.
     EmptySys {

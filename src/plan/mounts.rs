@@ -302,7 +302,7 @@ fn check_mask(path: &InnerPath) -> Result<()> {
 fn bare_overlays(steps: &Steps) -> Vec<PathBuf> {
     let covered = |place: &Path| {
         steps.list.iter().any(|planned| match &planned.step {
-            Step::Scratch(path, _) | Step::Mount(Mount { dst: path, .. }) => path.as_path() == place,
+            Step::Scratch(path, _) | Step::Conceal(path) | Step::Mount(Mount { dst: path, .. }) => path.as_path() == place,
             _ => false,
         })
     };
@@ -369,7 +369,12 @@ fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
         mounts.extend(working_directory(spec, host));
         mounts.sort_by_key(|mount| mount.dst.depth());
     }
+    // Among hidden paths and mounts the longer one wins.
+    let mut hidden = hidden(spec, host).into_iter().peekable();
     for mount in mounts {
+        while let Some(path) = hidden.next_if(|path| path.depth() < mount.dst.depth()) {
+            steps.must(Stage::Root, Step::Conceal(path));
+        }
         let absent = match &mount.source {
             Source::Bind { src, presence, .. } => !look(host, src, *presence, &mount)?,
             Source::Device { src } => !look(host, src, Presence::Required, &mount)?,
@@ -379,7 +384,18 @@ fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
             steps.must(Stage::Root, Step::Mount(mount));
         }
     }
+    hidden.for_each(|path| steps.must(Stage::Root, Step::Conceal(path)));
     Ok(())
+}
+
+/// What is hidden, the outer paths first, without what `@host` shows empty already.
+fn hidden(spec: &Spec, host: &Host) -> Vec<InnerPath> {
+    let empty = |path: &InnerPath| host.emptied.iter().any(|(emptied, _)| emptied == path.as_path());
+    let named = spec.hide.iter().filter(|path| !path.has_pattern());
+    let mut paths: Vec<InnerPath> = named.chain(&host.hidden).filter(|path| !empty(path)).cloned().collect();
+    paths.sort_by_cached_key(InnerPath::depth);
+    paths.dedup();
+    paths
 }
 
 /// Whether a source is there; missing ones are refused before anything is started, unless optional.

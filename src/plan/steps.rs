@@ -86,6 +86,9 @@ pub enum Step {
     CgroupMount,
     /// A mount of the user's.
     Mount(Mount),
+    /// A path that shows nothing, if it is there: an empty writable directory in place of a directory, and nothing
+    /// to read in place of anything else.
+    Conceal(InnerPath),
     /// The sandbox's own terminal and /dev/console.
     Terminal,
     /// The root made read-only, and these overlays of `@host`.
@@ -326,6 +329,7 @@ impl fmt::Display for Step {
             Step::Mask(mask) => write!(f, "mask {}", mask.path),
             Step::Sys(kind) => write!(f, "mount {kind}"),
             Step::Mount(mount) => mount.fmt(f),
+            Step::Conceal(path) => write!(f, "hide {path}"),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
             Step::Pivot => write!(f, "pivot to the new root and detach the old one"),

@@ -55,6 +55,8 @@ pub struct Layer {
     pub mount: Vec<MountTable>,
     /// Mounts in the short forms of the command line.
     pub mounts: Mounts,
+    /// What of all that is not to be seen.
+    pub hide: Hide,
     /// The program.
     pub program: Program,
     /// Its environment.
@@ -151,6 +153,14 @@ pub struct Mounts {
     pub mask: Vec<String>,
     /// Paths not to mask after all, or `all`.
     pub unmask: Vec<String>,
+}
+
+/// `[hide]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Hide {
+    /// Paths inside, which `*` may stand in; `.` and `~` as in a mount.
+    pub paths: Vec<String>,
 }
 
 /// `[program]`

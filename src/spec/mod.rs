@@ -8,6 +8,7 @@ pub mod ids;
 pub mod layer;
 pub mod limits;
 pub mod mount;
+mod hide;
 pub(crate) mod near;
 mod resolve;
 pub(crate) use resolve::matches;
@@ -40,6 +41,8 @@ pub struct Spec {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) mask: Vec<InnerPath>,
     pub(crate) unmask: Unmask,
+    /// Paths that show nothing; `*` in a name stands for any text.
+    pub(crate) hide: Vec<InnerPath>,
     pub(crate) program: Program,
     pub(crate) env: Env,
     pub(crate) net: Net,

@@ -37,6 +37,7 @@ impl Spec {
             mounts: mounts(layers, caller)?,
             mask: inner_paths(layers, "--mask", |l| &l.mounts.mask)?,
             unmask: unmask(layers)?,
+            hide: hide::resolve(layers, caller, &mut notes)?,
             program: program(layers)?,
             env: env(layers, caller, &mut notes)?,
             net: net(layers)?,
@@ -159,7 +160,7 @@ fn upper(caller: &Caller, text: &str) -> Result<Upper> {
     }
 }
 
-fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
+pub(super) fn mounts(layers: &[Layer], caller: &Caller) -> Result<Vec<Mount>> {
     let mut found: Vec<Mount> = Vec::new();
     for layer in layers {
         let mut these: Vec<Mount> = Vec::new();

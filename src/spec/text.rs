@@ -79,6 +79,11 @@ impl InnerPath {
         self.0.starts_with(other)
     }
 
+    /// Whether `*` in it stands for names that have to be looked up.
+    pub fn has_pattern(&self) -> bool {
+        self.0.as_os_str().as_bytes().contains(&b'*')
+    }
+
     /// How many names it has: mounts are made in this order.
     pub fn depth(&self) -> usize {
         self.0.components().count()

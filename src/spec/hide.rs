@@ -1,0 +1,76 @@
+//! `[hide]`: what of the root and of the mounts is not to be seen.
+
+use super::layer::{Layer, Origin};
+use super::mount::destination;
+use super::resolve::{all, mounts};
+use super::text::{Caller, InnerPath};
+use crate::error::{Error, Result};
+
+/// The paths of all layers. A mount of the command line on the very path lifts it, and that is noted.
+pub(super) fn resolve(layers: &[Layer], caller: &Caller, notes: &mut Vec<String>) -> Result<Vec<InnerPath>> {
+    let mut paths = Vec::new();
+    for text in all(layers, |layer| &layer.hide.paths) {
+        let path = one(caller, text)?;
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Ok(paths);
+    }
+    let argv: Vec<Layer> = layers.iter().filter(|layer| layer.origin == Origin::Argv).cloned().collect();
+    for mount in mounts(&argv, caller)? {
+        if let Some(hidden) = paths.iter().position(|path| *path == mount.dst) {
+            notes.push(format!("--volume {} lifts a policy's [hide]", mount.dst));
+            paths.remove(hidden);
+        }
+    }
+    Ok(paths)
+}
+
+fn one(caller: &Caller, text: &str) -> Result<InnerPath> {
+    const FIELD: &str = "[hide] paths";
+    let path = caller.inner_path(FIELD, text)?;
+    if text.contains("**") {
+        return Err(Error::spec(FIELD, text, "** would have to look through whole trees at each start")
+            .or_try("* stands for any text within one name"));
+    }
+    destination(FIELD, &path.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(paths: &[&str], argv: &[&str]) -> (Result<Vec<String>>, Vec<String>) {
+        let caller = Caller { cwd: "/work".into(), home: "/home/me".into(), env: Vec::new() };
+        let mut policy = Layer { origin: Origin::Policy("p".into()), ..Layer::default() };
+        policy.hide.paths = paths.iter().map(|path| path.to_string()).collect();
+        let mut own = Layer::default();
+        own.mounts.volume = argv.iter().map(|text| text.to_string()).collect();
+        let mut notes = Vec::new();
+        let paths = resolve(&[policy, own], &caller, &mut notes);
+        (paths.map(|paths| paths.iter().map(InnerPath::to_string).collect()), notes)
+    }
+
+    #[test]
+    fn paths_begin_as_those_of_mounts() {
+        let (paths, notes) = resolved(&["~", "./.env*", "/srv/x", "~"], &[]);
+        assert_eq!(paths, Ok(vec!["/home/me".into(), "/work/.env*".into(), "/srv/x".into()]));
+        assert!(notes.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_hidden_is_refused() {
+        for bad in ["/", "/proc/1", "/dev", "x", "**", "./**/x"] {
+            assert!(resolved(&[bad], &[]).0.is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_lifts_one_by_a_mount_on_it() {
+        let (paths, notes) = resolved(&["~", "~/.ssh"], &["/k:/home/me/.ssh:ro", "/x:/home/me/x"]);
+        assert_eq!(paths, Ok(vec!["/home/me".into()]));
+        assert_eq!(notes, ["--volume /home/me/.ssh lifts a policy's [hide]"]);
+    }
+}
