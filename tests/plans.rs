@@ -42,6 +42,7 @@ fn host() -> Host {
             entries: Vec::new(),
         },
         emptied: Vec::new(),
+        hidden: Vec::new(),
         hard_limits: Vec::new(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         missing: Vec::new(),

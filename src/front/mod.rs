@@ -2,3 +2,4 @@
 
 pub mod env_file;
 pub mod policy;
+pub mod ready;

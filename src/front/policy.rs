@@ -1,5 +1,6 @@
 //! Policy files: TOML → Layer, with errors that point at line and column.
 
+use super::ready;
 use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_bytes};
 use crate::spec::layer::{Layer, Origin, Seccomp};
@@ -11,8 +12,6 @@ use std::os::fd::AsFd;
 const LIMIT: usize = 1 << 20;
 /// Deeper than this nobody can tell what wins.
 const DEEPEST: usize = 16;
-/// Policies that are built in. Their seccomp tables are compiled into the program by the build script.
-const READY: [&str; 1] = ["default"];
 
 /// Whether a `--policy` value means a file: it has a slash or ends in `.toml`.
 pub fn is_file(name: &str) -> bool {
@@ -50,15 +49,16 @@ fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Ve
     Ok(())
 }
 
-/// A built-in policy. `default` is what a run without any policy gets: an empty layer over sbx's own defaults.
+/// A policy of sbx's own.
 fn ready(name: &str) -> Result<Layer> {
-    if READY.contains(&name) {
-        return Ok(Layer { origin: Origin::Policy(name.into()), ..Layer::default() });
+    if let Some(ready) = ready::find(name) {
+        let layer = parse(&format!("policies/{name}.toml"), ready.text)?;
+        return Ok(Layer { origin: Origin::Policy(name.into()), ..layer });
     }
     let error = Error::spec("--policy", name, "no ready policy of this name");
-    Err(match nearest(name, READY) {
+    Err(match nearest(name, ready::names()) {
         Some(near) => error.or_try(near),
-        None => error.or_try("default, or a file: a name with a / or ending in .toml"),
+        None => error.or_try("`sbx policy ls` lists them; a file has a / in its name, or ends in .toml"),
     })
 }
 
@@ -168,6 +168,16 @@ mod tests {
         assert!(why().contains("more than 16 levels"), "{}", why());
         extend(1, 0);
         assert!(why().contains("a circle"), "{}", why());
+    }
+
+    #[test]
+    fn ready_policies_are_policies() {
+        for name in ready::names() {
+            let layers = load(name, &Caller::default()).expect("a policy");
+            assert!(layers.iter().all(|layer| layer.about.is_some()), "{name}");
+        }
+        let error = load("crago", &Caller::default()).expect_err("unknown");
+        assert_eq!(error.hint(), Some("cargo"));
     }
 
     proptest::proptest! {

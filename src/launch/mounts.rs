@@ -93,10 +93,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             let kind = fs::fstat(bound.as_fd()).called(Call::Stat)?.kind;
             tree.attach(bound, target, kind)
         }
-        Op::OverlayBind(overlay, target, attr) => {
-            let made = tree.overlay(overlay, *attr)?;
-            tree.attach(made, target, Kind::Directory)
-        }
+        Op::OverlayBind(overlay, target, attr) => tree.attach(tree.overlay(overlay, *attr)?, target, Kind::Directory),
         Op::Tmpfs { size, mode, target, attr } => {
             let options = [(c"size", size.as_c_str()), (c"mode", mode.as_c_str())];
             let made = new_fs(c"tmpfs", &options, *attr)?;

@@ -302,7 +302,9 @@ fn check_mask(path: &InnerPath) -> Result<()> {
 fn bare_overlays(steps: &Steps) -> Vec<PathBuf> {
     let covered = |place: &Path| {
         steps.list.iter().any(|planned| match &planned.step {
-            Step::Scratch(path, _) | Step::Conceal(path) | Step::Mount(Mount { dst: path, .. }) => path.as_path() == place,
+            Step::Scratch(path, _) | Step::Conceal(path) | Step::Mount(Mount { dst: path, .. }) => {
+                path.as_path() == place
+            }
             _ => false,
         })
     };

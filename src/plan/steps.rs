@@ -271,6 +271,17 @@ fn around(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     }
 }
 
+/// The steps that set one value.
+fn set(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
+    match step {
+        Step::HostName(name) => write!(f, "set the host name {name}"),
+        Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
+        Step::OomScoreAdj(score) => write!(f, "set oom_score_adj to {score}"),
+        Step::Nice(nice) => write!(f, "set the nice value to {nice}"),
+        _ => Ok(()),
+    }
+}
+
 fn landlock(f: &mut fmt::Formatter<'_>, plan: &LandlockPlan) -> fmt::Result {
     match plan.places.len() {
         0 => write!(f, "restrict by Landlock ABI {}: the sandbox's own rules", plan.abi),
@@ -304,10 +315,7 @@ impl fmt::Display for Step {
             Step::Session => write!(f, "start a session that dies with sbx"),
             Step::TimeOffset(by) => offsets(f, by),
             Step::Network => write!(f, "make a network namespace with its loopback up"),
-            Step::HostName(name) => write!(f, "set the host name {name}"),
-            Step::Sysctl(key, value) => write!(f, "set {key} to {value}"),
-            Step::OomScoreAdj(score) => write!(f, "set oom_score_adj to {score}"),
-            Step::Nice(nice) => write!(f, "set the nice value to {nice}"),
+            Step::HostName(_) | Step::Sysctl(..) | Step::OomScoreAdj(_) | Step::Nice(_) => set(f, self),
             Step::Store(Some(bytes)) => write!(f, "mount a tmpfs of {bytes} bytes for all that is writable"),
             Step::Store(None) => write!(f, "mount a tmpfs of a quarter of the memory for all that is writable"),
             Step::Overlay(layers) if layers.by == Overlay::Fuse => write!(f, "mount fuse-overlayfs on /: {layers}"),

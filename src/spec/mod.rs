@@ -4,11 +4,11 @@
 //! `Spec::resolve`, so whoever holds one holds a checked one.
 
 pub mod access;
+mod hide;
 pub mod ids;
 pub mod layer;
 pub mod limits;
 pub mod mount;
-mod hide;
 pub(crate) mod near;
 mod resolve;
 pub(crate) use resolve::matches;

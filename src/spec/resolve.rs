@@ -38,7 +38,7 @@ impl Spec {
             mask: inner_paths(layers, "--mask", |l| &l.mounts.mask)?,
             unmask: unmask(layers)?,
             hide: hide::resolve(layers, caller, &mut notes)?,
-            program: program(layers)?,
+            program: program(layers, caller)?,
             env: env(layers, caller, &mut notes)?,
             net: net(layers)?,
             share,
@@ -191,7 +191,7 @@ fn unmask(layers: &[Layer]) -> Result<Unmask> {
     inner_paths(layers, "--unmask", |l| &l.mounts.unmask).map(Unmask::Paths)
 }
 
-fn program(layers: &[Layer]) -> Result<Program> {
+fn program(layers: &[Layer], caller: &Caller) -> Result<Program> {
     let command = layers.iter().rev().find(|l| !l.command.is_empty()).map(|l| l.command.clone()).unwrap_or_default();
     if command.first().is_some_and(|first| first.is_empty()) {
         return Err(Error::spec("COMMAND", "", "an empty command"));
@@ -210,7 +210,7 @@ fn program(layers: &[Layer]) -> Result<Program> {
     Ok(Program {
         command,
         argv0: scalar(layers, |l| &l.program.argv0),
-        workdir: scalar(layers, |l| &l.program.workdir).map(|w| InnerPath::parse("--workdir", w)).transpose()?,
+        workdir: scalar(layers, |l| &l.program.workdir).map(|w| caller.inner_path("--workdir", &w)).transpose()?,
         tty,
         init: choose(flag(layers, |l| l.program.no_init), Init::Program, Init::Own),
         pass_fds,
