@@ -43,6 +43,7 @@ fn host() -> Host {
         },
         emptied: Vec::new(),
         hidden: Vec::new(),
+        repository: None,
         hard_limits: Vec::new(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         missing: Vec::new(),

@@ -13,15 +13,17 @@ mod home;
 pub mod manager;
 mod mountinfo;
 pub(crate) mod ranges;
+mod repository;
 mod rootfs;
 
+pub use repository::Repository;
 pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
 
 use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
 use crate::spec::text::{Caller, HostPath, InnerPath};
-use crate::spec::{Overlay, RootSource, Spec, Writes};
+use crate::spec::{Git, Overlay, RootSource, Spec, Writes};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
@@ -69,6 +71,9 @@ pub struct Host {
     /// What the patterns among the hidden paths stand for.
     #[serde(skip)]
     pub hidden: Vec<InnerPath>,
+    /// The git repository of the caller's directory, where it is to be guarded.
+    #[serde(skip)]
+    pub repository: Option<Repository>,
     /// Hard limits of this process by the lower-case name of getrlimit(2), those that the plan asks for.
     #[serde(skip)]
     pub hard_limits: Vec<(String, u64)>,
@@ -208,6 +213,7 @@ impl Host {
             root,
             emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
             hidden: Vec::new(),
+            repository: (spec.git == Git::Guarded).then(|| repository::of(&caller.cwd)).flatten(),
             hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),

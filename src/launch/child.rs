@@ -257,6 +257,7 @@ fn left_out(op: &Op) -> bool {
     let name = match op {
         Op::Mask { .. } => c"masks",
         Op::Conceal { .. } => c"hide",
+        Op::Protect { .. } => c"protect",
         Op::ReadOnly(_) => c"readonly-proc",
         Op::NoUserNamespaces => c"userns-limit",
         Op::SealRoot(_) => c"seal-root",

@@ -102,6 +102,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         }
         Op::Device { src, target } => tree.device(src, target),
         Op::Conceal { path, name } => tree.conceal(path, name),
+        Op::Protect { target, name } => tree.protect(target, name.as_deref()),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { .. } | Op::EnterTerminal { .. } => terminal(child, op),
@@ -269,6 +270,32 @@ impl Tree {
             Kind::Directory => self.store_dir(name, 0o700, PLAIN)?,
             _ => self.cover(kind)?,
         };
+        attach_at(&cover, at.as_fd(), kind)
+    }
+
+    /// Lays a read-only copy of a place, with what is mounted below it, over itself.
+    fn protect(&self, target: &Target, name: Option<&CStr>) -> Done {
+        let root = held(&self.root)?;
+        let read_only = PLAIN | Attr::RDONLY;
+        let (at, cover) = match (fs::open_in_root(root, &target.path, Open::Path), name) {
+            (Err(ENOENT | ENOTDIR | sys::ELOOP), None) => return Ok(()),
+            (Err(ENOENT), Some(name)) => match self.parent_of(target) {
+                Ok((parent, own)) => {
+                    fs::mkdirat(parent.as_fd(), own, 0o755).called(Call::Mkdir)?;
+                    let at = fs::open_beneath(parent.as_fd(), own, Open::Path).called(Call::Openat2)?;
+                    (at, self.store_dir(name, 0o555, read_only)?)
+                }
+                // Nothing around it, so there is nothing to be got at through it.
+                Err(Failure(_, ENOENT | ENOTDIR)) => return Ok(()),
+                Err(failure) => return Err(failure),
+            },
+            (found, _) => {
+                let at = found.called(Call::Openat2)?;
+                let cover = clone_tree(at.as_fd(), c"", Depth::Recursive, read_only)?;
+                (at, cover)
+            }
+        };
+        let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
         attach_at(&cover, at.as_fd(), kind)
     }
 

@@ -5,6 +5,7 @@
 
 use crate::host::files::{c_path, without_links};
 use crate::plan::{Etc, Layers, Plan, Step, UpperAt};
+use crate::spec::hide::{Missing, Protected};
 use crate::spec::mount::{Access, Mount, Source};
 use crate::state::{Made, Own, Tree};
 use crate::sys::fs::{self, HERE, Kind, Open};
@@ -79,7 +80,9 @@ fn shown(step: &Step) -> Option<(&Path, Last, Shown)> {
         Step::Dev => (Path::new("/dev"), Last::Followed, Shown::Fresh),
         Step::Proc => (Path::new("/proc"), Last::Followed, Shown::Fresh),
         Step::Sys(_) => (Path::new("/sys"), Last::Followed, Shown::Fresh),
-        Step::Scratch(path, _) | Step::Conceal(path) => (path.as_path(), Last::Followed, Shown::Fresh),
+        Step::Scratch(path, _) | Step::Conceal(path) | Step::Protect(Protected { path, .. }) => {
+            (path.as_path(), Last::Followed, Shown::Fresh)
+        }
         // On the entry itself, or an upper layer's file in place of it.
         Step::Supply(Etc { path, .. }) => (path.as_path(), Last::Itself, Shown::Fresh),
         Step::Mount(Mount { dst, source }) => {
@@ -119,7 +122,14 @@ impl Inside {
         // Where the child can open nothing it makes nothing.
         let (there, missing) = self.resolve(place, last).unwrap_or_else(|| (place.to_owned(), PathBuf::new()));
         // What is not there needs not be hidden.
-        if matches!(step, Step::Conceal(_)) && !missing.as_os_str().is_empty() {
+        let made = match step {
+            Step::Conceal(_) => 0,
+            Step::Protect(Protected { missing: Missing::Free, .. }) => 0,
+            // Itself, but nothing around it.
+            Step::Protect(_) => 1,
+            _ => usize::MAX,
+        };
+        if missing.components().count() > made {
             return;
         }
         self.make(&there, &missing);

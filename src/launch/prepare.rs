@@ -10,6 +10,7 @@ use crate::host::files::c_path;
 use crate::plan::limits::{Affinity, Way};
 use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Need, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
+use crate::spec::hide::Missing;
 use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
@@ -220,6 +221,7 @@ impl Context<'_> {
             | Step::Workdir(_)
             | Step::Gate => self.confine(step),
             Step::Mount(mount) => self.mount(mount),
+            Step::Conceal(_) | Step::Protect(_) => self.root(step),
             Step::Store(_)
             | Step::Overlay(_)
             | Step::BindRoot(_)
@@ -229,7 +231,6 @@ impl Context<'_> {
             | Step::Link(..)
             | Step::Scratch(..)
             | Step::Supply(_)
-            | Step::Conceal(_)
             | Step::SealRoot(_)
             | Step::Pivot => self.root(step),
             Step::Dev
@@ -276,6 +277,10 @@ impl Context<'_> {
             }
             Step::Supply(etc) => self.supply(etc)?,
             Step::Conceal(path) => Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")? },
+            Step::Protect(place) => {
+                let name = (place.missing == Missing::Directory).then(|| self.fresh("guard")).transpose()?;
+                Op::Protect { target: target(place.path.as_path())?, name }
+            }
             Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })

@@ -229,6 +229,11 @@ pub(crate) enum Op {
         path: CString,
         name: CString,
     },
+    /// A path made read-only, and the directory of the store that stands in where it is missing.
+    Protect {
+        target: Target,
+        name: Option<CString>,
+    },
     Sys(Target),
     /// An empty directory, or one with a place for the cgroup.
     EmptySys {

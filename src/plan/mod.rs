@@ -7,6 +7,7 @@
 mod access;
 pub mod bpf;
 mod environment;
+mod guard;
 mod identity;
 mod kept;
 pub mod limits;

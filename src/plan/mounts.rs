@@ -2,7 +2,7 @@
 
 use super::environment::host_name;
 use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
-use super::{Stage, Steps, Terminal, own_network};
+use super::{Stage, Steps, Terminal, guard, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
 use crate::host::{Host, Power, RootFacts, TMPFS_XATTRS};
@@ -364,40 +364,24 @@ fn proc(steps: &mut Steps, spec: &Spec, host: &Host) {
     }
 }
 
-/// The user's own mounts, and the caller's directory for `@host`.
+/// The user's own mounts, the caller's directory for `@host`, and what is laid over them.
 fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
-    let mut mounts = spec.mounts.clone();
-    if spec.root.source == RootSource::Host {
-        mounts.extend(working_directory(spec, host));
-        mounts.sort_by_key(|mount| mount.dst.depth());
-    }
-    // Among hidden paths and mounts the longer one wins.
-    let mut hidden = hidden(spec, host).into_iter().peekable();
-    for mount in mounts {
-        while let Some(path) = hidden.next_if(|path| path.depth() < mount.dst.depth()) {
-            steps.must(Stage::Root, Step::Conceal(path));
-        }
+    let mut laid = Vec::new();
+    let own = if spec.root.source == RootSource::Host { working_directory(spec, host) } else { None };
+    for mount in spec.mounts.iter().cloned().chain(own).chain(guard::repository(spec, host)) {
         let absent = match &mount.source {
             Source::Bind { src, presence, .. } => !look(host, src, *presence, &mount)?,
             Source::Device { src } => !look(host, src, Presence::Required, &mount)?,
             _ => false,
         };
         if !absent {
-            steps.must(Stage::Root, Step::Mount(mount));
+            laid.push(Step::Mount(mount));
         }
     }
-    hidden.for_each(|path| steps.must(Stage::Root, Step::Conceal(path)));
+    laid.extend(guard::covers(spec, host));
+    laid.sort_by_key(guard::rank);
+    laid.into_iter().for_each(|step| steps.must(Stage::Root, step));
     Ok(())
-}
-
-/// What is hidden, the outer paths first, without what `@host` shows empty already.
-fn hidden(spec: &Spec, host: &Host) -> Vec<InnerPath> {
-    let empty = |path: &InnerPath| host.emptied.iter().any(|(emptied, _)| emptied == path.as_path());
-    let named = spec.hide.iter().filter(|path| !path.has_pattern());
-    let mut paths: Vec<InnerPath> = named.chain(&host.hidden).filter(|path| !empty(path)).cloned().collect();
-    paths.sort_by_cached_key(InnerPath::depth);
-    paths.dedup();
-    paths
 }
 
 /// Whether a source is there; missing ones are refused before anything is started, unless optional.

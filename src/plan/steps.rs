@@ -4,6 +4,7 @@ use super::LandlockPlan;
 use super::identity::{GroupSet, Identities, MapsBy};
 use super::limits::{Affinity, Property, Setting, Value};
 use crate::spec::access::Capabilities;
+use crate::spec::hide::Protected;
 use crate::spec::mount::Mount;
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, Rlimit, TimeOffsets};
@@ -89,6 +90,8 @@ pub enum Step {
     /// A path that shows nothing, if it is there: an empty writable directory in place of a directory, and nothing
     /// to read in place of anything else.
     Conceal(InnerPath),
+    /// A path made read-only with all that is mounted below it.
+    Protect(Protected),
     /// The sandbox's own terminal and /dev/console.
     Terminal,
     /// The root made read-only, and these overlays of `@host`.
@@ -338,6 +341,7 @@ impl fmt::Display for Step {
             Step::Sys(kind) => write!(f, "mount {kind}"),
             Step::Mount(mount) => mount.fmt(f),
             Step::Conceal(path) => write!(f, "hide {path}"),
+            Step::Protect(place) => write!(f, "protect {}", place.path),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
             Step::Pivot => write!(f, "pivot to the new root and detach the old one"),

@@ -1,4 +1,5 @@
-//! `[hide]`: what of the root and of the mounts is not to be seen.
+//! `[hide]` and `[protect]`: what of the root and of the mounts is not to be seen, and what of the writable not to be
+//! changed.
 
 use super::layer::{Layer, Origin};
 use super::mount::destination;
@@ -6,8 +7,26 @@ use super::resolve::{all, mounts};
 use super::text::{Caller, InnerPath};
 use crate::error::{Error, Result};
 
-/// The paths of all layers. A mount of the command line on the very path lifts it, and that is noted.
-pub(super) fn resolve(layers: &[Layer], caller: &Caller, notes: &mut Vec<String>) -> Result<Vec<InnerPath>> {
+/// A place inside that cannot be changed, whoever could.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// Where.
+    pub path: InnerPath,
+    /// What happens where there is nothing.
+    pub missing: Missing,
+}
+
+/// See [`Protected`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It may be made.
+    Free,
+    /// An empty directory stands there while the sandbox runs, if the directory around it is there.
+    Directory,
+}
+
+/// The hidden paths of all layers. A mount of the command line on the very path lifts it, and that is noted.
+pub(super) fn hidden(layers: &[Layer], caller: &Caller, notes: &mut Vec<String>) -> Result<Vec<InnerPath>> {
     let mut paths = Vec::new();
     for text in all(layers, |layer| &layer.hide.paths) {
         let path = one(caller, text)?;
@@ -38,18 +57,32 @@ fn one(caller: &Caller, text: &str) -> Result<InnerPath> {
     destination(FIELD, &path.to_string())
 }
 
+/// The protected paths of all layers. A slash at the end means a directory that nobody may make either.
+pub(super) fn protected(layers: &[Layer], caller: &Caller) -> Result<Vec<Protected>> {
+    const FIELD: &str = "[protect] paths";
+    let paths = all(layers, |layer| &layer.protect.paths).map(|text| {
+        let path = destination(FIELD, &caller.inner_path(FIELD, text)?.to_string())?;
+        let missing = if text.ends_with('/') { Missing::Directory } else { Missing::Free };
+        Ok(Protected { path, missing })
+    });
+    paths.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn caller() -> Caller {
+        Caller { cwd: "/work".into(), home: "/home/me".into(), env: Vec::new() }
+    }
+
     fn resolved(paths: &[&str], argv: &[&str]) -> (Result<Vec<String>>, Vec<String>) {
-        let caller = Caller { cwd: "/work".into(), home: "/home/me".into(), env: Vec::new() };
         let mut policy = Layer { origin: Origin::Policy("p".into()), ..Layer::default() };
         policy.hide.paths = paths.iter().map(|path| path.to_string()).collect();
         let mut own = Layer::default();
         own.mounts.volume = argv.iter().map(|text| text.to_string()).collect();
         let mut notes = Vec::new();
-        let paths = resolve(&[policy, own], &caller, &mut notes);
+        let paths = hidden(&[policy, own], &caller(), &mut notes);
         (paths.map(|paths| paths.iter().map(InnerPath::to_string).collect()), notes)
     }
 
@@ -72,5 +105,14 @@ mod tests {
         let (paths, notes) = resolved(&["~", "~/.ssh"], &["/k:/home/me/.ssh:ro", "/x:/home/me/x"]);
         assert_eq!(paths, Ok(vec!["/home/me".into()]));
         assert_eq!(notes, ["--volume /home/me/.ssh lifts a policy's [hide]"]);
+    }
+
+    #[test]
+    fn a_slash_keeps_a_missing_directory_from_being_made() {
+        let mut layer = Layer::default();
+        layer.protect.paths = ["./.git/hooks/", "./.git/config"].map(String::from).to_vec();
+        let found = protected(&[layer], &caller()).expect("paths");
+        assert_eq!(found[0].path.to_string(), "/work/.git/hooks");
+        assert_eq!(found.iter().map(|found| found.missing).collect::<Vec<_>>(), [Missing::Directory, Missing::Free]);
     }
 }

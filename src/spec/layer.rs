@@ -57,6 +57,8 @@ pub struct Layer {
     pub mounts: Mounts,
     /// What of all that is not to be seen.
     pub hide: Hide,
+    /// What of the writable is not to be changed.
+    pub protect: Protect,
     /// The program.
     pub program: Program,
     /// Its environment.
@@ -161,6 +163,16 @@ pub struct Mounts {
 pub struct Hide {
     /// Paths inside, which `*` may stand in; `.` and `~` as in a mount.
     pub paths: Vec<String>,
+}
+
+/// `[protect]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Protect {
+    /// Paths inside; a slash at the end keeps a missing directory from being made.
+    pub paths: Vec<String>,
+    /// The git repository of the caller's directory: usable, but for its hooks and its configuration.
+    pub git: Option<bool>,
 }
 
 /// `[program]`

@@ -4,7 +4,7 @@
 //! `Spec::resolve`, so whoever holds one holds a checked one.
 
 pub mod access;
-mod hide;
+pub mod hide;
 pub mod ids;
 pub mod layer;
 pub mod limits;
@@ -20,6 +20,7 @@ pub use limits::{DEFAULT_PIDS, Limits, Rlimit};
 pub use text::{Caller, HostPath, InnerPath};
 
 use access::{Capabilities, Degrade, Landlock, Nesting, Seccomp, SetId};
+use hide::Protected;
 use ids::{Map, User, Who};
 use mount::Mount;
 use std::collections::BTreeMap;
@@ -43,6 +44,10 @@ pub struct Spec {
     pub(crate) unmask: Unmask,
     /// Paths that show nothing; `*` in a name stands for any text.
     pub(crate) hide: Vec<InnerPath>,
+    /// Paths that cannot be changed.
+    pub(crate) protect: Vec<Protected>,
+    /// Whether the caller's repository is one of them in part.
+    pub(crate) git: Git,
     pub(crate) program: Program,
     pub(crate) env: Env,
     pub(crate) net: Net,
@@ -60,6 +65,15 @@ pub struct Spec {
     pub(crate) detach: Option<Detach>,
     /// What argv lifted of a policy's denials: printed at start.
     pub(crate) notes: Vec<String>,
+}
+
+/// `[protect] git`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Git {
+    /// The repository is files as all others.
+    Plain,
+    /// Its hooks and its configuration cannot be changed, and a linked worktree's is shown.
+    Guarded,
 }
 
 /// `--cgroup-report`
