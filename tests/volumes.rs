@@ -33,6 +33,21 @@ fn read_only_volumes_are_read_only() {
 }
 
 #[test]
+fn files_move_between_directories() {
+    let scratch = Scratch::new();
+    let option = volume(&scratch.dir("shared"), "/v");
+    let script = "for dir in /v /tmp /root /run /dev/shm; do cd $dir && mkdir -p a/b && echo x >a/f && mv a/f a/b/g && \
+                  ln a/b/g a/h && mv a/b/g g && rm -r a g || echo $dir; done";
+    // mv copies where it cannot move; ln does not.
+    for way in [&[][..], &["--landlock", "off"], &["--no-init"], &["--net", "host"]] {
+        sandbox(way).option("-v").option(&option).sh(script).run().exits(0).prints("");
+    }
+    let written =
+        sandbox(&["--rw"]).root(scratch.rootfs()).sh("mkdir -p /srv/a && echo x >/srv/f && ln /srv/f /srv/a/f");
+    written.run().exits(0);
+}
+
+#[test]
 fn read_only_reaches_mounts_below() {
     if !has("userns") {
         return;

@@ -112,7 +112,10 @@ fn scope(scopes: u64) -> Result<(), Failure> {
     if scopes == 0 {
         return Ok(());
     }
-    let ruleset = sys::landlock::create(0, scopes).called(Call::Ruleset)?;
+    let ruleset = sys::landlock::create(sys::landlock::REFER, scopes).called(Call::Ruleset)?;
+    // The one right that every ruleset denies, whether it handles it or not (landlock(7)): without this no file could be
+    // moved or linked from one directory to another.
+    allow(ruleset.as_fd(), c"/", sys::landlock::REFER, 0)?;
     sys::landlock::restrict_self(ruleset.as_fd()).called(Call::Landlock)?;
     // Closed with all else before the program starts.
     std::mem::forget(ruleset);

@@ -14,6 +14,9 @@ struct Handled {
     scoped: u64,
 }
 
+/// `LANDLOCK_ACCESS_FS_REFER`: to move or link files between directories. ABI 2.
+pub const REFER: u64 = 1 << 13;
+
 /// `landlock_create_ruleset(2)`: a ruleset that denies these rights on files where no rule of it allows them, and what
 /// of these scopes leads out of the domain. The descriptor is close-on-exec. Linux 5.13, scopes 6.12.
 pub fn create(files: u64, scoped: u64) -> Result<OwnedFd> {

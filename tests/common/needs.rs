@@ -97,6 +97,10 @@ pub fn missing(feature: &str) -> Option<String> {
             let lane = std::fs::read_to_string("/proc/cmdline").is_ok_and(|text| text.contains("sbx.lane="));
             (!lane || missing("booted").is_some()).then(|| "only with a systemd in a VM of tests/vm".into())
         }
+        "rust" => {
+            let given = std::env::var_os("SBX_RUST").is_some_and(|dir| Path::new(&dir).join("bin/rustup").exists());
+            if given { None } else { missing("cargo") }
+        }
         "sabotage" => {
             let switch = b"SBX_SABOTAGE";
             let program = std::fs::read(sbx()).expect("the program");
