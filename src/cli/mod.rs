@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod list;
 mod logs;
+mod policy;
 mod report;
 mod run;
 mod stats;
@@ -50,6 +51,7 @@ Commands:
   logs [-f] NAME                         what a sandbox in the background has written
   attach NAME                            see what it writes from now on, and type into it
   diff NAME [--json]                     what it has added, changed and deleted in its root
+  policy ls|show|check|trust …           the ready policies; one as resolved; what is wrong; accept a project's own
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
@@ -59,7 +61,7 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
     "run",
     "exec",
     "ps",
@@ -75,6 +77,7 @@ const COMMANDS: [&str; 21] = [
     "resume",
     "rm",
     "prune",
+    "policy",
     "check",
     "doctor",
     "completions",
@@ -138,6 +141,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("run") => run::run(&rest),
         Some("exec") => exec::exec(&rest),
         Some("diff") => diff::diff(&rest),
+        Some("policy") => policy::run(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),
         Some("stats") => stats::stats(&rest),

@@ -4,6 +4,7 @@ use super::args::{Parsed, Verb, parse};
 use super::detach::{self, LeavingReporter, Side};
 use super::report::{Reporter, Voice};
 use sbx::error::{Error, Result};
+use sbx::front::project::{self, Project};
 use sbx::front::{env_file, policy};
 use sbx::host::{self, Host};
 use sbx::launch::{Request, Told, launch};
@@ -91,6 +92,13 @@ fn image_meant(error: Error, layers: &[Layer]) -> Error {
 /// The policies in their order, then the command line.
 fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
+    // The project's own comes first: whoever types --policy knows better.
+    match project::look(caller)? {
+        Project::Absent => {}
+        Project::New if parsed.flag("quiet") => {}
+        Project::New => super::say(&format!("{} is not used until you accept it: sbx policy trust", project::NAME)),
+        Project::Accepted(sources) => layers.extend(sources.into_iter().map(|source| source.layer)),
+    }
     for name in parsed.values("policy") {
         layers.extend(policy::load(name, caller)?);
     }

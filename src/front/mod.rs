@@ -1,5 +1,8 @@
 //! Front ends: something a user wrote → Layers.
 
+pub mod audit;
 pub mod env_file;
 pub mod policy;
+pub mod project;
 pub mod ready;
+pub mod shown;

@@ -5,8 +5,10 @@ use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_bytes};
 use crate::spec::layer::{Layer, Origin, Seccomp};
 use crate::spec::text::{Caller, nearest};
-use crate::sys::fs::{HERE, Open, openat};
+use crate::sys::fs::{HERE, Kind, Open, fstat, openat};
+use crate::sys::{EINVAL, ENOENT};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// A policy is a page or two; more than this is some other file (B53).
 const LIMIT: usize = 1 << 20;
@@ -18,17 +20,36 @@ pub fn is_file(name: &str) -> bool {
     name.contains('/') || name.ends_with(".toml")
 }
 
+/// A policy as it was written.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file, or the name of a ready one.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// What it says.
+    pub layer: Layer,
+}
+
 /// Loads a policy and what it extends, the weakest first.
 ///
 /// # Errors
-/// `Policy` with the place in the file; `Spec` for a name that is none.
+/// As [`sources`].
 pub fn load(name: &str, caller: &Caller) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    collect(name, caller, &mut Vec::new(), &mut layers)?;
-    Ok(layers)
+    Ok(sources(name, caller)?.into_iter().map(|source| source.layer).collect())
 }
 
-fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Vec<Layer>) -> Result<()> {
+/// The same with the texts.
+///
+/// # Errors
+/// `Policy` with the place in the file; `Spec` for a name that is none.
+pub fn sources(name: &str, caller: &Caller) -> Result<Vec<Source>> {
+    let mut found = Vec::new();
+    collect(name, caller, &mut Vec::new(), &mut found)?;
+    Ok(found)
+}
+
+fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, found: &mut Vec<Source>) -> Result<()> {
     let chain = || above.join(" extends ");
     if above.iter().any(|seen| seen == name) {
         return Err(Error::spec("extends", name, format!("a circle: {} extends {name}", chain())));
@@ -36,24 +57,26 @@ fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, layers: &mut Ve
     if above.len() >= DEEPEST {
         return Err(Error::spec("extends", name, format!("more than {DEEPEST} levels: {}", chain())));
     }
-    let mut layer = match is_file(name) {
+    let source = match is_file(name) {
         true => read(name, caller)?,
         false => ready(name)?,
     };
     above.push(name.to_owned());
-    for base in std::mem::take(&mut layer.extends) {
-        collect(&base, caller, above, layers)?;
+    for base in &source.layer.extends {
+        // What two policies of the command line extend counts once, where it came first.
+        if found.iter().all(|known| known.name != *base) {
+            collect(base, caller, above, found)?;
+        }
     }
     above.pop();
-    layers.push(layer);
+    found.push(source);
     Ok(())
 }
 
 /// A policy of sbx's own.
-fn ready(name: &str) -> Result<Layer> {
+fn ready(name: &str) -> Result<Source> {
     if let Some(ready) = ready::find(name) {
-        let layer = parse(&format!("policies/{name}.toml"), ready.text)?;
-        return Ok(Layer { origin: Origin::Policy(name.into()), ..layer });
+        return source(name, &format!("policies/{name}.toml"), ready.text.into());
     }
     let error = Error::spec("--policy", name, "no ready policy of this name");
     Err(match nearest(name, ready::names()) {
@@ -62,19 +85,41 @@ fn ready(name: &str) -> Result<Layer> {
     })
 }
 
-fn read(file: &str, caller: &Caller) -> Result<Layer> {
+fn source(name: &str, file: &str, text: String) -> Result<Source> {
+    let layer = parse(file, &text)?;
+    Ok(Source { name: name.into(), text, layer: Layer { origin: Origin::Policy(name.into()), ..layer } })
+}
+
+fn read(file: &str, caller: &Caller) -> Result<Source> {
     let path = caller.host_path("--policy", file)?;
-    let whole = |why: String| Error::Policy { file: file.into(), at: None, text: String::new(), why };
-    let open = openat(HERE, &c_path(path.as_path()), Open::Read).map_err(|errno| whole(errno.to_string()))?;
+    let text = text_of(file, path.as_path())?.ok_or_else(|| whole(file, ENOENT.to_string()))?;
+    source(file, file, text)
+}
+
+fn whole(file: &str, why: String) -> Error {
+    Error::Policy { file: file.into(), at: None, text: String::new(), why }
+}
+
+/// The text of a policy file; `None` where there is none.
+///
+/// # Errors
+/// `Policy` for what is no regular file of sane size and UTF-8, and for one that everybody may write: who can change it
+/// decides what the sandbox may do.
+pub(super) fn text_of(file: &str, path: &Path) -> Result<Option<String>> {
+    let open = match openat(HERE, &c_path(path), Open::Read) {
+        Err(ENOENT) => return Ok(None),
+        other => other.map_err(|errno| whole(file, errno.to_string()))?,
+    };
+    let stat = fstat(open.as_fd()).map_err(|errno| whole(file, errno.to_string()))?;
+    if stat.kind == Kind::File && stat.mode & 0o002 != 0 {
+        return Err(whole(file, "everybody may write to it (chmod o-w)".into()));
+    }
     let bytes = read_bytes(open.as_fd(), LIMIT).map_err(|errno| match errno {
-        crate::sys::EINVAL => whole("not a regular file".into()),
-        other => whole(other.to_string()),
+        EINVAL => whole(file, "not a regular file".into()),
+        other => whole(file, other.to_string()),
     })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| whole(format!("not UTF-8, from byte {} on", e.utf8_error().valid_up_to())))?;
-    let mut layer = parse(file, &text)?;
-    layer.origin = Origin::Policy(file.into());
-    Ok(layer)
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|e| whole(file, format!("not UTF-8, from byte {} on", e.utf8_error().valid_up_to())))
 }
 
 /// Parses a policy's text.
@@ -119,7 +164,7 @@ fn reason(message: &str) -> String {
 /// # Errors
 /// As [`load`]; `Policy` where the file has other tables, which would be silently dropped.
 pub fn seccomp(file: &str, caller: &Caller) -> Result<Seccomp> {
-    let layer = read(file, caller)?;
+    let layer = read(file, caller)?.layer;
     let rest = Layer { seccomp: Seccomp::default(), about: None, ..layer.clone() };
     let empty = Layer { origin: layer.origin.clone(), ..Layer::default() };
     if rest != empty {

@@ -7,6 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+/// Whether others than its owner may write to a file through its group.
+pub fn writable_by_group(path: &Path) -> bool {
+    crate::sys::fs::stat(&c_path(path)).is_ok_and(|stat| stat.mode & 0o020 != 0)
+}
+
 /// A path as the kernel takes it. A NUL byte, which no parser of sbx lets through, ends it.
 pub fn c_path(path: &Path) -> CString {
     let bytes = path.as_os_str().as_bytes();

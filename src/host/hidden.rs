@@ -70,12 +70,12 @@ fn list(spec: &Spec, place: &Path) -> sys::Result<Vec<OsString>> {
 
 /// The directories of the host that show at a place, and the place below each.
 fn sources(spec: &Spec, place: &Path) -> Vec<(PathBuf, PathBuf)> {
-    let binds = spec.mounts.iter().filter_map(|mount| match &mount.source {
+    // The mounts are sorted by depth: the last is the innermost.
+    let bind = spec.mounts.iter().rev().find_map(|mount| match &mount.source {
         Source::Bind { src, .. } => Some((src.as_path(), place.strip_prefix(mount.dst.as_path()).ok()?)),
         _ => None,
     });
-    // The mounts are sorted by depth: the last is the innermost.
-    if let Some((src, below)) = binds.last() {
+    if let Some((src, below)) = bind {
         return vec![(src.to_owned(), below.to_owned())];
     }
     let below = place.strip_prefix("/").unwrap_or(place);

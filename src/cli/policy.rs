@@ -1,0 +1,152 @@
+//! `sbx policy`: the ready policies, what one says in the end, what is wrong with one, and accepting a project's own.
+
+use super::command::{command, flag, parse, value};
+use super::table::{Last, table, width};
+use sbx::error::{Error, Result, visible};
+use sbx::front::policy::{self, Source};
+use sbx::front::{audit, project, ready, shown};
+use sbx::host::{self, Host};
+use sbx::spec::layer::Layer;
+use sbx::spec::{Caller, Spec};
+use serde_json::json;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+const USAGE: &str = "sbx policy ls | show NAME|FILE | check NAME|FILE | trust [FILE]";
+
+/// Runs the subcommand.
+pub fn run(words: &[OsString]) -> Result<u8> {
+    // Global options come first here.
+    let at = words.iter().position(|word| ["ls", "show", "check", "trust"].iter().any(|known| word == known));
+    let Some(at) = at else {
+        return match words.iter().any(|word| word == "--help" || word == "-h") {
+            true => super::print(&format!("Ready policies and your own\n\nUsage: {USAGE}\n")),
+            false => super::usage_of("sbx policy needs to be told what to do", USAGE),
+        };
+    };
+    let mut rest = words.to_vec();
+    match rest.remove(at).to_str() {
+        Some("ls") => ls(&rest),
+        Some("show") => show(&rest),
+        Some("check") => check(&rest),
+        _ => trust(&rest),
+    }
+}
+
+fn ls(words: &[OsString]) -> Result<u8> {
+    let asked = command("ls", "List the ready policies", "sbx policy ls [--json]");
+    let Some(matches) = parse(asked.arg(flag("json", "One JSON document")), words)? else { return Ok(0) };
+    let all = ready::READY.iter().map(|ready| {
+        let layer = policy::parse(ready.name, ready.text)?;
+        Ok((ready.name, layer.about.unwrap_or_default(), layer.extends))
+    });
+    let all = all.collect::<Result<Vec<_>>>()?;
+    if matches.get_flag("json") {
+        let all: Vec<_> = all
+            .iter()
+            .map(|(name, about, extends)| json!({"name": name, "about": about, "extends": extends}))
+            .collect();
+        return super::print(&format!("{:#}\n", json!(all)));
+    }
+    let head = vec!["NAME".to_owned(), "ABOUT".to_owned()];
+    let rows = all.into_iter().map(|(name, about, _)| vec![name.to_owned(), about]);
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    super::print(&table(&rows, Last::Words, width()))
+}
+
+/// The one policy that the words name.
+fn named(
+    name: &'static str,
+    about: &'static str,
+    usage: &'static str,
+    words: &[OsString],
+) -> Result<Option<(String, bool)>> {
+    let asked = command(name, about, usage).arg(flag("json", "One JSON document"));
+    let asked = asked.arg(clap::Arg::new("POLICY").required(true).help("A ready policy, or a file"));
+    Ok(parse(asked, words)?
+        .map(|found| (value(&found, "POLICY").unwrap_or_default().to_owned(), found.get_flag("json"))))
+}
+
+fn show(words: &[OsString]) -> Result<u8> {
+    let usage = "sbx policy show NAME|FILE [--json]";
+    let Some((name, json)) =
+        named("show", "Print a policy as it is resolved, and where each value comes from", usage, words)?
+    else {
+        return Ok(0);
+    };
+    let caller = host::caller()?;
+    let merged = policy::sources(&name, &caller).and_then(|sources| shown::merge(&sources, &caller));
+    match merged {
+        Ok(shown) if json => super::print(&format!("{:#}\n", shown.to_json())),
+        Ok(shown) => super::print(&visible_lines(&shown.to_toml())),
+        Err(error) => failed(&error),
+    }
+}
+
+/// What is shown to people has no control characters but ends of lines (S34).
+fn visible_lines(text: &str) -> String {
+    text.lines().map(|line| visible(line) + "\n").collect()
+}
+
+fn failed(error: &Error) -> Result<u8> {
+    super::fail(error);
+    Ok(1)
+}
+
+fn check(words: &[OsString]) -> Result<u8> {
+    let usage = "sbx policy check NAME|FILE [--json]";
+    let Some((name, json)) = named("check", "Say what is wrong with a policy, and what it grants", usage, words)?
+    else {
+        return Ok(0);
+    };
+    let caller = host::caller()?;
+    let found = policy::sources(&name, &caller).and_then(|sources| warned(&sources, &caller));
+    match found {
+        Ok(warnings) if json => {
+            super::print(&format!("{:#}\n", json!({"policy": name, "errors": [], "warnings": warnings})))
+        }
+        Ok(warnings) if warnings.is_empty() => super::print(&format!("{}: nothing wrong\n", visible(&name))),
+        Ok(warnings) => super::print(&listed(&name, &warnings)),
+        Err(error) if json => {
+            super::print(&format!("{:#}\n", json!({"policy": name, "errors": [error.to_string()], "warnings": []})))?;
+            Ok(1)
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn listed(name: &str, warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("{}: warning: {}\n", visible(name), visible(warning))).collect()
+}
+
+/// Plans a run under it, as far as this host goes, and looks at what it grants.
+fn warned(sources: &[Source], caller: &Caller) -> Result<Vec<String>> {
+    let mut layers: Vec<Layer> = sources.iter().map(|source| source.layer.clone()).collect();
+    layers.push(Layer { rootfs: Some("@host".into()), command: vec!["true".into()], ..Layer::default() });
+    let spec = Spec::resolve(&layers, caller)?;
+    let host = Host::look(&spec, caller.clone())?;
+    sbx::plan::plan(&spec, &host, "check")?;
+    let files = sources.iter().filter(|source| policy::is_file(&source.name));
+    let files: Vec<PathBuf> = files.filter_map(|source| std::fs::canonicalize(&source.name).ok()).collect();
+    let mut warnings = audit::warnings(&spec, caller, &files);
+    for file in files.iter().filter(|file| host::files::writable_by_group(file)) {
+        warnings.push(format!("{} can be written by its group", file.display()));
+    }
+    Ok(warnings)
+}
+
+fn trust(words: &[OsString]) -> Result<u8> {
+    let asked = command("trust", "Accept a project's own policy as it is now", "sbx policy trust [FILE]");
+    let asked = asked.arg(clap::Arg::new("FILE").help("The file, .sbx.toml of this directory if not given"));
+    let Some(matches) = parse(asked, words)? else { return Ok(0) };
+    let file = value(&matches, "FILE").unwrap_or(project::NAME).to_owned();
+    let caller = host::caller()?;
+    let accepted = project::open(&caller, &file).and_then(|sources| {
+        super::print(&listed(&file, &warned(&sources, &caller)?))?;
+        project::accept(&caller, &file, sources.last().map_or("", |source| &source.text))
+    });
+    match accepted {
+        Ok(()) => super::print(&format!("{}: accepted\n", visible(&file))),
+        Err(error) => failed(&error),
+    }
+}

@@ -1,0 +1,188 @@
+//! What a policy grants that its reader should know of: `sbx policy check`, and before one is accepted.
+//!
+//! A pure look at the Spec: what lies on this machine does not matter, for a policy is read for others too.
+
+use crate::spec::access::{DEFAULT, Filter, Landlock, Nesting, SetId};
+use crate::spec::mount::{Access, Devices, Mount, Source};
+use crate::spec::text::Caller;
+use crate::spec::{NetMode, Spec};
+use std::path::{Path, PathBuf};
+
+/// Directories and files of a home that hold keys, or lead to commands.
+const SECRETS: [&str; 16] = [
+    ".ssh",
+    ".gnupg",
+    ".aws",
+    ".azure",
+    ".config/gcloud",
+    ".kube",
+    ".docker/config.json",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    ".git-credentials",
+    ".cargo/credentials.toml",
+    ".password-store",
+    ".mozilla",
+    ".config/google-chrome",
+    ".local/share/keyrings",
+];
+/// Who can write here has commands run outside, in the caller's next shell or session.
+const STARTED: [&str; 9] = [
+    ".bashrc",
+    ".bash_profile",
+    ".profile",
+    ".zshrc",
+    ".zshenv",
+    ".config/fish",
+    ".config/autostart",
+    ".config/systemd",
+    ".local/bin",
+];
+/// Sockets behind which somebody acts for the caller.
+const SOCKETS: [(&str, &str); 7] = [
+    ("/run/docker.sock", "the Docker daemon, which is root"),
+    ("/var/run/docker.sock", "the Docker daemon, which is root"),
+    ("/run/podman/podman.sock", "the Podman service"),
+    ("/run/dbus/system_bus_socket", "the system's D-Bus"),
+    ("/run/systemd/private", "systemd"),
+    ("/run/user", "your session: D-Bus, systemd, agents, displays"),
+    ("/tmp/.X11-unix", "your display, with its keyboard"),
+];
+/// Variables that name such a socket.
+const NAMED: [&str; 5] = ["SSH_AUTH_SOCK", "DOCKER_HOST", "DBUS_SESSION_BUS_ADDRESS", "GPG_AGENT_INFO", "XAUTHORITY"];
+
+/// The warnings, as sentences; `files` are those of the policy itself.
+pub fn warnings(spec: &Spec, caller: &Caller, files: &[PathBuf]) -> Vec<String> {
+    let mut found = Vec::new();
+    spec.mounts.iter().for_each(|mount| shown(mount, spec, caller, files, &mut found));
+    let words = |name: &str| {
+        ["TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY"].iter().any(|word| name.to_uppercase().contains(word))
+    };
+    for (name, _) in spec.env.set.iter().filter(|(name, _)| words(name) || NAMED.contains(&name.as_str())) {
+        found.push(format!("the variable {name} is passed"));
+    }
+    let lost = [
+        (spec.seccomp.filter == Filter::Off, "system calls are not filtered"),
+        (spec.landlock == Landlock::Off, "Landlock is off"),
+        (spec.net.mode == NetMode::Host, "the network is the host's, with all that listens on it"),
+        (spec.share.ipc, "System V IPC and /dev/shm are the host's"),
+        (spec.root.setid == SetId::Allowed, "set-id files can be left in writable host directories"),
+        (spec.nesting == Nesting::Allowed, "user namespaces can be made, the way to most of the kernel's bugs"),
+    ];
+    found.extend(lost.into_iter().filter(|(is, _)| *is).map(|(_, text)| text.to_owned()));
+    let added = spec.capabilities.names().filter(|name| !DEFAULT.contains(name));
+    found.extend(added.map(|name| format!("the capability {name} is added")));
+    found
+}
+
+fn shown(mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathBuf], found: &mut Vec<String>) {
+    let Source::Bind { src, access, devices, .. } = &mount.source else { return };
+    let src = src.as_path();
+    let written = *access == Access::Rw;
+    let path = src.display();
+    if written && (src == Path::new("/") || caller.home != Path::new("/") && caller.home.starts_with(src)) {
+        found.push(format!("{path} is writable, and your home with it"));
+        return;
+    }
+    if *devices == Devices::Dev {
+        found.push(format!("device nodes in {path} can be opened"));
+    }
+    for kernel in ["/proc", "/sys", "/dev"].iter().filter(|kernel| src.starts_with(kernel)) {
+        found.push(format!("{path} is the host's own {kernel}"));
+    }
+    for (socket, who) in SOCKETS.iter().filter(|(socket, _)| reaches(src, Path::new(socket))) {
+        found.push(format!("{path} shows {socket}: {who}"));
+    }
+    for name in NAMED {
+        let socket = caller
+            .var(name)
+            .and_then(|value| value.to_str())
+            .map(|value| value.rsplit([':', '=']).next().unwrap_or(value));
+        if let Some(socket) = socket.filter(|socket| socket.starts_with('/') && reaches(src, Path::new(socket))) {
+            found.push(format!("{path} shows {socket}, which {name} leads to"));
+        }
+    }
+    let inner = |outside: &Path| outside.strip_prefix(src).ok().map(|below| mount.dst.as_path().join(below));
+    let hidden = |outside: &Path| {
+        inner(outside).is_some_and(|inner| spec.hide.iter().any(|path| inner.starts_with(path.as_path())))
+    };
+    for secret in SECRETS.iter().map(|secret| caller.home.join(secret)).filter(|secret| reaches(src, secret)) {
+        if !hidden(&secret) {
+            found.push(format!("{} can be read", secret.display()));
+        }
+    }
+    let kept = |outside: &Path| {
+        inner(outside).is_some_and(|inner| spec.protect.iter().any(|place| inner.starts_with(place.path.as_path())))
+    };
+    let open = |outside: &Path| written && reaches(src, outside) && !hidden(outside) && !kept(outside);
+    for file in STARTED.iter().map(|file| caller.home.join(file)).filter(|file| open(file)) {
+        found.push(format!("{} can be written, which your next shell or session runs", file.display()));
+    }
+    for file in files.iter().filter(|file| open(file)) {
+        found.push(format!("{} can be written: the sandbox could change its own policy", file.display()));
+    }
+}
+
+/// Whether a mount of one shows the other: it is it, holds it, or lies in it.
+fn reaches(src: &Path, place: &Path) -> bool {
+    place.starts_with(src) || src.starts_with(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::front::{policy, ready};
+    use crate::spec::layer::{Layer, Origin};
+
+    fn warned(text: &str) -> Vec<String> {
+        let env = [("SSH_AUTH_SOCK", "/tmp/agent/sock"), ("MY_TOKEN", "t")].map(|(k, v)| (k.into(), v.into()));
+        let caller = Caller { cwd: "/home/me/p".into(), home: "/home/me".into(), env: env.to_vec() };
+        let read = policy::parse("p", text).expect("parses");
+        let read = Layer { origin: Origin::Policy("p".into()), ..read };
+        let layers = [read, Layer { rootfs: Some("@host".into()), ..Layer::default() }];
+        let spec = Spec::resolve(&layers, &caller).expect("resolves");
+        warnings(&spec, &caller, &["/home/me/p/.sbx.toml".into()])
+    }
+
+    fn says(text: &str, word: &str) {
+        let found = warned(text);
+        assert!(found.iter().any(|warning| warning.contains(word)), "{text}: {found:?}");
+    }
+
+    #[test]
+    fn over_grants_are_told() {
+        let mount = |src: &str, access: &str| format!("[[mount]]\nsrc = \"{src}\"\naccess = \"{access}\"\n");
+        says(&mount("~", "rw"), "your home with it");
+        says(&mount("/home", "rw"), "your home with it");
+        says(&mount("/var/run", "ro"), "the Docker daemon");
+        says(&mount("/run/user/1000/bus", "ro"), "your session");
+        says(&mount("/tmp", "ro"), "SSH_AUTH_SOCK leads to");
+        says(&mount("~", "ro"), ".ssh can be read");
+        says(&mount("~/.config", "rw"), ".config/autostart can be written");
+        says(&mount(".", "rw"), "its own policy");
+        says("env.pass = [\"*\"]\n", "MY_TOKEN is passed");
+        says("seccomp.filter = \"off\"\n", "not filtered");
+        says("net.mode = \"host\"\n", "network is the host's");
+        says("caps.add = [\"SYS_ADMIN\"]\n", "SYS_ADMIN is added");
+        says("root.allow-setid = true\n", "set-id files");
+    }
+
+    #[test]
+    fn what_is_hidden_or_protected_is_no_grant() {
+        let text = "hide.paths = [\"~/.ssh\"]\nprotect.paths = [\"./.sbx.toml\"]\n[[mount]]\nsrc = \"~/.ssh\"\n\
+                    [[mount]]\nsrc = \".\"\naccess = \"rw\"\n";
+        assert_eq!(warned(text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ready_policies_grant_no_more_than_they_say() {
+        for name in ready::names().filter(|name| *name != "nest") {
+            let caller = Caller { cwd: "/home/me/p".into(), home: "/home/me".into(), env: Vec::new() };
+            let mut layers = policy::load(name, &caller).expect("ready");
+            layers.push(Layer { rootfs: Some("@host".into()), ..Layer::default() });
+            let spec = Spec::resolve(&layers, &caller).expect("resolves");
+            assert_eq!(warnings(&spec, &caller, &[caller.cwd.join(".sbx.toml")]), Vec::<String>::new(), "{name}");
+        }
+    }
+}

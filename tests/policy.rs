@@ -1,0 +1,131 @@
+//! `sbx policy`, and a project's own policy: what is shown, what is refused, what is accepted.
+
+mod common;
+
+use common::{Sandbox, Scratch, sandbox, sbx};
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+/// `sbx policy` in a directory: its status and what it says on stdout and stderr.
+fn policy(scratch: &Scratch, cwd: &Path, words: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(sbx());
+    command.arg("policy").args(words).current_dir(cwd).env("HOME", scratch.dir("home")).env_remove("XDG_DATA_HOME");
+    let output = command.output().expect("sbx");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().expect("a status"), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_ready_ones_are_listed_and_shown() {
+    let scratch = Scratch::new();
+    let (status, listed, _) = policy(&scratch, scratch.path(), &["ls"]);
+    assert_eq!(status, 0);
+    for name in ["default", "strict", "nest", "build", "cargo", "npm", "python", "go", "make", "agent"] {
+        assert!(listed.lines().any(|line| line.starts_with(name)), "{name}: {listed}");
+        let (status, shown, error) = policy(&scratch, &scratch.dir("p"), &["show", name]);
+        assert_eq!(status, 0, "{error}");
+        assert!(shown.contains(&format!("# {name}\n")), "{shown}");
+        let (status, said, error) = policy(&scratch, &scratch.dir("p"), &["check", name]);
+        assert!(status == 0, "{name}: {said}{error}");
+    }
+    let (_, json, _) = policy(&scratch, scratch.path(), &["ls", "--json"]);
+    let all: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(all.as_array().map(Vec::len), Some(10));
+    let (status, _, error) = policy(&scratch, scratch.path(), &["show", "crago"]);
+    assert!(status == 1 && error.contains("try: cargo"), "{error}");
+}
+
+#[test]
+fn what_is_shown_names_files_and_lines() {
+    let scratch = Scratch::new();
+    scratch.file("p/x.toml", "extends = [\"cargo\"]\n\n[limits]\nmem = \"2G\"\n");
+    let (status, shown, _) = policy(&scratch, &scratch.dir("p"), &["show", "./x.toml"]);
+    assert!(status == 0 && shown.contains("mem = \"2G\"  # ./x.toml:4\n"), "{shown}");
+    assert!(shown.contains("mode = \"none\"  # build\n") && shown.contains("[[mount]]  # cargo\n"), "{shown}");
+}
+
+#[test]
+fn mistakes_are_pointed_at() {
+    let scratch = Scratch::new();
+    for (text, place) in [
+        ("[limits]\npid = 5\n", "x.toml:2:1: unknown key pid; did you mean pids?"),
+        ("a\n", "x.toml:1:"),
+        ("[caps]\nadd = [\"NET_ADMN\"]\n", "NET_ADMIN"),
+        ("[seccomp]\ndeny = [\"execve\"]\n", "execve"),
+        ("[seccomp]\ndeny = [\"opennat\"]\n", "openat"),
+        ("[[mount]]\nsrc = \"$CARGOHOME\"\n", "$CARGO_HOME"),
+        ("extends = [\"./x.toml\"]\n", "a circle"),
+    ] {
+        scratch.file("p/x.toml", text);
+        let (status, said, error) = policy(&scratch, &scratch.dir("p"), &["check", "./x.toml"]);
+        assert!(status == 1 && error.contains(place), "{text}: {status} {said} {error}");
+    }
+    scratch.dir("home/.ssh");
+    scratch.file("p/x.toml", "[[mount]]\nsrc = \"~/.ssh\"\n[[mount]]\nsrc = \".\"\naccess = \"rw\"\n");
+    let (status, said, _) = policy(&scratch, &scratch.dir("p"), &["check", "./x.toml"]);
+    assert_eq!(status, 0);
+    assert!(said.contains(".ssh can be read") && said.contains("change its own policy"), "{said}");
+    let open = scratch.file("p/open.toml", "about = \"x\"\n");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o666)).expect("a mode");
+    let (status, _, error) = policy(&scratch, &scratch.dir("p"), &["check", "./open.toml"]);
+    assert!(status == 1 && error.contains("everybody may write to it"), "{error}");
+    sandbox(&["--policy"]).option(open).sh("true").run().refused().says("everybody may write to it");
+    for words in [&[][..], &["frobnicate"], &["show"], &["ls", "x"]] {
+        assert_eq!(policy(&scratch, scratch.path(), words).0, 125, "{words:?}");
+    }
+}
+
+/// A run in the project, by somebody with a home of their own.
+fn run(scratch: &Scratch, script: &str) -> Sandbox {
+    sandbox::<&str>(&[]).cwd(scratch.join("p")).env("HOME", scratch.dir("home")).sh(script)
+}
+
+#[test]
+fn a_projects_own_policy_is_used_when_it_has_been_accepted_and_as_it_was() {
+    let scratch = Scratch::new();
+    let file = scratch.file("p/.sbx.toml", "extends = [\"default\"]\n[env.set]\nOWN = \"first\"\n");
+    let script = "echo ${OWN-none}";
+    run(&scratch, script)
+        .run()
+        .exits(0)
+        .prints("none")
+        .says(".sbx.toml is not used until you accept it: sbx policy trust");
+    let (status, said, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
+    assert!(status == 0 && said.ends_with(".sbx.toml: accepted\n"), "{said}{error}");
+    let trusted = run(&scratch, script).run().exits(0).prints("first");
+    assert_eq!(trusted.stderr, "");
+    // What is typed is stronger.
+    run(&scratch, script).options(&["-e", "OWN=typed"]).run().exits(0).prints("typed");
+    // A change is shown, and nothing runs, until it has been accepted too.
+    std::fs::write(&file, "extends = [\"default\"]\n[env.set]\nOWN = \"second\"\n").expect("written");
+    let refused = run(&scratch, script).run().refused();
+    assert!(
+        refused.stderr.contains("- OWN = \"first\"") && refused.stderr.contains("+ OWN = \"second\""),
+        "{refused:?}"
+    );
+    assert_eq!(policy(&scratch, &scratch.join("p"), &["trust", "./.sbx.toml"]).0, 0);
+    run(&scratch, script).run().exits(0).prints("second");
+    // Elsewhere the same text is another's.
+    scratch.file("q/.sbx.toml", "extends = [\"default\"]\n[env.set]\nOWN = \"second\"\n");
+    run(&scratch, script).cwd(scratch.join("q")).run().exits(0).prints("none").says("not used until");
+}
+
+#[test]
+fn what_cannot_be_trusted_is_not() {
+    let scratch = Scratch::new();
+    let file = scratch.file("p/.sbx.toml", "extends = [\"./more.toml\"]\n");
+    scratch.file("p/more.toml", "about = \"x\"\n");
+    let (status, _, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
+    assert!(status == 1 && error.contains("extends ready ones only"), "{error}");
+    std::fs::write(&file, "frob = 1\n").expect("written");
+    let (status, _, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
+    assert!(status == 1 && error.contains(".sbx.toml:1:1"), "{error}");
+    std::fs::write(&file, "about = \"x\"\n").expect("written");
+    let kept = scratch.dir("home/.local/share/sbx/trust");
+    std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o777)).expect("a mode");
+    let (status, _, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
+    assert!(status == 1 && error.contains("others could put in here"), "{error}");
+    run(&scratch, "true").run().refused().says("others could put in here");
+}
