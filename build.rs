@@ -19,7 +19,7 @@ mod spec {
 }
 
 use bpf::{Condition, Insn, Test, Width};
-use rules::{Base, Guard, Policy};
+use rules::{Base, Group, Guard, Policy};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -42,6 +42,14 @@ struct Tables {
     nest: Vec<String>,
     caps: BTreeMap<String, Vec<String>>,
     rule: Vec<Rule>,
+    groups: BTreeMap<String, Calls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Calls {
+    about: String,
+    calls: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -92,7 +100,8 @@ fn check(tables: &Tables) -> Result<(), String> {
         }
     }
     let opened = tables.caps.values().flatten().chain(guarded(true));
-    seen.extend(opened.chain(&tables.nest).map(String::as_str));
+    let grouped = tables.groups.values().flat_map(|group| &group.calls);
+    seen.extend(opened.chain(&tables.nest).chain(grouped).map(String::as_str));
     if let Some(name) = seen.iter().find(|name| !syscalls::is_known(name)) {
         return Err(format!("no architecture has a call `{name}`"));
     }
@@ -115,6 +124,12 @@ fn base(tables: Tables) -> Result<Base, String> {
         let calls = rule.calls.into_iter();
         guards.extend(calls.map(|call| Guard { call: call.leak(), cap, any }));
     }
+    let groups = tables.groups.into_iter().map(|(name, group)| Group {
+        name: name.leak(),
+        about: group.about.leak(),
+        calls: keep(group.calls),
+    });
+    let groups = groups.collect::<Vec<_>>().leak();
     let caps = tables.caps.into_iter().map(|(cap, calls)| (&*cap.leak(), keep(calls)));
     Ok(Base {
         allow: keep(tables.allow),
@@ -122,6 +137,7 @@ fn base(tables: Tables) -> Result<Base, String> {
         guards: guards.leak(),
         caps: caps.collect::<Vec<_>>().leak(),
         nest: keep(tables.nest),
+        groups,
     })
 }
 
@@ -163,6 +179,10 @@ fn source(base: &Base, arch: Arch, program: &[Insn]) -> Result<String, std::fmt:
         }
         writeln!(out, "] }},")?;
     }
+    writeln!(out, "],\ngroups: &[")?;
+    for Group { name, about, calls } in base.groups {
+        writeln!(out, "Group {{ name: {name:?}, about: {about:?}, calls: &{calls:?} }},")?;
+    }
     writeln!(out, "] }};\nstatic PROGRAM: [Insn; {}] = {program:#?};", program.len())?;
     Ok(out)
 }
@@ -172,6 +192,7 @@ fn literal(condition: &Condition) -> String {
     let (test, values) = match test {
         Test::In(values) => ("In", values),
         Test::NotIn(values) => ("NotIn", values),
+        Test::AtLeast(_) | Test::Below(_) => unreachable!("the table has none"),
     };
     format!(
         "Condition {{ arg: {arg}, width: Width::{width:?}, mask: {mask}, \

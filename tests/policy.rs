@@ -129,3 +129,87 @@ fn what_cannot_be_trusted_is_not() {
     assert!(status == 1 && error.contains("others could put in here"), "{error}");
     run(&scratch, "true").run().refused().says("others could put in here");
 }
+
+#[test]
+fn groups_are_listed_with_what_default_answers() {
+    let scratch = Scratch::new();
+    let (status, shown, error) = policy(&scratch, scratch.path(), &["show", "@ptrace"]);
+    assert!(status == 0 && shown.starts_with("# tracing other processes"), "{shown}{error}");
+    assert!(shown.lines().any(|line| line.split_whitespace().eq(["ptrace", "allowed"])), "{shown}");
+    let (status, _, error) = policy(&scratch, scratch.path(), &["show", "@ptrac"]);
+    assert!(status == 1 && error.contains("try: @ptrace"), "{error}");
+}
+
+/// What the shell's `kill -l` cannot say: the calls themselves, from inside.
+#[test]
+fn rules_and_foreign_profiles_hold_in_the_kernel() {
+    let scratch = Scratch::new();
+    let file = |name: &str, text: &str| scratch.file(name, text);
+    let [socket, keyctl, getpid] =
+        [format!("{} 38 5 0", libc::SYS_socket), format!("{} 0 0", libc::SYS_keyctl), format!("{}", libc::SYS_getppid)];
+    let asked = |policy: &std::path::PathBuf, option: &str| {
+        let asked = sandbox(&[option]).option(policy);
+        asked.probe_with("calls", &[&socket, &keyctl, &getpid]).sees()
+    };
+    let rules = file(
+        "rules.toml",
+        "[[seccomp.rule]]\ncalls = [\"socket\"]\nargs = [{ index = 0, value = 38 }]\nerrno = \"EAFNOSUPPORT\"\n\
+         [[seccomp.rule]]\ncalls = [\"@keyring\"]\nerrno = \"ENOKEY\"\n\
+         [[seccomp.rule]]\ncalls = [\"getppid\"]\nargs = [{ index = 0, op = \"<\", value = 0 }]\naction = \"kill\"\n",
+    );
+    for option in ["--policy", "--seccomp"] {
+        let answers = asked(&rules, option);
+        assert_eq!(answers[&socket], libc::EAFNOSUPPORT);
+        assert_eq!(answers[&keyctl], libc::ENOKEY);
+        assert_eq!(answers[&getpid], 0);
+    }
+    let profile = file(
+        "profile.json",
+        "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [{\"names\": [\"getppid\", \"no_such_call\"], \
+         \"action\": \"SCMP_ACT_ERRNO\", \"errnoRet\": 77}]}",
+    );
+    let answers = asked(&profile, "--seccomp");
+    assert_eq!(answers[&getpid], 77);
+    // Namespaces and input into terminals stay sbx's to decide on.
+    let unshare = format!("{} {}", libc::SYS_unshare, libc::CLONE_NEWUSER);
+    let answers = sandbox(&["--seccomp"]).option(&profile).probe_with("calls", &[&unshare]).sees();
+    assert_eq!(answers[&unshare], libc::EPERM);
+    let moby =
+        Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set")).join("tests/data/moby-seccomp-default.json");
+    let answers = asked(&moby, "--seccomp");
+    assert_eq!((&answers[&socket], &answers[&keyctl]), (&libc::EPERM.into(), &libc::EPERM.into()));
+    sandbox(&["--seccomp"]).option(&moby).sh("ls /bin/sh && echo ok | cat").run().exits(0).prints("/bin/sh\nok");
+    // One that lets nothing start is refused, naming what is missing.
+    let none = file("none.json", "{\"defaultAction\": \"SCMP_ACT_ERRNO\"}");
+    sandbox(&["--seccomp"]).option(none).sh("true").run().refused().says("without it no program can start");
+    let bad = file("bad.json", "{\n\"defaultAction\": \"SCMP_ACT_ERRNO\",\n\"frob\": 1}");
+    sandbox(&["--seccomp"]).option(bad).sh("true").run().refused().says("bad.json:3:");
+    sandbox(&["--policy"]).option(moby).sh("true").run().refused().says("a policy is TOML");
+}
+
+#[test]
+fn bad_rules_are_refused_by_what_is_wrong() {
+    let scratch = Scratch::new();
+    for (rule, word) in [
+        ("calls = [\"socket\"]", "action is missing"),
+        ("calls = []\naction = \"deny\"", "has to name calls"),
+        ("calls = [\"sokcet\"]\naction = \"deny\"", "socket"),
+        ("calls = [\"@nett\"]\naction = \"deny\"", "@net"),
+        ("calls = [\"socket\"]\nerrno = \"EACCESS\"", "EACCES"),
+        ("calls = [\"socket\"]\naction = \"allow\"\nerrno = \"EPERM\"", "only a denial"),
+        ("calls = [\"socket\"]\naction = \"forbid\"", "allow, deny, log, kill"),
+        ("calls = [\"socket\"]\naction = \"deny\"\nargs = [{ index = 6, value = 1 }]", "counted from 0 to 5"),
+        ("calls = [\"socket\"]\naction = \"deny\"\nargs = [{ index = 0, op = \"=\", value = 1 }]", "=="),
+        ("calls = [\"socket\"]\naction = \"deny\"\nargs = [{ index = 0, vlaue = 1 }]", "x.toml:4:"),
+        ("calls = [\"execve\"]\naction = \"deny\"", "no program can start"),
+        ("calls = [\"unshare\"]\naction = \"allow\"", "sbx itself decides"),
+    ] {
+        let file = scratch.file("x.toml", &format!("[[seccomp.rule]]\n{rule}\n"));
+        sandbox(&["--policy"]).option(file).sh("true").run().refused().says(word);
+    }
+    let one = |n: u32| format!("{{\"index\": 1, \"value\": {n}, \"op\": \"SCMP_CMP_EQ\"}}");
+    let one = |n: u32| format!("{{\"names\": [\"socket\"], \"action\": \"SCMP_ACT_LOG\", \"args\": [{}]}}", one(n));
+    let many: Vec<String> = (0..4000).map(one).collect();
+    let many = format!("{{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [{}]}}", many.join(", "));
+    sandbox(&["--seccomp"]).option(scratch.file("many.json", &many)).sh("true").run().refused().says("at most 4096");
+}

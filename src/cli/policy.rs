@@ -6,13 +6,14 @@ use sbx::error::{Error, Result, visible};
 use sbx::front::policy::{self, Source};
 use sbx::front::{audit, project, ready, shown};
 use sbx::host::{self, Host};
+use sbx::plan::seccomp;
 use sbx::spec::layer::Layer;
 use sbx::spec::{Caller, Spec};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-const USAGE: &str = "sbx policy ls | show NAME|FILE | check NAME|FILE | trust [FILE]";
+const USAGE: &str = "sbx policy ls | show NAME|FILE|@GROUP | check NAME|FILE | trust [FILE]";
 
 /// Runs the subcommand.
 pub fn run(words: &[OsString]) -> Result<u8> {
@@ -68,12 +69,15 @@ fn named(
 }
 
 fn show(words: &[OsString]) -> Result<u8> {
-    let usage = "sbx policy show NAME|FILE [--json]";
+    let usage = "sbx policy show NAME|FILE|@GROUP [--json]";
     let Some((name, json)) =
         named("show", "Print a policy as it is resolved, and where each value comes from", usage, words)?
     else {
         return Ok(0);
     };
+    if let Some(group) = name.strip_prefix('@') {
+        return show_group(group, json);
+    }
     let caller = host::caller()?;
     let merged = policy::sources(&name, &caller).and_then(|sources| shown::merge(&sources, &caller));
     match merged {
@@ -81,6 +85,25 @@ fn show(words: &[OsString]) -> Result<u8> {
         Ok(shown) => super::print(&visible_lines(&shown.to_toml())),
         Err(error) => failed(&error),
     }
+}
+
+/// A group of system calls, and what the default policy answers to each.
+fn show_group(name: &str, json: bool) -> Result<u8> {
+    let Some(group) = seccomp::groups().iter().find(|group| group.name == name) else {
+        let error = Error::spec("GROUP", format!("@{name}"), "no such group of system calls");
+        let known = seccomp::groups().iter().map(|group| group.name);
+        return failed(&match sbx::spec::text::nearest(name, known.clone()) {
+            Some(near) => error.or_try(format!("@{near}")),
+            None => error.or_try(known.map(|name| format!("@{name}")).collect::<Vec<_>>().join(", ")),
+        });
+    };
+    let answers = group.calls.iter().map(|call| (*call, seccomp::default_answer(call)));
+    if json {
+        let calls: Vec<_> = answers.map(|(call, answer)| json!({"call": call, "default": answer})).collect();
+        return super::print(&format!("{:#}\n", json!({"name": name, "about": group.about, "calls": calls})));
+    }
+    let rows = answers.map(|(call, answer)| vec![call.to_owned(), answer.to_owned()]).collect::<Vec<_>>();
+    super::print(&format!("# {}\n{}", group.about, table(&rows, Last::Words, width())))
 }
 
 /// What is shown to people has no control characters but ends of lines (S34).

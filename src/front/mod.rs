@@ -5,4 +5,5 @@ pub mod env_file;
 pub mod policy;
 pub mod project;
 pub mod ready;
+pub mod seccomp_json;
 pub mod shown;

@@ -1,6 +1,6 @@
 //! Policy files: TOML → Layer, with errors that point at line and column.
 
-use super::ready;
+use super::{ready, seccomp_json};
 use crate::error::{Error, Result};
 use crate::host::files::{c_path, read_bytes};
 use crate::spec::layer::{Layer, Origin, Seccomp};
@@ -17,7 +17,7 @@ const DEEPEST: usize = 16;
 
 /// Whether a `--policy` value means a file: it has a slash or ends in `.toml`.
 pub fn is_file(name: &str) -> bool {
-    name.contains('/') || name.ends_with(".toml")
+    name.contains('/') || name.ends_with(".toml") || name.ends_with(".json")
 }
 
 /// A policy as it was written.
@@ -59,7 +59,7 @@ fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, found: &mut Vec
     }
     let source = match is_file(name) {
         true => read(name, caller)?,
-        false => ready(name)?,
+        false => ready(name, caller)?,
     };
     above.push(name.to_owned());
     for base in &source.layer.extends {
@@ -74,9 +74,9 @@ fn collect(name: &str, caller: &Caller, above: &mut Vec<String>, found: &mut Vec
 }
 
 /// A policy of sbx's own.
-fn ready(name: &str) -> Result<Source> {
+fn ready(name: &str, caller: &Caller) -> Result<Source> {
     if let Some(ready) = ready::find(name) {
-        return source(name, &format!("policies/{name}.toml"), ready.text.into());
+        return source(name, &format!("policies/{name}.toml"), ready.text.into(), caller);
     }
     let error = Error::spec("--policy", name, "no ready policy of this name");
     Err(match nearest(name, ready::names()) {
@@ -85,15 +85,33 @@ fn ready(name: &str) -> Result<Source> {
     })
 }
 
-fn source(name: &str, file: &str, text: String) -> Result<Source> {
-    let layer = parse(file, &text)?;
+fn source(name: &str, file: &str, text: String, caller: &Caller) -> Result<Source> {
+    let mut layer = parse(file, &text)?;
+    with_profile(&mut layer.seccomp, caller)?;
     Ok(Source { name: name.into(), text, layer: Layer { origin: Origin::Policy(name.into()), ..layer } })
 }
 
+/// Reads the file that `filter` names, if it names one.
+pub(super) fn with_profile(seccomp: &mut Seccomp, caller: &Caller) -> Result<()> {
+    if let Some(file) = seccomp.filter.take_if(|filter| is_file(filter)) {
+        let text = file_text(&file, caller)?;
+        seccomp.profile = Some(seccomp_json::parse(&file, &text)?);
+        seccomp.filter = Some("default".into());
+    }
+    Ok(())
+}
+
 fn read(file: &str, caller: &Caller) -> Result<Source> {
+    let text = file_text(file, caller)?;
+    if seccomp_json::is_json(&text) {
+        return Err(whole(file, "JSON, and a policy is TOML (a filter of Docker's: --seccomp FILE)".into()));
+    }
+    source(file, file, text, caller)
+}
+
+fn file_text(file: &str, caller: &Caller) -> Result<String> {
     let path = caller.host_path("--policy", file)?;
-    let text = text_of(file, path.as_path())?.ok_or_else(|| whole(file, ENOENT.to_string()))?;
-    source(file, file, text)
+    text_of(file, path.as_path())?.ok_or_else(|| whole(file, ENOENT.to_string()))
 }
 
 fn whole(file: &str, why: String) -> Error {
@@ -159,17 +177,21 @@ fn reason(message: &str) -> String {
     }
 }
 
-/// The seccomp table of a file, and nothing else of it: `--seccomp FILE`.
+/// The seccomp table of a file, and nothing else of it, or a filter of another program's making: `--seccomp FILE`.
 ///
 /// # Errors
-/// As [`load`]; `Policy` where the file has other tables, which would be silently dropped.
+/// As [`load`] and [`seccomp_json::parse`]; `Policy` where the file has other tables, which would be silently dropped.
 pub fn seccomp(file: &str, caller: &Caller) -> Result<Seccomp> {
-    let layer = read(file, caller)?.layer;
+    let text = file_text(file, caller)?;
+    if seccomp_json::is_json(&text) {
+        let profile = Some(seccomp_json::parse(file, &text)?);
+        return Ok(Seccomp { filter: Some("default".into()), profile, ..Seccomp::default() });
+    }
+    let layer = source(file, file, text, caller)?.layer;
     let rest = Layer { seccomp: Seccomp::default(), about: None, ..layer.clone() };
     let empty = Layer { origin: layer.origin.clone(), ..Layer::default() };
     if rest != empty {
-        let why = "holds more than [seccomp]; load the whole of it with --policy".to_owned();
-        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+        return Err(whole(file, "holds more than [seccomp]; load the whole of it with --policy".into()));
     }
     Ok(layer.seccomp)
 }

@@ -50,12 +50,13 @@ pub fn look(caller: &Caller) -> Result<Project> {
 /// As [`parse`]; `Policy` where it extends a file, which could change while this one does not.
 pub fn sources(file: &str, text: String, caller: &Caller) -> Result<Vec<Source>> {
     let layer = Layer { origin: Origin::Policy(file.into()), ..parse(file, &text)? };
+    let filter = layer.seccomp.filter.as_deref().filter(|filter| is_file(filter));
     let mut found = Vec::new();
+    if let Some(other) = layer.extends.iter().map(String::as_str).chain(filter).find(|name| is_file(name)) {
+        let why = format!("a project's own policy is one file and extends ready ones only, and {other} is a file");
+        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
     for base in &layer.extends {
-        if is_file(base) {
-            let why = format!("a project's own policy extends ready ones only, and {base} is a file");
-            return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
-        }
         found.extend(policy::sources(base, caller)?);
     }
     found.push(Source { name: file.into(), text, layer });

@@ -3,7 +3,7 @@
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
 use super::seccomp::{NATIVE, Policy, default_program, program};
-use super::{Identities, Process, Stage, Step, Steps, environment, mounts, rules, setid};
+use super::{Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
 use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
@@ -242,6 +242,12 @@ fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guard
         allow: spec.seccomp.allow.clone(),
         deny: spec.seccomp.deny.clone(),
         log: spec.seccomp.log.clone(),
+        rules: spec.seccomp.rules.iter().map(call_rules::own).collect(),
+        profile: spec
+            .seccomp
+            .profile
+            .as_ref()
+            .map(|profile| call_rules::applied(profile, spec.capabilities, host.kernel)),
         cap_add: added.names().map(str::to_owned).collect(),
         nesting: match spec.nesting {
             Nesting::Refused => rules::Nesting::Refuse,

@@ -35,6 +35,10 @@ pub enum Action {
     Log,
     /// Does not run it; the caller gets this error.
     Errno(u16),
+    /// Does not run it; the thread gets SIGSYS, which it may catch.
+    Trap,
+    /// Ends the thread.
+    KillThread,
     /// Ends the process with SIGSYS.
     KillProcess,
 }
@@ -46,6 +50,8 @@ impl Action {
             Self::Allow => 0x7FFF_0000,
             Self::Log => 0x7FFC_0000,
             Self::Errno(errno) => 0x0005_0000 | errno as u32,
+            Self::Trap => 0x0003_0000,
+            Self::KillThread => 0,
             Self::KillProcess => 0x8000_0000,
         }
     }
@@ -68,6 +74,10 @@ pub enum Test {
     In(Cow<'static, [u64]>),
     /// It is none of these.
     NotIn(Cow<'static, [u64]>),
+    /// It is this or more, without a sign.
+    AtLeast(u64),
+    /// It is less than this, without a sign.
+    Below(u64),
 }
 
 /// One condition on one argument: `argument & mask` is, or is not, in a list.
@@ -100,6 +110,24 @@ pub enum Verdict {
         /// The action for all others.
         otherwise: Action,
     },
+    /// The first list of conditions that all hold decides.
+    Ordered {
+        /// The lists and their actions.
+        first: Vec<(Vec<Condition>, Action)>,
+        /// What happens where none holds.
+        then: Box<Verdict>,
+    },
+}
+
+impl Verdict {
+    /// All its conditions.
+    fn conditions(&self) -> Box<dyn Iterator<Item = &Condition> + '_> {
+        match self {
+            Self::Always(_) => Box::new(std::iter::empty()),
+            Self::ByArgument { any, .. } => Box::new(any.iter().flatten()),
+            Self::Ordered { first, then } => Box::new(first.iter().flat_map(|(all, _)| all).chain(then.conditions())),
+        }
+    }
 }
 
 /// A whole filter: one verdict a number, so that two rules can never disagree.
@@ -190,10 +218,7 @@ pub fn compile(rules: &Rules) -> Result<Vec<Insn>, CompileError> {
 
 fn check_arguments(rules: &Rules) -> Result<(), CompileError> {
     for (number, verdict) in &rules.calls {
-        let Verdict::ByArgument { any, .. } = verdict else {
-            continue;
-        };
-        if let Some(bad) = any.iter().flatten().find(|condition| condition.arg > 5) {
+        if let Some(bad) = verdict.conditions().find(|condition| condition.arg > 5) {
             let (number, arg) = (*number, bad.arg);
             return Err(CompileError::Argument { number, arg });
         }
@@ -285,6 +310,13 @@ impl Backward {
                 let (yes, no) = (self.end(*then), self.end(*otherwise));
                 any.iter().rev().fold(no, |no, all| self.all_of(all, yes, no))
             }
+            Verdict::Ordered { first, then } => {
+                let last = self.verdict((**then).clone());
+                first.iter().rev().fold(last, |next, (all, action)| {
+                    let yes = self.end(*action);
+                    self.all_of(all, yes, next)
+                })
+            }
         };
         self.checks.insert(verdict, label);
         label
@@ -299,6 +331,8 @@ impl Backward {
         let (values, hit, miss) = match &condition.test {
             Test::In(values) => (values, yes, no),
             Test::NotIn(values) => (values, no, yes),
+            Test::AtLeast(least) => return self.at_least(condition, *least, yes, no),
+            Test::Below(least) => return self.at_least(condition, *least, no, yes),
         };
         let low = ARGS + 8 * u32::from(condition.arg);
         let (mask_high, mask_low) = halves(condition.mask);
@@ -319,6 +353,32 @@ impl Backward {
         })
     }
 
+    /// Whether the argument, masked, is this or more.
+    fn at_least(&mut self, condition: &Condition, least: u64, yes: Label, no: Label) -> Label {
+        let at = ARGS + 8 * u32::from(condition.arg);
+        let (mask, bound) = (halves(condition.mask), halves(least));
+        if condition.width == Width::Low32 {
+            if bound.0 > 0 {
+                return no;
+            }
+            self.branch(AT_LEAST, bound.1, yes, no);
+            return self.masked(at, mask.1);
+        }
+        self.branch(AT_LEAST, bound.1, yes, no);
+        let low = self.masked(at, mask.1);
+        let equal = self.branch(EQUAL, bound.0, low, yes);
+        self.branch(AT_LEAST, bound.0, equal, no);
+        self.masked(at + 4, mask.0)
+    }
+
+    /// Loads one word and keeps the bits of the mask.
+    fn masked(&mut self, at: u32, mask: u32) -> Label {
+        if mask != u32::MAX {
+            self.put(AND, mask);
+        }
+        self.put(LOAD, at)
+    }
+
     /// Compares one word of the call's data, masked, with a list.
     fn half(&mut self, at: u32, mask: u32, values: &[u32], hit: Label, miss: Label) -> Label {
         if values.is_empty() {
@@ -332,10 +392,7 @@ impl Backward {
             return self.put(LOAD, at);
         }
         values.iter().rev().fold(miss, |next, value| self.branch(EQUAL, *value, hit, next));
-        if mask != u32::MAX {
-            self.put(AND, mask);
-        }
-        self.put(LOAD, at)
+        self.masked(at, mask)
     }
 
     /// The tree that finds the range of the number in the accumulator.

@@ -6,6 +6,7 @@
 
 mod access;
 pub mod bpf;
+pub mod call_rules;
 mod environment;
 mod guard;
 mod identity;

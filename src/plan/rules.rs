@@ -48,7 +48,43 @@ pub struct Base {
     pub caps: &'static [(&'static str, &'static [&'static str])],
     /// Calls that nesting opens, whatever their arguments.
     pub nest: &'static [&'static str],
+    /// Groups of calls.
+    pub groups: &'static [Group],
 }
+
+/// Calls under one name, which starts with `@` where it is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Its name, without the `@`.
+    pub name: &'static str,
+    /// What it is.
+    pub about: &'static str,
+    /// Its calls.
+    pub calls: &'static [&'static str],
+}
+
+/// A rule of a user's on the arguments of calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallRule {
+    /// The calls.
+    pub calls: Vec<String>,
+    /// What has to hold; nothing means always.
+    pub all: Vec<Condition>,
+    /// What happens then.
+    pub action: Action,
+}
+
+/// A filter of another program's making in place of the default tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// What happens to calls without a rule.
+    pub default: Action,
+    /// The rules that apply here.
+    pub rules: Vec<CallRule>,
+}
+
+/// Calls whose argument rules no user's rule opens further: they make namespaces, or put input into a terminal.
+const LOCKED: [&str; 5] = ["clone", "clone3", "ioctl", "setns", "unshare"];
 
 /// An argument rule for one call.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +158,10 @@ pub struct Policy {
     pub deny: Vec<String>,
     /// Calls to allow and to note in the kernel's log.
     pub log: Vec<String>,
+    /// Rules on arguments; those that deny win over those that allow.
+    pub rules: Vec<CallRule>,
+    /// Rules instead of the default tables. What sbx itself needs shut stays shut.
+    pub profile: Option<Profile>,
     /// Capabilities the program has beyond the default ones, with or without `CAP_`.
     pub cap_add: Vec<String>,
     /// Whether a sandbox may run inside.
@@ -151,6 +191,18 @@ pub enum SeccompError {
         /// The call.
         name: &'static str,
     },
+    /// There is no group of this name.
+    UnknownGroup {
+        /// The name.
+        name: String,
+        /// A known name that looks like it.
+        near: Option<&'static str>,
+    },
+    /// A rule opens what no rule may open.
+    Locked {
+        /// The call.
+        name: String,
+    },
     /// The call has its flags in memory, where no filter can look.
     Unseen {
         /// The call.
@@ -172,6 +224,15 @@ impl std::fmt::Display for SeccompError {
                 f,
                 "the seccomp policy names the system call `{name}`, which no architecture has. \
                  Names are those of the system call table, as strace prints them"
+            ),
+            Self::UnknownGroup { name, near } => {
+                write!(f, "the seccomp policy names `{name}`, and there is no such group")?;
+                near.map_or(Ok(()), |near| write!(f, ". Did you mean `@{near}`?"))
+            }
+            Self::Locked { name } => write!(
+                f,
+                "a seccomp rule opens `{name}`, whose arguments sbx itself decides on: namespaces come \
+                 with --nest or a capability, and input into a terminal never"
             ),
             Self::Needed { name } => write!(
                 f,
@@ -199,6 +260,7 @@ impl From<CompileError> for SeccompError {
 
 /// Works out the verdict for every call of `arch`.
 pub fn resolve(base: &Base, policy: &Policy, arch: Arch) -> Result<Rules, SeccompError> {
+    let policy = &expanded(base, policy)?;
     check_names(policy)?;
     let calls: BTreeMap<u32, Verdict> =
         arch.table().iter().map(|(name, number)| (*number, verdict(base, policy, name))).collect();
@@ -212,9 +274,39 @@ pub fn resolve(base: &Base, policy: &Policy, arch: Arch) -> Result<Rules, Seccom
     Ok(Rules { arch, unlisted: ENOSYS, calls })
 }
 
+/// The policy with the calls of its groups.
+fn expanded(base: &Base, policy: &Policy) -> Result<Policy, SeccompError> {
+    let mut whole = policy.clone();
+    let rules = whole.rules.iter_mut().map(|rule| &mut rule.calls);
+    for list in [&mut whole.allow, &mut whole.deny, &mut whole.log].into_iter().chain(rules) {
+        if list.iter().any(|name| name.starts_with('@')) {
+            let names = list.iter().map(|name| members(base, name)).collect::<Result<Vec<_>, _>>()?;
+            *list = names.concat();
+        }
+    }
+    Ok(whole)
+}
+
+fn members(base: &Base, name: &str) -> Result<Vec<String>, SeccompError> {
+    let Some(group) = name.strip_prefix('@') else { return Ok(vec![name.to_owned()]) };
+    match base.groups.iter().find(|known| known.name == group) {
+        Some(known) => Ok(known.calls.iter().map(|call| (*call).to_owned()).collect()),
+        None => {
+            let near = crate::spec::near::nearest(group, base.groups.iter().map(|known| known.name));
+            Err(SeccompError::UnknownGroup { name: name.to_owned(), near })
+        }
+    }
+}
+
 fn check_names(policy: &Policy) -> Result<(), SeccompError> {
+    let opens = |rule: &&CallRule| matches!(rule.action, Action::Allow | Action::Log);
+    let mut opened = policy.rules.iter().filter(opens).flat_map(|rule| &rule.calls);
+    if let Some(name) = opened.find(|name| LOCKED.contains(&name.as_str())) {
+        return Err(SeccompError::Locked { name: name.clone() });
+    }
     let lists = [&policy.allow, &policy.deny, &policy.log];
-    if let Some(name) = lists.into_iter().flatten().find(|name| !syscalls::is_known(name)) {
+    let rules = policy.rules.iter().map(|rule| &rule.calls);
+    if let Some(name) = lists.into_iter().chain(rules).flatten().find(|name| !syscalls::is_known(name)) {
         let (name, near) = (name.clone(), syscalls::nearest(name));
         return Err(SeccompError::UnknownCall { name, near });
     }
@@ -238,20 +330,61 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         return Verdict::Always(answer);
     }
     let then = if has(&policy.log, name) { Action::Log } else { Action::Allow };
-    let opened = match opening(base, policy, name) {
-        Opening::Shut => return Verdict::Always(denied),
-        Opening::Whole => Verdict::Always(then),
-        Opening::Guarded(any) => Verdict::ByArgument { any, then, otherwise: denied },
+    let opened = match (&policy.profile, opening(base, policy, name)) {
+        (Some(profile), own) => by_profile(profile, name, own),
+        (None, Opening::Shut) => Verdict::Always(denied),
+        (None, Opening::Whole) => Verdict::Always(then),
+        (None, Opening::Guarded(any)) => Verdict::ByArgument { any, then, otherwise: denied },
     };
+    let opened = with_rules(&policy.rules, name, opened);
     match name {
         // PR_SET_PDEATHSIG
-        "prctl" if policy.init == Init::Absent => except(opened, &[(0, &[1])], then, EPERM),
+        "prctl" if policy.init == Init::Absent => except(opened, &[(0, &[1])], EPERM),
         // The kernel takes any size and gives as much as it will: here none beyond the usual one.
         "setsockopt" if policy.unmapped != Unmapped::Allow => {
-            except(opened, &[(1, SOCKET_LEVEL), (2, BUFFER_SIZES)], then, Action::Errno(0))
+            except(opened, &[(1, SOCKET_LEVEL), (2, BUFFER_SIZES)], Action::Errno(0))
         }
         _ => opened,
     }
+}
+
+/// What a foreign profile says of a call. What is sbx's own to decide is open as far as both open it.
+fn by_profile(profile: &Profile, name: &str, own: Opening) -> Verdict {
+    if !LOCKED.contains(&name) {
+        return with_rules(&profile.rules, name, Verdict::Always(profile.default));
+    }
+    let rules = || profile.rules.iter().filter(|rule| has(&rule.calls, name));
+    let opens = |action: Action| matches!(action, Action::Allow | Action::Log);
+    let opened = opens(profile.default) || rules().any(|rule| opens(rule.action));
+    let own = match own {
+        _ if !opened => Verdict::Always(profile.default),
+        Opening::Shut => Verdict::Always(if name == "clone3" { ENOSYS } else { EPERM }),
+        Opening::Whole => Verdict::Always(Action::Allow),
+        Opening::Guarded(any) => Verdict::ByArgument { any, then: Action::Allow, otherwise: EPERM },
+    };
+    let denials: Vec<CallRule> = rules().filter(|rule| !opens(rule.action)).cloned().collect();
+    with_rules(&denials, name, own)
+}
+
+/// Lays rules over what is known of a call: the strictest first, so that a denial that matches wins.
+fn with_rules(rules: &[CallRule], name: &str, then: Verdict) -> Verdict {
+    let mut first: Vec<(Vec<Condition>, Action)> =
+        rules.iter().filter(|rule| has(&rule.calls, name)).map(|rule| (rule.all.clone(), rule.action)).collect();
+    first.sort_by_key(|(_, action)| match action {
+        Action::KillProcess => 0,
+        Action::KillThread => 1,
+        Action::Trap => 2,
+        Action::Errno(_) => 3,
+        Action::Log => 4,
+        Action::Allow => 5,
+    });
+    // What always holds hides what comes after it.
+    if let Some(always) = first.iter().position(|(all, _)| all.is_empty()) {
+        let then = Verdict::Always(first[always].1);
+        first.truncate(always);
+        return if first.is_empty() { then } else { Verdict::Ordered { first, then: Box::new(then) } };
+    }
+    if first.is_empty() { then } else { Verdict::Ordered { first, then: Box::new(then) } }
 }
 
 /// The answer of a call that a protection of the sandbox as a whole needs shut, whatever is allowed by name.
@@ -297,20 +430,14 @@ fn opening(base: &Base, policy: &Policy, name: &str) -> Opening {
 }
 
 /// Takes out of what is open the calls whose arguments of these numbers each have one of these values.
-fn except(opened: Verdict, values: &[(u8, &'static [u64])], then: Action, otherwise: Action) -> Verdict {
-    let any = match opened {
-        Verdict::Always(_) => vec![vec![]],
-        Verdict::ByArgument { any, .. } => any,
-    };
-    let other = |(arg, values): &(u8, &'static [u64])| Condition {
+fn except(opened: Verdict, values: &[(u8, &'static [u64])], answer: Action) -> Verdict {
+    let one = |(arg, values): &(u8, &'static [u64])| Condition {
         arg: *arg,
         width: Width::Low32,
         mask: u64::MAX,
-        test: Test::NotIn(Cow::Borrowed(values)),
+        test: Test::In(Cow::Borrowed(values)),
     };
-    // One of them that has another value is enough.
-    let any = any.iter().flat_map(|all| values.iter().map(move |value| [&all[..], &[other(value)]].concat()));
-    Verdict::ByArgument { any: any.collect(), then, otherwise }
+    Verdict::Ordered { first: vec![(values.iter().map(one).collect(), answer)], then: Box::new(opened) }
 }
 
 fn has(list: &[String], name: &str) -> bool {

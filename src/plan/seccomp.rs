@@ -5,8 +5,8 @@
 
 pub use super::rules::{Affinity, Init, Nesting, Policy, SeccompError, SetId, Unmapped};
 
-use super::bpf::{self, Condition, Insn, Rules, Test, Width};
-use super::rules::{self, Base, Guard};
+use super::bpf::{self, Action, Condition, Insn, Rules, Test, Verdict, Width};
+use super::rules::{self, Base, Group, Guard};
 use super::syscalls::Arch;
 use std::borrow::Cow;
 
@@ -31,10 +31,27 @@ pub fn rules(policy: &Policy, arch: Arch) -> Result<Rules, SeccompError> {
     rules::resolve(&BASE, policy, arch)
 }
 
+/// The groups of calls, in the order of their names.
+pub fn groups() -> &'static [Group] {
+    BASE.groups
+}
+
+/// What the default policy answers to a call here: `allowed`, `by argument`, `EPERM`, `ENOSYS`, or `-` where this
+/// architecture has no such call.
+pub fn default_answer(call: &str) -> &'static str {
+    let rules = rules(&Policy::default(), NATIVE).ok();
+    match NATIVE.number(call).and_then(|number| rules?.calls.get(&number).cloned()) {
+        Some(Verdict::Always(Action::Allow)) => "allowed",
+        Some(Verdict::Always(Action::Errno(38))) => "ENOSYS",
+        Some(Verdict::Always(_)) => "EPERM",
+        Some(_) => "by argument",
+        None => "-",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::bpf::{Action, Verdict};
 
     const ALLOW: Verdict = Verdict::Always(Action::Allow);
     const LOG: Verdict = Verdict::Always(Action::Log);
@@ -112,13 +129,13 @@ mod tests {
     #[test]
     fn a_program_without_init_keeps_its_death_signal() {
         let policy = Policy { init: Init::Absent, ..Policy::default() };
-        let Verdict::ByArgument { any, otherwise, .. } = verdict(&policy, "prctl") else {
+        let Verdict::Ordered { first, then } = verdict(&policy, "prctl") else {
             panic!("prctl is open");
         };
-        let [all] = &any[..] else { panic!("{any:?}") };
+        let [(all, answer)] = &first[..] else { panic!("{first:?}") };
         assert_eq!((all[0].arg, all[0].width), (0, Width::Low32));
-        assert_eq!(all[0].test, Test::NotIn(vec![1].into()));
-        assert_eq!(otherwise, Action::Errno(1));
+        assert_eq!(all[0].test, Test::In(vec![1].into()));
+        assert_eq!((*answer, *then), (Action::Errno(1), ALLOW));
         assert_eq!(verdict(&Policy::default(), "prctl"), ALLOW);
     }
 
@@ -145,10 +162,10 @@ mod tests {
         assert_eq!(verdict(&all, "shmat"), ALLOW);
         assert_eq!(verdict(&none, "setsockopt"), ALLOW);
         for policy in [all, files] {
-            let Verdict::ByArgument { any, otherwise, .. } = verdict(&policy, "setsockopt") else {
+            let Verdict::Ordered { first, .. } = verdict(&policy, "setsockopt") else {
                 panic!("buffers have no bound");
             };
-            assert_eq!((any.len(), otherwise), (2, Action::Errno(0)));
+            assert_eq!((first.len(), first[0].0.len(), first[0].1), (1, 2, Action::Errno(0)));
         }
     }
 

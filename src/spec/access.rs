@@ -1,5 +1,6 @@
 //! What the program is allowed: capabilities, the system call policy, Landlock, what may degrade.
 
+use super::seccomp::{Profile, Rule};
 use super::text::{nearest, word};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,10 @@ pub struct Seccomp {
     pub deny: Vec<String>,
     /// Calls that are allowed and written to the kernel's log.
     pub log: Vec<String>,
+    /// Rules on arguments.
+    pub rules: Vec<Rule>,
+    /// What stands in for the default policy.
+    pub profile: Option<Profile>,
 }
 
 /// `--seccomp default|off`

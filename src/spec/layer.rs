@@ -2,6 +2,7 @@
 //!
 //! The field names are the keys of a policy file and, with `--` before them, the options.
 
+use super::seccomp::Profile;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -340,6 +341,39 @@ pub struct Seccomp {
     pub deny: Vec<String>,
     /// Calls to allow and log.
     pub log: Vec<String>,
+    /// Rules on arguments, one table each.
+    pub rule: Vec<RuleTable>,
+    /// A filter of another program's making; `filter` or the command line names its file.
+    #[serde(skip)]
+    pub profile: Option<Profile>,
+}
+
+/// `[[seccomp.rule]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct RuleTable {
+    /// Names of calls and of groups.
+    pub calls: Vec<String>,
+    /// Comparisons that all have to hold.
+    pub args: Vec<ArgTable>,
+    /// `allow`, `deny`, `log` or `kill`.
+    pub action: Option<String>,
+    /// The name of the error of a denial.
+    pub errno: Option<String>,
+}
+
+/// A comparison of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ArgTable {
+    /// Which argument, from 0 to 5.
+    pub index: u8,
+    /// `==` (the default), `!=`, `<`, `<=`, `>` or `>=`, without a sign.
+    pub op: Option<String>,
+    /// What it is compared with.
+    pub value: i64,
+    /// The bits that count; all of them by default.
+    pub mask: Option<i64>,
 }
 
 /// `[landlock]`

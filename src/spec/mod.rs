@@ -4,6 +4,7 @@
 //! `Spec::resolve`, so whoever holds one holds a checked one.
 
 pub mod access;
+mod errno;
 pub mod hide;
 pub mod ids;
 pub mod layer;
@@ -11,6 +12,7 @@ pub mod limits;
 pub mod mount;
 pub(crate) mod near;
 mod resolve;
+pub mod seccomp;
 pub(crate) use resolve::matches;
 pub mod text;
 pub mod vars;

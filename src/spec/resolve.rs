@@ -1,6 +1,6 @@
 //! Layers → Spec: later scalars replace, lists append, a named denial wins, argv alone may lift one.
 
-use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, Seccomp, SetId};
+use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
 use super::ids::{Map, User, Who};
 use super::layer::{Layer, Origin};
 use super::mount::{Mount, octal};
@@ -48,7 +48,7 @@ impl Spec {
             sysctls: sysctls(layers)?,
             limits: Limits::resolve(layers, caller)?,
             capabilities: capabilities(layers, &mut notes)?,
-            seccomp: seccomp(layers, &mut notes)?,
+            seccomp: seccomp::resolve(layers, &mut notes)?,
             landlock: scalar(layers, |l| &l.landlock.mode).map_or(Ok(Landlock::Auto), |m| Landlock::parse(&m))?,
             nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
             degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
@@ -361,35 +361,6 @@ fn capabilities(layers: &[Layer], notes: &mut Vec<String>) -> Result<Capabilitie
         }
     }
     Ok(held.without(denied))
-}
-
-fn seccomp(layers: &[Layer], notes: &mut Vec<String>) -> Result<Seccomp> {
-    let filters = [("default", Filter::Default), ("off", Filter::Off)];
-    let filter =
-        scalar(layers, |l| &l.seccomp.filter).map_or(Ok(Filter::Default), |f| word("--seccomp", &f, &filters))?;
-    let mut found = Seccomp { filter, ..Seccomp::default() };
-    let denied = layers.iter().any(|l| l.origin != Origin::Argv && !l.seccomp.deny.is_empty());
-    let by_argv = layers.iter().any(|l| l.origin == Origin::Argv && l.seccomp.filter.is_some());
-    match (filter, denied) {
-        (Filter::Off, true) if by_argv => notes.push("--seccomp off lifts a policy's denials".into()),
-        (Filter::Off, true) => {
-            let why = "another policy denies calls, and only the command line may lift that";
-            return Err(Error::spec("[seccomp] filter", "off", why).or_try("--seccomp off"));
-        }
-        _ => {}
-    }
-    for layer in layers {
-        if layer.origin == Origin::Argv {
-            for name in layer.seccomp.allow.iter().filter(|name| found.deny.contains(name)) {
-                notes.push(format!("allowing {name} lifts a policy's denial"));
-            }
-            found.deny.retain(|name| !layer.seccomp.allow.contains(name));
-        }
-        found.allow.extend(layer.seccomp.allow.iter().cloned());
-        found.deny.extend(layer.seccomp.deny.iter().cloned());
-        found.log.extend(layer.seccomp.log.iter().cloned());
-    }
-    Ok(found)
 }
 
 /// Its smallest size leaves room for a few of the longest records.

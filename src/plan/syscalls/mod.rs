@@ -50,6 +50,14 @@ impl Arch {
         }
     }
 
+    /// The name that Go, and so Docker's profiles, have for it.
+    pub fn go_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
     /// The value of `seccomp_data.arch`: ELF machine, 64-bit flag, little-endian flag.
     pub const fn audit(self) -> u32 {
         match self {
