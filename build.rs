@@ -19,7 +19,7 @@ mod spec {
 }
 
 use bpf::{Condition, Insn, Test, Width};
-use rules::{Base, Group, Guard, Policy};
+use rules::{Base, Group, Guard, Policy, SetId, Unmapped};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -80,9 +80,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file: File = toml::from_str(&std::fs::read_to_string(POLICY)?).map_err(|error| format!("{POLICY}: {error}"))?;
     check(&file.seccomp).map_err(|error| format!("{POLICY}: {error}"))?;
     let base = base(file.seccomp)?;
-    let program = bpf::compile(&rules::resolve(&base, &Policy::default(), arch)?)?;
+    let mut programs = Vec::new();
+    for set_id in [SetId::Allow, SetId::Deny] {
+        for unmapped in [Unmapped::Allow, Unmapped::DenyFiles, Unmapped::Deny] {
+            let policy = Policy { set_id, unmapped, ..Policy::default() };
+            programs.push((set_id, unmapped, bpf::compile(&rules::resolve(&base, &policy, arch)?)?));
+        }
+    }
     let out = std::env::var("OUT_DIR")?;
-    std::fs::write(format!("{out}/seccomp.rs"), source(&base, arch, &program)?)?;
+    std::fs::write(format!("{out}/seccomp.rs"), source(&base, arch, &programs)?)?;
     Ok(())
 }
 
@@ -161,7 +167,7 @@ fn condition(comparison: Comparison) -> Result<Condition, String> {
     Ok(Condition { arg, width, mask: mask.unwrap_or(u64::MAX), test })
 }
 
-fn source(base: &Base, arch: Arch, program: &[Insn]) -> Result<String, std::fmt::Error> {
+fn source(base: &Base, arch: Arch, programs: &[(SetId, Unmapped, Vec<Insn>)]) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     writeln!(out, "const ARCH: Arch = Arch::{arch:?};")?;
     writeln!(out, "static BASE: Base = Base {{")?;
@@ -183,7 +189,12 @@ fn source(base: &Base, arch: Arch, program: &[Insn]) -> Result<String, std::fmt:
     for Group { name, about, calls } in base.groups {
         writeln!(out, "Group {{ name: {name:?}, about: {about:?}, calls: &{calls:?} }},")?;
     }
-    writeln!(out, "] }};\nstatic PROGRAM: [Insn; {}] = {program:#?};", program.len())?;
+    writeln!(out, "] }};")?;
+    writeln!(out, "static PROGRAMS: [(SetId, Unmapped, &[Insn]); {}] = [", programs.len())?;
+    for (set_id, unmapped, program) in programs {
+        writeln!(out, "(SetId::{set_id:?}, Unmapped::{unmapped:?}, &{program:#?}),")?;
+    }
+    writeln!(out, "];")?;
     Ok(out)
 }
 

@@ -276,8 +276,14 @@ fn strict_answers_as_the_golden_table_and_is_nowhere_wider_than_default() {
 
 #[test]
 fn the_program_made_at_build_time_is_the_default() {
-    let program = seccomp::program(&Policy::default()).unwrap();
-    assert_eq!(seccomp::default_program(), program);
+    for set_id in [SetId::Allow, SetId::Deny] {
+        for unmapped in [Unmapped::Allow, Unmapped::DenyFiles, Unmapped::Deny] {
+            let policy = Policy { set_id, unmapped, ..Policy::default() };
+            let compiled = bpf::compile(&rules(&policy, seccomp::NATIVE)).unwrap();
+            assert_eq!(seccomp::program(&policy).unwrap(), compiled);
+        }
+    }
+    assert_eq!(seccomp::program(&Policy::default()).unwrap(), seccomp::default_program());
 }
 
 #[test]
@@ -473,8 +479,12 @@ fn socket_families_are_a_list() {
 fn set_id_bits_are_refused_wherever_a_mode_can_be_set() {
     const CREAT: u64 = 0o100;
     const TMPFILE: u64 = 0o20_200_000;
-    for arch in Arch::ALL {
-        let program = setid::program(arch);
+    // Alone, in sbx's own policy, and in one that a user has had a say in.
+    let within = |allow: &[&str]| Policy { allow: names(allow), set_id: SetId::Deny, ..Policy::default() };
+    let own = |policy: Policy, arch| bpf::compile(&rules(&policy, arch)).unwrap();
+    let programs =
+        |arch| [setid::program(arch), own(within(&[]), arch), own(within(&["chmod", "openat", "keyctl"]), arch)];
+    for (arch, program) in Arch::ALL.into_iter().flat_map(|arch| programs(arch).map(|program| (arch, program))) {
         let answer = |name: &str, args: &[u64]| {
             let mut all = [0; 6];
             all[..args.len()].copy_from_slice(args);

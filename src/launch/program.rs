@@ -4,7 +4,7 @@ use super::prepare::{c_text, resource};
 use super::script::Program;
 use crate::error::{Error, Result};
 use crate::plan::limits::Way;
-use crate::plan::seccomp::default_program;
+use crate::plan::seccomp::{default_program, is_own, unguarded};
 use crate::plan::{Plan, Stage, Step, Terminal, bpf};
 use crate::spec::{Init, Rlimit};
 use crate::sys::cred::Limit;
@@ -23,10 +23,15 @@ fn pointers(texts: &[OsString]) -> Result<Pointers> {
     Ok(Pointers::to(texts.leak()))
 }
 
-/// Whether init's filter, the default one, is all that the program gets.
+/// Whether the program gets one filter, and that may be init's too.
 pub(super) fn inherits_filter(plan: &Plan) -> bool {
-    let of_init = default_program();
-    plan.process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if one == of_init)
+    plan.process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if is_own(one))
+}
+
+/// The filters; a test build may be told to leave out what guards set-id bits.
+fn filters(plan: &Plan) -> Vec<&[bpf::Insn]> {
+    let bare = |filter| if crate::sys::sabotaged(c"set-id") { unguarded(filter) } else { None };
+    plan.filters.iter().map(|filter| bare(filter).unwrap_or(filter)).collect()
 }
 
 pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
@@ -38,8 +43,9 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
     }
     let unfiltered = plan.filters.is_empty();
     let inherits_filter = inherits_filter(plan);
-    // The filter that guards set-id bits is the first of two.
-    let skipped = usize::from(inherits_filter || plan.filters.len() > 1 && crate::sys::sabotaged(c"set-id"));
+    let all = filters(plan);
+    let of_init = if inherits_filter { all[0] } else { default_program() };
+    let own = if inherits_filter { &[] } else { all.as_slice() };
     let numbered = (1..).zip(&plan.steps);
     let limits = numbered.clone().filter(|(_, planned)| planned.stage == Stage::Exec);
     let limits = limits.filter_map(|(number, planned)| match &planned.step {
@@ -56,9 +62,9 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         argv: pointers(&argv)?,
         env: pointers(&process.env)?,
         limits: limits.map(limit).collect::<Result<_>>()?,
-        filters: steps.zip(&plan.filters).skip(skipped).map(|(step, filter)| (step, instructions(filter))).collect(),
+        filters: steps.zip(own).map(|(step, filter)| (step, instructions(filter))).collect(),
         inherits_filter,
-        init_filter: (!unfiltered).then(|| instructions(default_program())),
+        init_filter: (!unfiltered).then(|| instructions(of_init)),
         umask: process.umask,
         passed: process.pass_fds.clone(),
         terminals: match process.terminal {

@@ -2,7 +2,7 @@
 
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
-use super::seccomp::{NATIVE, Policy, default_program, program};
+use super::seccomp::{NATIVE, Policy, program};
 use super::{Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
@@ -217,19 +217,15 @@ pub(super) fn filters(
         steps.must(Stage::Exec, Step::Filter(name, filter.len()));
         filters.push(filter);
     };
-    if guarded {
-        load("set-id", setid::program(NATIVE));
-    }
     match spec.seccomp.filter {
-        Filter::Off if guarded => load("hidden modes", setid::hidden_modes_program(NATIVE)),
+        Filter::Off if guarded => {
+            load("set-id", setid::program(NATIVE));
+            load("hidden modes", setid::hidden_modes_program(NATIVE));
+        }
         Filter::Off => {}
         Filter::Default => {
             let policy = policy(spec, host, limits, who, guarded);
-            let filter = match policy == Policy::default() {
-                true => default_program().to_vec(),
-                false => program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?,
-            };
-            load("policy", filter);
+            load("policy", program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?);
         }
     }
     Ok(filters)

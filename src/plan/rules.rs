@@ -24,6 +24,26 @@ const NEEDED: [&str; 11] =
 pub const HIDDEN_MODES: [(&str, Action); 4] =
     [("openat2", ENOSYS), ("io_uring_setup", EPERM), ("io_uring_enter", EPERM), ("io_uring_register", EPERM)];
 
+/// Set-user-id and set-group-id.
+pub const SET_ID_BITS: u64 = 0o6000;
+
+/// `O_CREAT` and the bit of `O_TMPFILE` that is not `O_DIRECTORY`: without one of them an open has
+/// no mode, and what stands in its register is left over from something else.
+pub const MAKES_A_FILE: u64 = 0o100 | 0o20_000_000;
+
+/// The calls that set a mode: name, argument of the flags if there are any, argument of the mode.
+pub const MODES: [(&str, Option<u8>, u8); 9] = [
+    ("chmod", None, 1),
+    ("fchmod", None, 1),
+    ("fchmodat", None, 2),
+    ("fchmodat2", None, 2),
+    ("creat", None, 1),
+    ("mknod", None, 1),
+    ("mknodat", None, 2),
+    ("open", Some(1), 2),
+    ("openat", Some(2), 3),
+];
+
 /// The calls by which memory comes to be that no process maps, with their answer: who watches the processes' memory
 /// would not see it.
 ///
@@ -123,7 +143,7 @@ pub enum SetId {
     /// The program may set them: no host path is writable, or the user said so.
     #[default]
     Allow,
-    /// The stacked filter of [`setid`](super::setid) refuses them, and what it cannot see is refused here.
+    /// It may not, and calls in which no filter can see them are refused.
     Deny,
 }
 
@@ -336,7 +356,7 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         (None, Opening::Whole) => Verdict::Always(then),
         (None, Opening::Guarded(any)) => Verdict::ByArgument { any, then, otherwise: denied },
     };
-    let opened = with_rules(&policy.rules, name, opened);
+    let opened = without_set_id(policy, name, with_rules(&policy.rules, name, opened));
     match name {
         // PR_SET_PDEATHSIG
         "prctl" if policy.init == Init::Absent => except(opened, &[(0, &[1])], EPERM),
@@ -346,6 +366,17 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         }
         _ => opened,
     }
+}
+
+/// Refuses the bits that no policy may let by where a host path is writable.
+fn without_set_id(policy: &Policy, name: &str, opened: Verdict) -> Verdict {
+    let call = MODES.iter().find(|(call, ..)| policy.set_id == SetId::Deny && *call == name);
+    let Some((_, flags, mode)) = call else { return opened };
+    // Flags and modes are 32 bits or fewer in the kernel, so the upper half must not count.
+    let any_of =
+        |arg: u8, mask: u64| Condition { arg, width: Width::Low32, mask, test: Test::NotIn(Cow::Borrowed(&[0])) };
+    let all = flags.map(|flags| any_of(flags, MAKES_A_FILE)).into_iter().chain([any_of(*mode, SET_ID_BITS)]);
+    Verdict::Ordered { first: vec![(all.collect(), EPERM)], then: Box::new(opened) }
 }
 
 /// What a foreign profile says of a call. What is sbx's own to decide is open as far as both open it.

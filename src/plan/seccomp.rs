@@ -10,7 +10,7 @@ use super::rules::{self, Base, Group, Guard};
 use super::syscalls::Arch;
 use std::borrow::Cow;
 
-// `BASE`, `ARCH` and `PROGRAM`.
+// `BASE`, `ARCH` and `PROGRAMS`.
 include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
 
 /// The architecture this binary is built for.
@@ -18,12 +18,34 @@ pub const NATIVE: Arch = ARCH;
 
 /// The default policy's program, made at build time.
 pub fn default_program() -> &'static [Insn] {
-    &PROGRAM
+    PROGRAMS[0].2
+}
+
+/// The program of a policy in which nothing is a user's but what it guards against; made at build time.
+fn made(policy: &Policy) -> Option<&'static [Insn]> {
+    let (set_id, unmapped) = (policy.set_id, policy.unmapped);
+    let plain = *policy == Policy { set_id, unmapped, ..Policy::default() };
+    let of = |known: &&(SetId, Unmapped, &'static [Insn])| (known.0, known.1) == (set_id, unmapped);
+    PROGRAMS.iter().find(of).filter(|_| plain).map(|known| known.2)
+}
+
+/// Whether a program is one of sbx's own, under which init can be as well.
+pub fn is_own(program: &[Insn]) -> bool {
+    PROGRAMS.iter().any(|known| known.2 == program)
+}
+
+/// The program without the guard of set-id bits, of one of sbx's own: what a test build may be told to take.
+pub fn unguarded(program: &[Insn]) -> Option<&'static [Insn]> {
+    let (_, unmapped, _) = PROGRAMS.iter().find(|known| known.0 == SetId::Deny && known.2 == program)?;
+    made(&Policy { unmapped: *unmapped, ..Policy::default() })
 }
 
 /// The program for a policy.
 pub fn program(policy: &Policy) -> Result<Vec<Insn>, SeccompError> {
-    Ok(bpf::compile(&rules(policy, NATIVE)?)?)
+    match made(policy) {
+        Some(program) => Ok(program.to_vec()),
+        None => Ok(bpf::compile(&rules(policy, NATIVE)?)?),
+    }
 }
 
 /// The verdict on each call under a policy, for `policy show` and for tests.

@@ -1,12 +1,12 @@
-//! The filter that refuses set-user-id and set-group-id bits, for when a host path is writable.
+//! The filter that refuses set-user-id and set-group-id bits, for when a host path is writable and there is no other
+//! filter: a policy's own refuses them itself ([`rules::SetId`]).
 //!
 //! Inside, user 0 is the caller; a file it makes set-user-id on the host runs as the caller for
-//! anyone. The filter is stacked on the policy's own (the kernel takes the stricter answer), so no
-//! policy can lose it. Two calls carry modes where no filter can look: [`rules::HIDDEN_MODES`].
+//! anyone. Two calls carry modes where no filter can look: [`rules::HIDDEN_MODES`].
 //! mkdir needs no rule, for the kernel drops these bits from its mode.
 
 use super::bpf::{self, Action, Insn, Rules, Verdict};
-use super::rules;
+use super::rules::{self, MAKES_A_FILE, MODES, SET_ID_BITS};
 use super::syscalls::Arch;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -14,26 +14,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-const SET_ID_BITS: [u64; 2] = [0o4000, 0o2000];
-
-/// `O_CREAT` and the bit of `O_TMPFILE` that is not `O_DIRECTORY`: without one of them an open has
-/// no mode, and what stands in its register is left over from something else.
-const MAKES_A_FILE: [u64; 2] = [0o100, 0o20_000_000];
-
-/// The calls that set a mode: name, argument of the flags if there are any, argument of the mode.
-const CALLS: [(&str, Option<u8>, u8); 9] = [
-    ("chmod", None, 1),
-    ("fchmod", None, 1),
-    ("fchmodat", None, 2),
-    ("fchmodat2", None, 2),
-    ("creat", None, 1),
-    ("mknod", None, 1),
-    ("mknodat", None, 2),
-    ("open", Some(1), 2),
-    ("openat", Some(2), 3),
-];
-
-/// The filter to stack on a policy made with [`SetId::Deny`](rules::SetId::Deny).
+/// The filter on modes.
 pub fn program(arch: Arch) -> Vec<Insn> {
     let filter = filter(arch).expect("the rules are constant and hold no empty list");
     let filter = filter.into_iter().map(|insn| Insn { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k });
@@ -52,7 +33,7 @@ pub fn hidden_modes_program(arch: Arch) -> Vec<Insn> {
 
 fn filter(arch: Arch) -> Result<BpfProgram, BackendError> {
     let mut calls = BTreeMap::new();
-    for (name, flags, mode) in CALLS {
+    for (name, flags, mode) in MODES {
         // aarch64 has only the forms with `at`.
         if let Some(number) = arch.number(name) {
             calls.insert(i64::from(number), refusals(flags, mode)?);
@@ -69,17 +50,22 @@ fn filter(arch: Arch) -> Result<BpfProgram, BackendError> {
 /// One rule for each way to set a bit; any of them refuses the call.
 fn refusals(flags: Option<u8>, mode: u8) -> Result<Vec<SeccompRule>, BackendError> {
     let mut refusals = Vec::new();
-    for bit in SET_ID_BITS {
+    for bit in bits(SET_ID_BITS) {
         let Some(flags) = flags else {
             refusals.push(SeccompRule::new(vec![has_bit(mode, bit)?])?);
             continue;
         };
-        for makes in MAKES_A_FILE {
+        for makes in bits(MAKES_A_FILE) {
             let all = vec![has_bit(flags, makes)?, has_bit(mode, bit)?];
             refusals.push(SeccompRule::new(all)?);
         }
     }
     Ok(refusals)
+}
+
+/// Each bit of a mask: seccompiler compares with one value.
+fn bits(mask: u64) -> impl Iterator<Item = u64> {
+    (0..u64::BITS).map(|bit| 1 << bit).filter(move |bit| mask & bit != 0)
 }
 
 /// Flags and modes are 32 bits or fewer in the kernel, so the upper half must not count.
