@@ -46,6 +46,8 @@ pub struct Entry {
 pub enum EntryKind {
     /// A directory without mounts below it.
     Plain,
+    /// One that belongs to root, and in which this caller, who is not root, may change nothing.
+    Fixed,
     /// A directory with mounts on or below it.
     Mounted,
     /// A symlink to this target.
@@ -124,6 +126,7 @@ fn of_host() -> Result<RootFacts> {
         let full = Path::new("/").join(&name);
         let kind = match stat.kind {
             Kind::Directory if mounted.iter().any(|point| point.starts_with(&full)) => EntryKind::Mounted,
+            Kind::Directory if geteuid() != 0 && stat.uid == 0 && stat.mode & 0o022 == 0 => EntryKind::Fixed,
             Kind::Directory => EntryKind::Plain,
             Kind::Symlink => EntryKind::Link(link(root.as_fd(), &path)),
             _ => continue,

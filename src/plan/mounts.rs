@@ -5,7 +5,7 @@ use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Stage, Steps, Terminal, guard, own_network};
 use crate::error::{Error, Result};
 use crate::host::EntryKind;
-use crate::host::{Host, Power, RootFacts, TMPFS_XATTRS};
+use crate::host::{Host, Power, TMPFS_XATTRS};
 use crate::spec::access::Nesting;
 use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
@@ -226,7 +226,7 @@ fn base(steps: &mut Steps, spec: &Spec, host: &Host, upper: Option<UpperAt>, nam
             [one] => steps.must(Stage::Root, Step::BindRoot(one.clone())),
             _ => return Err(Error::spec("--rw", "layers", "only a single directory can be written through")),
         },
-        (RootSource::Host, _) => host_root(steps, &host.root),
+        (RootSource::Host, _) => host_root(steps, spec, host),
     }
     if !before {
         files.for_each(|step| steps.must(Stage::Root, step));
@@ -249,19 +249,37 @@ fn etc_files(spec: &Spec, host: &Host, name: &str) -> [(&'static str, String); 3
 const HIDDEN: [&str; 9] = ["dev", "home", "lost+found", "media", "mnt", "proc", "root", "run", "sys"];
 
 /// `/` of `@host`: an empty tmpfs with an overlay, a bind or a link for each entry (DESIGN 4.12).
-fn host_root(steps: &mut Steps, root: &RootFacts) {
+fn host_root(steps: &mut Steps, spec: &Spec, host: &Host) {
     steps.must(Stage::Root, Step::EmptyRoot);
-    for entry in root.entries.iter().filter(|entry| entry.name != "tmp" && !HIDDEN.contains(&entry.name.as_str())) {
+    for entry in host.root.entries.iter().filter(|entry| entry.name != "tmp" && !HIDDEN.contains(&entry.name.as_str()))
+    {
         let path = Path::new("/").join(&entry.name);
         steps.must(
             Stage::Root,
             match &entry.kind {
-                EntryKind::Plain => Step::HostOverlay(path),
+                // An overlay costs three times as much, and here it could take no change but sbx's own.
+                EntryKind::Fixed if !is_changed(spec, host, &path) => Step::HostBind(path),
+                EntryKind::Plain | EntryKind::Fixed => Step::HostOverlay(path),
                 EntryKind::Mounted => Step::HostBind(path),
                 EntryKind::Link(target) => Step::Link(path, target.clone()),
             },
         );
     }
+}
+
+/// Whether sbx puts something below an entry of the root, or programs are used to writing there.
+fn is_changed(spec: &Spec, host: &Host, entry: &Path) -> bool {
+    let below = |path: &Path| path.starts_with(entry);
+    ["/etc", "/usr", "/var"].iter().any(|usual| entry == Path::new(usual))
+        || host.emptied.iter().any(|(path, _)| below(path))
+        || below(&host.caller.cwd)
+        || spec.mounts.iter().any(|mount| below(mount.dst.as_path()))
+        || spec
+            .mask
+            .iter()
+            .chain(&spec.hide)
+            .chain(spec.protect.iter().map(|place| &place.path))
+            .any(|path| below(path.as_path()))
 }
 
 /// The empty directories of `@host`, its caller's home among them.
