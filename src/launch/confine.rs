@@ -7,6 +7,7 @@ use super::child::Child;
 use super::script::{Expected, Failure, In, Op};
 use crate::sys::cred::CapSet;
 use crate::sys::fs::{HERE, Open};
+use crate::sys::landlock::{EXECUTE, REFER};
 use crate::sys::socket::Wait;
 use crate::sys::{self, NOT_TAKEN, cred, process};
 use std::ffi::CStr;
@@ -46,9 +47,14 @@ impl Confined {
             }
             Op::Affinity(cpus) => sys::sched::sched_setaffinity(cpus).called(Call::Affinity),
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
-            Op::Landlock { rules, file_rights, scopes } => {
+            Op::Landlock { rules, executable, file_rights, scopes } => {
                 let ruleset = child.script.ruleset.as_ref().ok_or(Failure(Call::Ruleset, sys::ENOENT))?.as_fd();
                 rules.iter().try_for_each(|(place, rights)| allow(ruleset, place, *rights, *file_rights))?;
+                executable.iter().try_for_each(|place| match allow(ruleset, place, EXECUTE, *file_rights) {
+                    // Nothing is granted by a place that is not there.
+                    Err(Failure(_, sys::ENOENT)) => Ok(()),
+                    other => other,
+                })?;
                 sys::landlock::restrict_self(ruleset).called(Call::Landlock)?;
                 scope(*scopes)
             }
@@ -112,10 +118,10 @@ fn scope(scopes: u64) -> Result<(), Failure> {
     if scopes == 0 {
         return Ok(());
     }
-    let ruleset = sys::landlock::create(sys::landlock::REFER, scopes).called(Call::Ruleset)?;
+    let ruleset = sys::landlock::create(REFER, 0, scopes).called(Call::Ruleset)?;
     // The one right that every ruleset denies, whether it handles it or not (landlock(7)): without this no file could be
     // moved or linked from one directory to another.
-    allow(ruleset.as_fd(), c"/", sys::landlock::REFER, 0)?;
+    allow(ruleset.as_fd(), c"/", REFER, 0)?;
     sys::landlock::restrict_self(ruleset.as_fd()).called(Call::Landlock)?;
     // Closed with all else before the program starts.
     std::mem::forget(ruleset);

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::plan::{Grant, LandlockPlan, Scopes};
 use crate::sys::{self, EMFILE, ENFILE, ENOMEM, Errno};
-use landlock::{ABI, Access as _, AccessFs, BitFlags, Scope};
-use std::os::fd::OwnedFd;
+use landlock::{ABI, Access as _, AccessFs, AccessNet, BitFlags, Scope};
+use std::os::fd::{AsFd, OwnedFd};
 
 fn abi(number: u32) -> ABI {
     match number {
@@ -31,7 +31,21 @@ fn abi(number: u32) -> ABI {
 /// # Errors
 /// `Unsupported` where the kernel refuses it, `Sys` where files or memory ran out.
 pub(super) fn make(plan: &LandlockPlan) -> Result<OwnedFd> {
-    sys::landlock::create(AccessFs::from_all(abi(plan.abi)).bits(), 0).map_err(refused)
+    let handled = ports(plan).fold(BitFlags::EMPTY, |all, (right, _)| all | right);
+    let ruleset =
+        sys::landlock::create(AccessFs::from_all(abi(plan.abi)).bits(), handled.bits(), 0).map_err(refused)?;
+    for (right, ports) in ports(plan) {
+        for port in ports {
+            sys::landlock::allow_port(ruleset.as_fd(), *port, BitFlags::from(right).bits()).map_err(refused)?;
+        }
+    }
+    Ok(ruleset)
+}
+
+/// What is restricted of ports, and which are allowed.
+fn ports(plan: &LandlockPlan) -> impl Iterator<Item = (AccessNet, &Vec<u16>)> {
+    let rights = [AccessNet::BindTcp, AccessNet::ConnectTcp];
+    rights.into_iter().zip(&plan.ports).filter_map(|(right, ports)| Some((right, ports.as_ref()?)))
 }
 
 /// What the child does with it.
@@ -42,10 +56,18 @@ pub(super) fn restrict(plan: &LandlockPlan) -> Op {
         _ if plan.abi < 6 => BitFlags::EMPTY,
         Scopes::All => Scope::from_all(abi),
         Scopes::Sockets => Scope::AbstractUnixSocket.into(),
+        Scopes::Signals => Scope::Signal.into(),
         Scopes::None => BitFlags::EMPTY,
     };
+    // Where execution is a matter of places, the others do not grant it.
+    let kept = if plan.exec.is_some() { !BitFlags::from(AccessFs::Execute) } else { BitFlags::all() };
     Op::Landlock {
-        rules: plan.places.iter().map(|(place, grant)| (c_path(place.as_path()), rights(*grant, all).bits())).collect(),
+        rules: plan
+            .places
+            .iter()
+            .map(|(place, grant)| (c_path(place.as_path()), (rights(*grant, all) & kept).bits()))
+            .collect(),
+        executable: plan.exec.iter().flatten().map(|place| c_path(place.as_path())).collect(),
         file_rights: AccessFs::from_file(abi).bits(),
         scopes: scopes.bits(),
     }

@@ -6,7 +6,7 @@ use super::seccomp::{NATIVE, Policy, program};
 use super::{Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
-use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
+use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, LandlockRules, Nesting, SetId};
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
 use crate::spec::{DEFAULT_PIDS, Init, Rlimit, Spec, Writes};
@@ -31,6 +31,10 @@ pub struct LandlockPlan {
     pub abi: u32,
     /// Places and what is allowed there; everything else is denied. None where the first program's rules are taken.
     pub places: Vec<(InnerPath, Grant)>,
+    /// Where files may be executed, if not everywhere.
+    pub exec: Option<Vec<InnerPath>>,
+    /// TCP ports that may be bound and connected to, if not all.
+    pub ports: [Option<Vec<u16>>; 2],
     /// What is kept within the domain.
     pub scopes: Scopes,
 }
@@ -43,6 +47,8 @@ pub enum Scopes {
     All,
     /// Abstract sockets, which are the host's where the network is.
     Sockets,
+    /// Signals.
+    Signals,
     /// Nothing: pid and network namespace do it.
     None,
 }
@@ -152,8 +158,8 @@ pub(super) fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &Limi
 fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
     // Landlock forbids every mount to those it confines, so an inner sandbox could not be built under it.
     let missing = match (spec.landlock, spec.nesting) {
-        (Landlock::Off, _) => return Ok(None),
-        (Landlock::Auto, Nesting::Allowed) => return Ok(None),
+        (Landlock::Off, _) => return without_landlock(spec, "--landlock off"),
+        (Landlock::Auto, Nesting::Allowed) => return without_landlock(spec, "--nest"),
         (Landlock::Require, Nesting::Allowed) => {
             let what = "--landlock require and --nest contradict each other: Landlock forbids all mounts".into();
             return Err(Error::Usage { what, hint: None });
@@ -162,18 +168,57 @@ fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPl
         (_, Nesting::Refused) if host.landlock < 6 => "Landlock without scopes for signals and abstract sockets",
         _ => "",
     };
-    let (major, minor) = host.kernel;
     if !missing.is_empty() && spec.landlock == Landlock::Require {
-        let why =
-            format!("this kernel ({major}.{minor}, Landlock ABI {}) has {missing}; sbx uses ABI 6", host.landlock);
         let hint =
             "--landlock auto takes what there is; a kernel has it when `landlock` stands in /sys/kernel/security/lsm";
-        return Err(Error::Unsupported { feature: "--landlock require".into(), why, hint: Some(hint.into()) });
+        return Err(too_old(host, "--landlock require", format!("has {missing}; sbx uses ABI 6"), Some(hint)));
+    }
+    let rules = &spec.landlock_rules;
+    for (key, asked, least) in [
+        ("exec", rules.exec.is_some(), OLDEST_ABI),
+        ("tcp-bind", rules.bind.is_some(), 4),
+        ("tcp-connect", rules.connect.is_some(), 4),
+        ("scope", rules.scope.is_some_and(|scope| scope != (false, false)), 6),
+    ] {
+        if asked && host.landlock < least {
+            return Err(too_old(
+                host,
+                &format!("[landlock] {key}"),
+                format!("has none of it before ABI {least}"),
+                None,
+            ));
+        }
     }
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
-    Ok(Some(LandlockPlan { abi: host.landlock.min(NEWEST_ABI), places: places(steps, spec), scopes: Scopes::All }))
+    Ok(Some(LandlockPlan {
+        abi: host.landlock.min(NEWEST_ABI),
+        places: places(steps, spec),
+        exec: rules.exec.clone(),
+        ports: [rules.bind.clone(), rules.connect.clone()],
+        scopes: match rules.scope {
+            None | Some((true, true)) => Scopes::All,
+            Some((true, false)) => Scopes::Signals,
+            Some((false, true)) => Scopes::Sockets,
+            Some((false, false)) => Scopes::None,
+        },
+    }))
+}
+
+/// A rule that was asked for by name and cannot be had is a refusal (S45).
+fn without_landlock(spec: &Spec, because: &str) -> Result<Option<LandlockPlan>> {
+    if spec.landlock_rules == LandlockRules::default() {
+        return Ok(None);
+    }
+    let what = format!("{because} and the rules of [landlock] contradict each other");
+    Err(Error::Usage { what, hint: Some("leave one of them out".into()) })
+}
+
+fn too_old(host: &Host, feature: &str, what: String, hint: Option<&str>) -> Error {
+    let (major, minor) = host.kernel;
+    let why = format!("this kernel ({major}.{minor}, Landlock ABI {}) {what}", host.landlock);
+    Error::Unsupported { feature: feature.into(), why, hint: hint.map(str::to_owned) }
 }
 
 /// Every writable place follows from what is mounted; a right given at `/` holds below it too.

@@ -259,7 +259,7 @@ fn process(spec: &Spec, kept: &Kept, host: &Host, identities: &Identities) -> Re
 /// The places are in the ruleset already.
 fn landlock(kept: &Kept) -> Option<LandlockPlan> {
     let scopes = if kept.own_network { Scopes::None } else { Scopes::Sockets };
-    kept.landlock.map(|abi| LandlockPlan { abi, places: Vec::new(), scopes })
+    kept.landlock.map(|abi| LandlockPlan { abi, places: Vec::new(), exec: None, ports: [None, None], scopes })
 }
 
 /// The stages of a launch without those that make something.

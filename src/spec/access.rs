@@ -1,7 +1,8 @@
 //! What the program is allowed: capabilities, the system call policy, Landlock, what may degrade.
 
+use super::layer::Layer;
 use super::seccomp::{Profile, Rule};
-use super::text::{nearest, word};
+use super::text::{Caller, InnerPath, nearest, word};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -159,6 +160,45 @@ impl Landlock {
     /// Parses the option's word.
     pub fn parse(text: &str) -> Result<Landlock> {
         word("--landlock", text, &[("auto", Landlock::Auto), ("require", Landlock::Require), ("off", Landlock::Off)])
+    }
+}
+
+/// What a policy asks of Landlock by name: where a kernel lacks it, the run is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LandlockRules {
+    /// Where files may be executed, if not everywhere.
+    pub exec: Option<Vec<InnerPath>>,
+    /// TCP ports to bind, if not all.
+    pub bind: Option<Vec<u16>>,
+    /// TCP ports to connect to, if not all.
+    pub connect: Option<Vec<u16>>,
+    /// What does not reach out of the sandbox: signals, abstract sockets. Both, if nothing is said.
+    pub scope: Option<(bool, bool)>,
+}
+
+impl LandlockRules {
+    /// The rules of all layers: lists append, the last scope counts.
+    pub(super) fn resolve(layers: &[Layer], caller: &Caller) -> Result<LandlockRules> {
+        let mut rules = LandlockRules::default();
+        for Layer { landlock, .. } in layers {
+            for text in &landlock.exec {
+                rules.exec.get_or_insert_default().push(caller.inner_path("[landlock] exec", text)?);
+            }
+            for (all, these) in [(&mut rules.bind, &landlock.tcp_bind), (&mut rules.connect, &landlock.tcp_connect)] {
+                if let Some(ports) = these {
+                    all.get_or_insert_default().extend(ports);
+                }
+            }
+            if let Some(words) = &landlock.scope {
+                let known = [("signals", 0), ("abstract-sockets", 1)];
+                let mut scope = [false; 2];
+                for text in words {
+                    scope[word("[landlock] scope", text, &known)?] = true;
+                }
+                rules.scope = Some((scope[0], scope[1]));
+            }
+        }
+        Ok(rules)
     }
 }
 

@@ -382,6 +382,14 @@ pub struct ArgTable {
 pub struct Landlock {
     /// `auto`, `require` or `off`.
     pub mode: Option<String>,
+    /// Paths inside below which files may be executed, and nowhere else.
+    pub exec: Vec<String>,
+    /// TCP ports that may be bound, and no others.
+    pub tcp_bind: Option<Vec<u16>>,
+    /// TCP ports that may be connected to, and no others.
+    pub tcp_connect: Option<Vec<u16>>,
+    /// Those of `signals` and `abstract-sockets` that do not reach out of the sandbox; both if not said.
+    pub scope: Option<Vec<String>>,
 }
 
 /// `[hardening]`

@@ -21,7 +21,7 @@ pub use layer::{Layer, Origin};
 pub use limits::{DEFAULT_PIDS, Limits, Rlimit};
 pub use text::{Caller, HostPath, InnerPath};
 
-use access::{Capabilities, Degrade, Landlock, Nesting, Seccomp, SetId};
+use access::{Capabilities, Degrade, Landlock, LandlockRules, Nesting, Seccomp, SetId};
 use hide::Protected;
 use ids::{Map, User, Who};
 use mount::Mount;
@@ -60,6 +60,8 @@ pub struct Spec {
     pub(crate) capabilities: Capabilities,
     pub(crate) seccomp: Seccomp,
     pub(crate) landlock: Landlock,
+    /// What is asked of Landlock by name.
+    pub(crate) landlock_rules: LandlockRules,
     pub(crate) nesting: Nesting,
     pub(crate) degrade: Degrade,
     pub(crate) report: Report,

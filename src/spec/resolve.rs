@@ -50,6 +50,7 @@ impl Spec {
             capabilities: capabilities(layers, &mut notes)?,
             seccomp: seccomp::resolve(layers, &mut notes)?,
             landlock: scalar(layers, |l| &l.landlock.mode).map_or(Ok(Landlock::Auto), |m| Landlock::parse(&m))?,
+            landlock_rules: LandlockRules::resolve(layers, caller)?,
             nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
             degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
             report: choose(layers.iter().any(|layer| layer.cgroup_report), Report::Cgroup, Report::None),

@@ -14,13 +14,17 @@ struct Handled {
     scoped: u64,
 }
 
+/// `LANDLOCK_ACCESS_FS_EXECUTE`.
+pub const EXECUTE: u64 = 1;
+
 /// `LANDLOCK_ACCESS_FS_REFER`: to move or link files between directories. ABI 2.
 pub const REFER: u64 = 1 << 13;
 
-/// `landlock_create_ruleset(2)`: a ruleset that denies these rights on files where no rule of it allows them, and what
-/// of these scopes leads out of the domain. The descriptor is close-on-exec. Linux 5.13, scopes 6.12.
-pub fn create(files: u64, scoped: u64) -> Result<OwnedFd> {
-    let handled = Handled { files, network: 0, scoped };
+/// `landlock_create_ruleset(2)`: a ruleset that denies these rights on files and TCP ports where no rule of it allows
+/// them, and what of these scopes leads out of the domain. The descriptor is close-on-exec. Linux 5.13, ports 6.7, scopes
+/// 6.12.
+pub fn create(files: u64, network: u64, scoped: u64) -> Result<OwnedFd> {
+    let handled = Handled { files, network, scoped };
     // SAFETY: the pointer and the size describe the struct, which is only read.
     fd(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const handled, size_of::<Handled>(), 0) })
 }
@@ -40,6 +44,21 @@ pub fn allow(ruleset: BorrowedFd<'_>, place: BorrowedFd<'_>, rights: u64) -> Res
     done(unsafe {
         libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_PATH_BENEATH, &raw const rule, 0)
     })
+}
+
+/// `struct landlock_net_port_attr`.
+#[repr(C)]
+struct Port {
+    allowed: u64,
+    port: u64,
+}
+
+/// `landlock_add_rule(2)`: allows `rights` on a TCP port. Linux 6.7.
+pub fn allow_port(ruleset: BorrowedFd<'_>, port: u16, rights: u64) -> Result<()> {
+    const RULE_NET_PORT: u32 = 2;
+    let rule = Port { allowed: rights, port: port.into() };
+    // SAFETY: the rule is whole and only read.
+    done(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), RULE_NET_PORT, &raw const rule, 0) })
 }
 
 /// `landlock_restrict_self(2)`: binds the calling thread and all it starts. Linux 5.13.
