@@ -262,3 +262,20 @@ fn bubblewrap_works_inside_a_nesting_sandbox() {
     let words = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"];
     sandbox(&["--nest"]).root("@host").cwd(scratch.path()).command(&words).run().exits(0);
 }
+
+/// bubblewrap is what agents and build tools bring themselves.
+#[test]
+fn bubblewrap_works_inside_a_nesting_one() {
+    if !has("tmpfs-xattrs") || !has("bwrap") || !has("userns") {
+        return;
+    }
+    let inner =
+        ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "--proc", "/proc", "--dev", "/dev", "--die-with-parent"];
+    let script = ["sh", "-c", "echo inside; ls /proc | grep -c '^[0-9]*$' | grep -q '^[2-5]$' && echo alone"];
+    let words: Vec<&str> = inner.into_iter().chain(script).collect();
+    let place = Scratch::new();
+    let asked = |options: &[&str]| sandbox(options).root("@host").cwd(place.path()).command(&words);
+    asked(&["--policy", "nest"]).run().exits(0).prints("inside\nalone");
+    // Without room for it there is none.
+    assert_ne!(asked(&[]).run().status, 0);
+}

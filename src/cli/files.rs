@@ -37,7 +37,7 @@ pub fn man(words: &[OsString]) -> Result<u8> {
 type Small = (&'static str, &'static [(&'static str, Option<char>)], &'static [(&'static str, Option<char>)], bool);
 
 /// `tests/options.rs` holds them against what their `--help` says.
-const SMALL: [Small; 14] = [
+const SMALL: [Small; 15] = [
     ("ps", &[("all", Some('a')), ("json", None)], &[], false),
     ("inspect", &[], &[], true),
     ("stats", &[("no-stream", None), ("json", None)], &[], true),
@@ -52,6 +52,7 @@ const SMALL: [Small; 14] = [
     ("rm", &[("force", Some('f'))], &[], true),
     ("prune", &[], &[], false),
     ("check", &[("json", None)], &[], false),
+    ("policy", &[("json", None)], &[], false),
 ];
 
 fn small((name, flags, options, named): &Small) -> clap::Command {
