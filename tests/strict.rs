@@ -29,7 +29,7 @@ impl Facts {
         ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().all(|set| self.status(set) == "0000000000000000")
     }
 
-    fn new(&self, namespace: &str) -> bool {
+    fn own_namespace(&self, namespace: &str) -> bool {
         self.own["ns"][namespace].is_string() && self.own["ns"][namespace] != self.host["ns"][namespace]
     }
 
@@ -53,12 +53,12 @@ impl Facts {
 const ROWS: [Row; 21] = [
     ("Kubernetes: not privileged, all capabilities dropped (CIS 5.4, 5.5)", Facts::no_capability),
     ("Kubernetes: host namespaces (CIS 5.10, 5.16, 5.17, 5.21)", |f| {
-        ["net", "pid", "ipc", "uts", "mnt"].iter().all(|ns| f.new(ns))
+        ["net", "pid", "ipc", "uts", "mnt"].iter().all(|ns| f.own_namespace(ns))
     }),
     ("Kubernetes: no host ports (CIS 5.8, 5.9)", |f| f.cannot("net device")),
     ("Kubernetes: no host path volumes (CIS 5.6)", |f| f.mounts().iter().all(|line| made_by_sbx(line))),
     ("Kubernetes: no privilege escalation (CIS 5.26)", |f| f.status("NoNewPrivs") == "1"),
-    ("Kubernetes: a user namespace (CIS 5.31)", |f| f.new("user") && f.own["uid_map"] != f.host["uid_map"]),
+    ("Kubernetes: a user namespace (CIS 5.31)", |f| f.own_namespace("user") && f.own["uid_map"] != f.host["uid_map"]),
     ("Kubernetes: seccomp (CIS 5.22)", |f| {
         f.status("Seccomp") == "2" && f.status("Seccomp_filters").parse::<u32>().is_ok_and(|n| n > 0)
     }),
