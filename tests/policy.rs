@@ -178,7 +178,8 @@ fn rules_and_foreign_profiles_hold_in_the_kernel() {
         Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set")).join("tests/data/moby-seccomp-default.json");
     let answers = asked(&moby, "--seccomp");
     assert_eq!((&answers[&socket], &answers[&keyctl]), (&libc::EPERM.into(), &libc::EPERM.into()));
-    sandbox(&["--seccomp"]).option(&moby).sh("ls /bin/sh && echo ok | cat").run().exits(0).prints("/bin/sh\nok");
+    let plain = sandbox(&["--seccomp"]).option(&moby).sh("ls /bin/sh && echo ok | cat").run();
+    plain.exits(0).prints("/bin/sh\nok").says("end the process here, whatever it says of them");
     // One that lets nothing start is refused, naming what is missing.
     let none = file("none.json", "{\"defaultAction\": \"SCMP_ACT_ERRNO\"}");
     sandbox(&["--seccomp"]).option(none).sh("true").run().refused().says("without it no program can start");

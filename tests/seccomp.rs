@@ -219,6 +219,7 @@ fn table(policy: &Policy, arch: Arch) -> String {
             row("x32:last", arch.audit(), 0xFFFF_FFFE);
             row("skipped-by-tracer", arch.audit(), u32::MAX);
         }
+        Arch::X86 => {}
         Arch::Aarch64 => {
             row("arm:exit", AUDIT_ARM, 1);
             row("skipped-by-tracer", arch.audit(), u32::MAX);
@@ -334,6 +335,7 @@ fn moby(arch: Arch, caps: &[&str]) -> BTreeMap<String, Vec<Value>> {
     let arch = match arch {
         Arch::X86_64 => "amd64",
         Arch::Aarch64 => "arm64",
+        Arch::X86 => "386",
     };
     // `minKernel` is left out: 4.8 is the only one, and sbx asks for more.
     let names = |set: &Value, key: &str| -> Option<Vec<String>> {
@@ -707,11 +709,14 @@ fn mobys_profile_means_here_what_it_means_there() {
         let held = held.fold(Capabilities::default(), Capabilities::with);
         let arch = seccomp::NATIVE;
         let profile = Some(sbx::plan::call_rules::applied(&profile, held, (6, 1)));
-        let policy = Policy { profile, cap_add: names(caps), ..Policy::default() };
-        let rules = rules(&policy, arch);
-        let program = bpf::compile(&rules).unwrap();
+        let further = vec![Arch::X86];
+        let policy = Policy { profile, further, cap_add: names(caps), ..Policy::default() };
+        let program = if arch == Arch::X86_64 { seccomp::program(&policy).unwrap() } else { return };
+        // The names that hold on the machine hold for both of its ABIs.
         let allowed = moby(arch, caps);
-        for (name, number) in arch.table() {
+        let both = [arch, Arch::X86].into_iter().flat_map(|abi| abi.table().iter().map(move |call| (abi, call)));
+        for (arch, (name, number)) in both {
+            let rules = rules(&policy, arch);
             assert_runs_as_read(&rules, &program, *number);
             for args in edges(rules.calls.get(number)) {
                 let open = run(&program, arch.audit(), *number, args) == Action::Allow.value();

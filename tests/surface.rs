@@ -124,6 +124,26 @@ fn foreign_abis_are_killed_and_named() {
     }
 }
 
+/// A profile that speaks of i386 opens it, under sbx's own rules; x32 it does not.
+#[test]
+fn a_profile_opens_the_abi_that_it_names() {
+    if !has("x86_64") {
+        return;
+    }
+    let scratch = common::Scratch::new();
+    let with = |abi: &str| {
+        let text =
+            format!("{{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"architectures\": [\"SCMP_ARCH_X86_64\", \"{abi}\"]}}");
+        let file = scratch.file(format!("{abi}.json"), &text);
+        sandbox(&["--seccomp"]).option(file)
+    };
+    with("SCMP_ARCH_X86").probe("i386").run().exits(0);
+    with("SCMP_ARCH_X86").probe("x32").run().exits(128 + libc::SIGSYS);
+    for probe in ["i386", "x32"] {
+        with("SCMP_ARCH_X32").probe(probe).run().exits(128 + libc::SIGSYS);
+    }
+}
+
 #[test]
 fn the_new_mount_calls_look_absent() {
     let calls = [

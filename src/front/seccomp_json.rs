@@ -16,10 +16,8 @@ struct File {
     #[allow(dead_code)]
     #[serde(default)]
     default_errno: Option<String>,
-    #[allow(dead_code)]
     #[serde(default)]
     architectures: Vec<String>,
-    #[allow(dead_code)]
     #[serde(default)]
     arch_map: Vec<ArchMap>,
     #[serde(default)]
@@ -36,9 +34,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ArchMap {
-    #[allow(dead_code)]
     architecture: String,
-    #[allow(dead_code)]
     #[serde(default)]
     sub_architectures: Option<Vec<String>>,
 }
@@ -119,7 +115,19 @@ pub fn parse(file: &str, text: &str) -> Result<Profile> {
     for calls in read.syscalls.into_iter().flatten() {
         rules.push(rule(calls).map_err(refuse)?);
     }
-    Ok(Profile { file: file.into(), default, rules })
+    let foreign = foreign(&read.architectures, &read.arch_map);
+    Ok(Profile { file: file.into(), default, rules, foreign })
+}
+
+/// The further ABIs of this machine that a profile wants filtered along.
+fn foreign(architectures: &[String], map: &[ArchMap]) -> Vec<String> {
+    let (own, others): (&str, &[&str]) = match cfg!(target_arch = "x86_64") {
+        true => ("SCMP_ARCH_X86_64", &["SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+        false => ("SCMP_ARCH_AARCH64", &["SCMP_ARCH_ARM"]),
+    };
+    let mapped = map.iter().filter(|entry| entry.architecture == own);
+    let named = mapped.flat_map(|entry| entry.sub_architectures.iter().flatten()).chain(architectures);
+    named.filter(|name| others.contains(&name.as_str())).cloned().collect()
 }
 
 fn located(file: &str, at: Option<(usize, usize)>, text: &str, why: &str) -> Error {
@@ -210,6 +218,16 @@ mod tests {
             named("ptrace")
                 .all(|(applies, _)| applies.kernel == Some((4, 8)) || applies.with_caps == ["CAP_SYS_PTRACE"])
         );
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn other_abis_are_named() {
+        let text = include_str!("../../tests/data/moby-seccomp-default.json");
+        assert_eq!(parse("moby", text).expect("a profile").foreign, ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]);
+        let text =
+            "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"architectures\": [\"SCMP_ARCH_X86_64\", \"SCMP_ARCH_ARM\"]}";
+        assert_eq!(parse("p", text).expect("a profile").foreign, Vec::<String>::new());
     }
 
     #[test]

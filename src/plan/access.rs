@@ -289,6 +289,7 @@ fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guard
             .profile
             .as_ref()
             .map(|profile| call_rules::applied(profile, spec.capabilities, host.kernel)),
+        further: spec.seccomp.profile.iter().flat_map(call_rules::further).collect(),
         cap_add: added.names().map(str::to_owned).collect(),
         nesting: match spec.nesting {
             Nesting::Refused => rules::Nesting::Refuse,

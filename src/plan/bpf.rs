@@ -198,15 +198,22 @@ const ARGS: u32 = 16;
 
 /// Turns rules into a program.
 pub fn compile(rules: &Rules) -> Result<Vec<Insn>, CompileError> {
-    check_arguments(rules)?;
+    compile_all(std::slice::from_ref(rules))
+}
+
+/// The same with the rules of further ABIs, of which each has its own numbers.
+pub fn compile_all(all: &[Rules]) -> Result<Vec<Insn>, CompileError> {
+    all.iter().try_for_each(check_arguments)?;
     let mut code = Backward::default();
-    let killed = code.end(Action::KillProcess);
-    let ranges: Vec<(u32, Label)> =
-        ranges(rules).into_iter().map(|(start, verdict)| (start, code.verdict(verdict))).collect();
-    let tree = code.tree(&ranges);
-    code.go_to(tree);
-    let native = code.put(LOAD, NUMBER);
-    code.branch(EQUAL, rules.arch.audit(), native, killed);
+    let mut other = code.end(Action::KillProcess);
+    for rules in all.iter().rev() {
+        let ranges: Vec<(u32, Label)> =
+            ranges(rules).into_iter().map(|(start, verdict)| (start, code.verdict(verdict))).collect();
+        let tree = code.tree(&ranges);
+        code.go_to(tree);
+        let own = code.put(LOAD, NUMBER);
+        other = code.branch(EQUAL, rules.arch.audit(), own, other);
+    }
     code.put(LOAD, ARCH);
     let mut program = code.reversed;
     program.reverse();

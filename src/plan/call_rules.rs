@@ -3,6 +3,7 @@
 use super::bpf::{Action, Condition, Test, Width};
 use super::rules::{self, CallRule};
 use super::seccomp::NATIVE;
+use super::syscalls::Arch;
 use crate::spec::access::Capabilities;
 use crate::spec::seccomp::{Answer, Applies, Compare, Op, Profile, Rule};
 use std::borrow::Cow;
@@ -25,6 +26,12 @@ pub fn applied(profile: &Profile, held: Capabilities, kernel: (u32, u32)) -> rul
     };
     let rules = profile.rules.iter().filter(|(when, _)| applies(when)).map(|(_, rule)| exact(rule));
     rules::Profile { default: action(profile.default), rules: rules.collect() }
+}
+
+/// The further ABIs of a profile that sbx has the numbers of.
+pub fn further(profile: &Profile) -> Vec<Arch> {
+    let x86 = NATIVE == Arch::X86_64 && profile.foreign.iter().any(|name| name == "SCMP_ARCH_X86");
+    if x86 { vec![Arch::X86] } else { Vec::new() }
 }
 
 /// A rule of a policy. A denial compares the low half of an argument where the value fits in it: the kernel drops the

@@ -182,6 +182,8 @@ pub struct Policy {
     pub rules: Vec<CallRule>,
     /// Rules instead of the default tables. What sbx itself needs shut stays shut.
     pub profile: Option<Profile>,
+    /// Further ABIs that the profile opens; all others end the process.
+    pub further: Vec<Arch>,
     /// Capabilities the program has beyond the default ones, with or without `CAP_`.
     pub cap_add: Vec<String>,
     /// Whether a sandbox may run inside.
@@ -427,8 +429,15 @@ fn shut(policy: &Policy, name: &str) -> Option<Action> {
         Unmapped::DenyFiles => name != "shmget",
         Unmapped::Deny => true,
     });
+    // i386 has two calls that stand for many, which no filter can look into.
+    let many = match name {
+        "socketcall" => policy.unmapped != Unmapped::Allow,
+        "ipc" => policy.unmapped == Unmapped::Deny,
+        _ => false,
+    };
+    let many = many.then_some(ENOSYS);
     let processors = (policy.affinity == Affinity::Fixed && name == "sched_setaffinity").then_some(EPERM);
-    modes.or(memory).or(processors)
+    modes.or(memory).or(many).or(processors)
 }
 
 /// How far a call is open.

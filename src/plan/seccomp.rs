@@ -44,7 +44,11 @@ pub fn unguarded(program: &[Insn]) -> Option<&'static [Insn]> {
 pub fn program(policy: &Policy) -> Result<Vec<Insn>, SeccompError> {
     match made(policy) {
         Some(program) => Ok(program.to_vec()),
-        None => Ok(bpf::compile(&rules(policy, NATIVE)?)?),
+        None => {
+            let archs = std::iter::once(NATIVE).chain(policy.further.iter().copied());
+            let all = archs.map(|arch| rules(policy, arch)).collect::<Result<Vec<_>, _>>()?;
+            Ok(bpf::compile_all(&all)?)
+        }
     }
 }
 

@@ -40,7 +40,8 @@ fn filter(arch: Arch) -> Result<BpfProgram, BackendError> {
         }
     }
     let target = match arch {
-        Arch::X86_64 => TargetArch::x86_64,
+        // Only profiles open i386, and then a policy's filter is in force.
+        Arch::X86_64 | Arch::X86 => TargetArch::x86_64,
         Arch::Aarch64 => TargetArch::aarch64,
     };
     let refused = SeccompAction::Errno(1);

@@ -76,6 +76,8 @@ pub struct Profile {
     pub default: Answer,
     /// Its rules, each with where it applies.
     pub rules: Vec<(Applies, Rule)>,
+    /// Further ABIs of this machine that it speaks of.
+    pub foreign: Vec<String>,
 }
 
 /// Where a rule of a profile applies; what is empty does not matter.
@@ -152,6 +154,12 @@ pub(super) fn resolve(layers: &[Layer], notes: &mut Vec<String>) -> Result<Secco
     let filter = chosen.and_then(|layer| layer.seccomp.filter.as_deref());
     let filter = filter.map_or(Ok(Filter::Default), |filter| word("--seccomp", filter, &filters))?;
     let profile = chosen.and_then(|layer| layer.seccomp.profile.clone());
+    if let Some(Profile { file, foreign, .. }) = &profile {
+        // Of i386 sbx has the numbers (`plan/call_rules.rs`).
+        let others = foreign.iter().filter(|abi| *abi != "SCMP_ARCH_X86");
+        notes
+            .extend(others.map(|abi| format!("{file}: calls of {abi} end the process here, whatever it says of them")));
+    }
     let mut found = Seccomp { filter, profile, ..Seccomp::default() };
     let denies = |layer: &Layer| !layer.seccomp.deny.is_empty() || !layer.seccomp.rule.is_empty();
     let denied = layers.iter().any(|layer| layer.origin != Origin::Argv && denies(layer));

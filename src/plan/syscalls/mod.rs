@@ -6,6 +6,7 @@
 
 mod aarch64;
 mod common;
+mod x86;
 mod x86_64;
 
 use crate::spec::near;
@@ -15,6 +16,7 @@ use common::COMMON;
 type Call = (&'static str, u32);
 
 const X86_64: &[Call] = &joined::<{ x86_64::OWN.len() + COMMON.len() }>(x86_64::OWN);
+const X86: &[Call] = &joined::<{ x86::OWN.len() + COMMON.len() }>(x86::OWN);
 const AARCH64: &[Call] = &joined::<{ aarch64::OWN.len() + COMMON.len() }>(aarch64::OWN);
 
 /// An architecture's own calls, and after them the common ones, whose numbers are higher.
@@ -35,10 +37,12 @@ pub enum Arch {
     X86_64,
     /// 64-bit Arm, without the 32-bit Arm calls.
     Aarch64,
+    /// 32-bit x86 on a 64-bit kernel, as the further ABI of a filter.
+    X86,
 }
 
 impl Arch {
-    /// All of them.
+    /// Those that sbx can be built for.
     pub const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
 
     /// The architecture with Rust's name `name`, as in `CARGO_CFG_TARGET_ARCH`.
@@ -55,6 +59,7 @@ impl Arch {
         match self {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",
+            Self::X86 => "386",
         }
     }
 
@@ -63,6 +68,7 @@ impl Arch {
         match self {
             Self::X86_64 => 0xC000_003E,
             Self::Aarch64 => 0xC000_00B7,
+            Self::X86 => 0x4000_0003,
         }
     }
 
@@ -73,7 +79,7 @@ impl Arch {
     pub const fn second_abi(self) -> Option<u32> {
         match self {
             Self::X86_64 => Some(0x4000_0000),
-            Self::Aarch64 => None,
+            Self::Aarch64 | Self::X86 => None,
         }
     }
 
@@ -82,6 +88,7 @@ impl Arch {
         match self {
             Self::X86_64 => X86_64,
             Self::Aarch64 => AARCH64,
+            Self::X86 => X86,
         }
     }
 
@@ -115,7 +122,7 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_and_hold_each_name_once() {
-        for arch in Arch::ALL {
+        for arch in Arch::ALL.into_iter().chain([Arch::X86]) {
             let table = arch.table();
             assert!(table.windows(2).all(|pair| pair[0].1 < pair[1].1));
             for (name, number) in table {
@@ -132,6 +139,9 @@ mod tests {
             (Arch::X86_64, "clone3", 435),
             (Arch::X86_64, "mseal", 462),
             (Arch::X86_64, "file_setattr", 469),
+            (Arch::X86, "execve", 11),
+            (Arch::X86, "socketcall", 102),
+            (Arch::X86, "openat2", 437),
             (Arch::Aarch64, "execve", 221),
             (Arch::Aarch64, "openat", 56),
             (Arch::Aarch64, "clone3", 435),
