@@ -352,7 +352,10 @@ fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
         return Verdict::Always(answer);
     }
     let then = if has(&policy.log, name) { Action::Log } else { Action::Allow };
+    let named = has(&policy.allow, name) || has(&policy.log, name);
     let opened = match (&policy.profile, opening(base, policy, name)) {
+        // What is allowed by name is allowed beyond a profile as beyond the default.
+        (Some(_), _) if named && !LOCKED.contains(&name) => Verdict::Always(then),
         (Some(profile), own) => by_profile(profile, name, own),
         (None, Opening::Shut) => Verdict::Always(denied),
         (None, Opening::Whole) => Verdict::Always(then),

@@ -78,6 +78,7 @@ pub fn default_answer(call: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::rules::Profile;
 
     const ALLOW: Verdict = Verdict::Always(Action::Allow);
     const LOG: Verdict = Verdict::Always(Action::Log);
@@ -193,6 +194,23 @@ mod tests {
             };
             assert_eq!((first.len(), first[0].0.len(), first[0].1), (1, 2, Action::Errno(0)));
         }
+    }
+
+    #[test]
+    fn lists_of_names_count_beside_a_profile() {
+        let profile = Some(Profile { default: Action::Errno(1), rules: Vec::new() });
+        let policy = Policy { profile, allow: names(&["keyctl", "clone"]), log: names(&["read"]), ..Policy::default() };
+        let of = |name: &str| {
+            rules(&policy, Arch::X86_64).map(|rules| rules.calls[&Arch::X86_64.number(name).unwrap()].clone())
+        };
+        // It lets nothing start, and so no rules come of it.
+        assert!(matches!(of("keyctl"), Err(SeccompError::Needed { .. })));
+        let profile = Some(Profile { default: Action::Allow, rules: Vec::new() });
+        let policy = Policy { deny: names(&["keyctl"]), log: names(&["read"]), profile, ..policy };
+        assert_eq!(verdict(&policy, "keyctl"), EPERM);
+        assert_eq!(verdict(&policy, "read"), LOG);
+        assert_eq!(verdict(&policy, "bpf"), ALLOW);
+        assert_ne!(verdict(&policy, "clone"), ALLOW);
     }
 
     #[test]
