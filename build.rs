@@ -4,6 +4,9 @@
 #[allow(dead_code)]
 #[path = "src/plan/bpf.rs"]
 mod bpf;
+#[allow(dead_code)]
+#[path = "src/plan/invariants.rs"]
+mod invariants;
 #[path = "src/spec/near.rs"]
 mod near;
 #[allow(dead_code)]
@@ -71,7 +74,15 @@ struct Comparison {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for input in ["build.rs", POLICY, "src/plan/bpf.rs", "src/plan/rules.rs", "src/plan/syscalls", "src/spec/near.rs"] {
+    for input in [
+        "build.rs",
+        POLICY,
+        "src/plan/bpf.rs",
+        "src/plan/invariants.rs",
+        "src/plan/rules.rs",
+        "src/plan/syscalls",
+        "src/spec/near.rs",
+    ] {
         println!("cargo::rerun-if-changed={input}");
     }
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH")?;

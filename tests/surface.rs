@@ -244,9 +244,16 @@ fn keys_of_the_caller_are_not_seen() {
     keyring(&[]).sh("cat /proc/keys").run().exits(0).prints("");
     // A policy that allows the call, or has it logged, opens a keyring of the sandbox's own.
     let scratch = common::Scratch::new();
-    for list in ["allow", "log"] {
-        let policy = scratch.file(format!("{list}.toml"), &format!("[seccomp]\n{list} = [\"request_key\"]\n"));
-        assert_eq!(ask(&["--policy", policy.to_str().expect("UTF-8")]), libc::ENOKEY, "{list}");
+    let profile = scratch.file("profile.json", "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}");
+    for opened in [
+        "[seccomp]\nallow = [\"request_key\"]\n".to_owned(),
+        "[seccomp]\nlog = [\"request_key\"]\n".to_owned(),
+        "[seccomp]\nallow = [\"@keyring\"]\n".to_owned(),
+        "[[seccomp.rule]]\ncalls = [\"request_key\"]\naction = \"allow\"\n".to_owned(),
+        format!("[seccomp]\nfilter = {:?}\n", profile.display().to_string()),
+    ] {
+        let policy = scratch.file("policy.toml", &opened);
+        assert_eq!(ask(&["--policy", policy.to_str().expect("UTF-8")]), libc::ENOKEY, "{opened}");
     }
 }
 

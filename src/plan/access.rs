@@ -2,7 +2,7 @@
 
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
-use super::seccomp::{NATIVE, Policy, program};
+use super::seccomp::{NATIVE, Policy, may_run, program};
 use super::{Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
@@ -59,12 +59,11 @@ pub const NEWEST_ABI: u32 = 7;
 const OLDEST_ABI: u32 = 2;
 
 /// Steps of `Identity`, in an order in which each still has the capability it needs.
-pub(super) fn identity(steps: &mut Steps, spec: &Spec, who: &Identities) {
+pub(super) fn identity(steps: &mut Steps, spec: &Spec, host: &Host, who: &Identities) {
     let must = |steps: &mut Steps, step| steps.must(Stage::Identity, step);
-    let calls = ["add_key", "request_key", "keyctl"];
-    // What is logged is allowed too.
-    let mut opened = spec.seccomp.allow.iter().chain(&spec.seccomp.log);
-    if spec.seccomp.filter == Filter::Off || opened.any(|name| calls.contains(&name.as_str())) {
+    let asked = asked(spec, host);
+    let reaches = |call| asked != Policy::default() && may_run(&asked, call);
+    if spec.seccomp.filter == Filter::Off || ["add_key", "request_key", "keyctl"].into_iter().any(reaches) {
         steps.may_degrade(Stage::Identity, Step::Keyring);
     }
     must(steps, Step::Bounding(spec.capabilities));
@@ -276,20 +275,24 @@ pub(super) fn filters(
     Ok(filters)
 }
 
-/// The system call policy of a spec. Capabilities beyond the default open what Moby's profile ties to them.
-fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guarded: bool) -> Policy {
-    let added = spec.capabilities.without(Capabilities::default_set());
+/// What is asked of the system call policy by name.
+fn asked(spec: &Spec, host: &Host) -> Policy {
+    let applied = |profile| call_rules::applied(profile, spec.capabilities, host.kernel);
     Policy {
         allow: spec.seccomp.allow.clone(),
         deny: spec.seccomp.deny.clone(),
         log: spec.seccomp.log.clone(),
         rules: spec.seccomp.rules.iter().map(call_rules::own).collect(),
-        profile: spec
-            .seccomp
-            .profile
-            .as_ref()
-            .map(|profile| call_rules::applied(profile, spec.capabilities, host.kernel)),
+        profile: spec.seccomp.profile.as_ref().map(applied),
         further: spec.seccomp.profile.iter().flat_map(call_rules::further).collect(),
+        ..Policy::default()
+    }
+}
+
+/// The system call policy of a spec. Capabilities beyond the default open what Moby's profile ties to them.
+fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guarded: bool) -> Policy {
+    let added = spec.capabilities.without(Capabilities::default_set());
+    Policy {
         cap_add: added.names().map(str::to_owned).collect(),
         nesting: match spec.nesting {
             Nesting::Refused => rules::Nesting::Refuse,
@@ -309,5 +312,6 @@ fn policy(spec: &Spec, host: &Host, limits: &LimitsPlan, who: &Identities, guard
             None => rules::Affinity::Free,
             Some(_) => rules::Affinity::Fixed,
         },
+        ..asked(spec, host)
     }
 }

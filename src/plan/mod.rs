@@ -10,6 +10,7 @@ pub mod call_rules;
 mod environment;
 mod guard;
 mod identity;
+pub mod invariants;
 mod kept;
 pub mod limits;
 mod mounts;
@@ -188,7 +189,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let group = if limits.is_grouped() && !spec.share.cgroup { mounts::Group::Own } else { mounts::Group::None };
     mounts::root(&mut steps, spec, host, &mounts::Around { name, terminal, group })?;
     steps.must(Stage::Pivot, Step::Pivot);
-    access::identity(&mut steps, spec, &identities);
+    access::identity(&mut steps, spec, host, &identities);
     let landlock = access::confine(&mut steps, spec, host, &process, &limits)?;
     steps.must(Stage::Gate, Step::Gate);
     access::rlimits(&mut steps, spec, host, &limits)?;

@@ -1,59 +1,17 @@
 //! From a policy's names to a verdict for each system call number.
 //!
 //! The default policy's tables ([`Base`]) are data; here is only how a user's changes apply to them.
-//! The order is: deny, then log and allow, then nesting, then capabilities, then the tables; and one
-//! thing no order changes: new user namespaces come from [`Nesting::Allow`] alone.
+//! The order is: deny, then rules on arguments, then log and allow, then nesting, then capabilities, then
+//! the tables or the profile in their place; and two things no order changes: new user namespaces come
+//! from [`Nesting::Allow`] alone, and what sbx itself guards against stays shut.
 //!
 //! The build script compiles this file too, for the default program: it knows no generated table.
 
 use super::bpf::{Action, Alternatives, CompileError, Condition, Rules, Test, Verdict, Width};
+use super::invariants::*;
 use super::syscalls::{self, Arch};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-const EPERM: Action = Action::Errno(1);
-const ENOSYS: Action = Action::Errno(38);
-
-/// Calls without which no program gets to run, or to end, or sbx to hear why (`write`).
-const NEEDED: [&str; 11] =
-    ["brk", "close", "execve", "exit", "exit_group", "mmap", "mprotect", "munmap", "read", "rt_sigreturn", "write"];
-
-/// The calls by which a file can be made with any mode and no filter sees it, with their answer.
-///
-/// `openat2` has its mode in memory, io_uring the whole call.
-pub const HIDDEN_MODES: [(&str, Action); 4] =
-    [("openat2", ENOSYS), ("io_uring_setup", EPERM), ("io_uring_enter", EPERM), ("io_uring_register", EPERM)];
-
-/// Set-user-id and set-group-id.
-pub const SET_ID_BITS: u64 = 0o6000;
-
-/// `O_CREAT` and the bit of `O_TMPFILE` that is not `O_DIRECTORY`: without one of them an open has
-/// no mode, and what stands in its register is left over from something else.
-pub const MAKES_A_FILE: u64 = 0o100 | 0o20_000_000;
-
-/// The calls that set a mode: name, argument of the flags if there are any, argument of the mode.
-pub const MODES: [(&str, Option<u8>, u8); 9] = [
-    ("chmod", None, 1),
-    ("fchmod", None, 1),
-    ("fchmodat", None, 2),
-    ("fchmodat2", None, 2),
-    ("creat", None, 1),
-    ("mknod", None, 1),
-    ("mknodat", None, 2),
-    ("open", Some(1), 2),
-    ("openat", Some(2), 3),
-];
-
-/// The calls by which memory comes to be that no process maps, with their answer: who watches the processes' memory
-/// would not see it.
-///
-/// memfds and System V segments outlive every mapping of them; libraries take a file of /tmp instead.
-pub const UNMAPPED: [(&str, Action); 3] = [("memfd_create", ENOSYS), ("memfd_secret", ENOSYS), ("shmget", ENOSYS)];
-
-/// What sets the size of a socket's buffers: SO_SNDBUF, SO_RCVBUF, and as SO_…FORCE without regard to `net.core`.
-const BUFFER_SIZES: &[u64] = &[7, 8, 32, 33];
-/// Their level, SOL_SOCKET. Other levels have other options of the same numbers.
-const SOCKET_LEVEL: &[u64] = &[1];
 
 /// The tables of the default policy, as `policies/syscalls.toml` has them.
 #[derive(Clone, Copy, Debug)]
@@ -102,9 +60,6 @@ pub struct Profile {
     /// The rules that apply here.
     pub rules: Vec<CallRule>,
 }
-
-/// Calls whose argument rules no user's rule opens further: they make namespaces, or put input into a terminal.
-const LOCKED: [&str; 5] = ["clone", "clone3", "ioctl", "setns", "unshare"];
 
 /// An argument rule for one call.
 #[derive(Clone, Copy, Debug)]
@@ -288,7 +243,9 @@ pub fn resolve(base: &Base, policy: &Policy, arch: Arch) -> Result<Rules, Seccom
         arch.table().iter().map(|(name, number)| (*number, verdict(base, policy, name))).collect();
     for name in NEEDED {
         let verdict = arch.number(name).and_then(|number| calls.get(&number));
-        if let Some(Verdict::Always(Action::Errno(_) | Action::KillProcess)) = verdict {
+        if let Some(Verdict::Always(action)) = verdict
+            && !lets(*action)
+        {
             return Err(SeccompError::Needed { name });
         }
     }
@@ -321,8 +278,7 @@ fn members(base: &Base, name: &str) -> Result<Vec<String>, SeccompError> {
 }
 
 fn check_names(policy: &Policy) -> Result<(), SeccompError> {
-    let opens = |rule: &&CallRule| matches!(rule.action, Action::Allow | Action::Log);
-    let mut opened = policy.rules.iter().filter(opens).flat_map(|rule| &rule.calls);
+    let mut opened = policy.rules.iter().filter(|rule| lets(rule.action)).flat_map(|rule| &rule.calls);
     if let Some(name) = opened.find(|name| LOCKED.contains(&name.as_str())) {
         return Err(SeccompError::Locked { name: name.clone() });
     }
@@ -341,6 +297,19 @@ fn check_names(policy: &Policy) -> Result<(), SeccompError> {
         return Err(SeccompError::Unseen { name: name.clone() });
     }
     Ok(())
+}
+
+fn lets(action: Action) -> bool {
+    matches!(action, Action::Allow | Action::Log)
+}
+
+/// Whether a policy lets a call by for any arguments. What is wrong with the policy shows when it is compiled.
+pub fn may_run(base: &Base, policy: &Policy, name: &str) -> bool {
+    let policy = expanded(base, policy).unwrap_or_else(|_| policy.clone());
+    match verdict(base, &policy, name) {
+        Verdict::Always(action) => lets(action),
+        Verdict::ByArgument { .. } | Verdict::Ordered { .. } => true,
+    }
 }
 
 fn verdict(base: &Base, policy: &Policy, name: &str) -> Verdict {
@@ -390,15 +359,14 @@ fn by_profile(profile: &Profile, name: &str, own: Opening) -> Verdict {
         return with_rules(&profile.rules, name, Verdict::Always(profile.default));
     }
     let rules = || profile.rules.iter().filter(|rule| has(&rule.calls, name));
-    let opens = |action: Action| matches!(action, Action::Allow | Action::Log);
-    let opened = opens(profile.default) || rules().any(|rule| opens(rule.action));
+    let opened = lets(profile.default) || rules().any(|rule| lets(rule.action));
     let own = match own {
         _ if !opened => Verdict::Always(profile.default),
         Opening::Shut => Verdict::Always(if name == "clone3" { ENOSYS } else { EPERM }),
         Opening::Whole => Verdict::Always(Action::Allow),
         Opening::Guarded(any) => Verdict::ByArgument { any, then: Action::Allow, otherwise: EPERM },
     };
-    let denials: Vec<CallRule> = rules().filter(|rule| !opens(rule.action)).cloned().collect();
+    let denials: Vec<CallRule> = rules().filter(|rule| !lets(rule.action)).cloned().collect();
     with_rules(&denials, name, own)
 }
 
@@ -415,11 +383,9 @@ fn with_rules(rules: &[CallRule], name: &str, then: Verdict) -> Verdict {
         Action::Allow => 5,
     });
     // What always holds hides what comes after it.
-    if let Some(always) = first.iter().position(|(all, _)| all.is_empty()) {
-        let then = Verdict::Always(first[always].1);
-        first.truncate(always);
-        return if first.is_empty() { then } else { Verdict::Ordered { first, then: Box::new(then) } };
-    }
+    let always = first.iter().position(|(all, _)| all.is_empty());
+    let then = always.map_or(then, |at| Verdict::Always(first[at].1));
+    first.truncate(always.unwrap_or(first.len()));
     if first.is_empty() { then } else { Verdict::Ordered { first, then: Box::new(then) } }
 }
 

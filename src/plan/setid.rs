@@ -1,12 +1,12 @@
 //! The filter that refuses set-user-id and set-group-id bits, for when a host path is writable and there is no other
-//! filter: a policy's own refuses them itself ([`rules::SetId`]).
+//! filter: a policy's own refuses them itself ([`SetId`](super::rules::SetId)).
 //!
 //! Inside, user 0 is the caller; a file it makes set-user-id on the host runs as the caller for
-//! anyone. Two calls carry modes where no filter can look: [`rules::HIDDEN_MODES`].
+//! anyone. Two calls carry modes where no filter can look: [`HIDDEN_MODES`].
 //! mkdir needs no rule, for the kernel drops these bits from its mode.
 
 use super::bpf::{self, Action, Insn, Rules, Verdict};
-use super::rules::{self, MAKES_A_FILE, MODES, SET_ID_BITS};
+use super::invariants::{HIDDEN_MODES, MAKES_A_FILE, MODES, SET_ID_BITS};
 use super::syscalls::Arch;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -23,7 +23,7 @@ pub fn program(arch: Arch) -> Vec<Insn> {
 
 /// A further filter, for a run without any policy: answers the calls that hide a mode.
 pub fn hidden_modes_program(arch: Arch) -> Vec<Insn> {
-    let calls = rules::HIDDEN_MODES.into_iter().filter_map(|(name, answer)| {
+    let calls = HIDDEN_MODES.into_iter().filter_map(|(name, answer)| {
         let number = arch.number(name)?;
         Some((number, Verdict::Always(answer)))
     });
