@@ -9,6 +9,7 @@ use crate::spec::text::Caller;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A value as it is written, and where.
@@ -79,22 +80,22 @@ impl Shown {
                 DeValue::Array(list) if below == "mount" => {
                     for (mount, place) in list.iter().zip(places) {
                         let DeValue::Table(keys) = mount.get_ref() else { continue };
-                        let keys = keys.iter().map(|(k, v)| (k.get_ref().to_string(), reader.text(v.span())));
+                        let keys = keys.iter().map(|(k, v)| (k.get_ref().to_string(), reader.text(v)));
                         let (keys, origin) = (keys.collect(), reader.origin(mount.span()));
                         self.mounts.push(ShownMount { keys, origin, place: place.clone() });
                     }
                 }
                 DeValue::Table(keys) => self.table(&below, keys, reader, places),
                 DeValue::Array(list) => {
-                    let new = list.iter().map(|value| reader.written(value.span()));
+                    let new = list.iter().map(|value| reader.written(value));
                     let place = self.values.entry((name.into(), key)).or_insert(Merged::List(Vec::new()));
                     match place {
-                        // The last list of maps counts as a whole.
-                        Merged::List(old) if below != "identity.map" => old.extend(new),
+                        // Of these the last list counts as a whole.
+                        Merged::List(old) if !["identity.map", "landlock.scope"].contains(&&*below) => old.extend(new),
                         place => *place = Merged::List(new.collect()),
                     }
                 }
-                _ => drop(self.values.insert((name.into(), key), Merged::One(reader.written(value.span())))),
+                _ => drop(self.values.insert((name.into(), key), Merged::One(reader.written(value)))),
             }
         }
     }
@@ -154,8 +155,16 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn text(&self, span: Range<usize>) -> String {
-        self.text.get(span).unwrap_or_default().to_owned()
+    /// A value as it is written; a table that has a head of its own, as one in a line.
+    fn text(&self, value: &Spanned<DeValue<'_>>) -> String {
+        match value.get_ref() {
+            DeValue::Table(keys) => {
+                let keys = keys.iter().map(|(k, v)| format!("{} = {}", quoted(k.get_ref()), self.text(v)));
+                format!("{{ {} }}", keys.collect::<Vec<_>>().join(", "))
+            }
+            DeValue::Array(list) => format!("[{}]", list.iter().map(|v| self.text(v)).collect::<Vec<_>>().join(", ")),
+            _ => self.text.get(value.span()).unwrap_or_default().to_owned(),
+        }
     }
 
     /// The file and the line; of a ready policy its name.
@@ -167,8 +176,8 @@ impl Reader<'_> {
         format!("{}:{line}", crate::error::visible(self.name))
     }
 
-    fn written(&self, span: Range<usize>) -> Written {
-        Written { text: self.text(span.clone()), origin: self.origin(span) }
+    fn written(&self, value: &Spanned<DeValue<'_>>) -> Written {
+        Written { text: self.text(value), origin: self.origin(value.span()) }
     }
 }
 
@@ -217,17 +226,19 @@ mod tests {
         };
         let first = source(
             "a.toml",
-            "identity.map = [\"keep\"]\n[limits]\npids = 5\nmem = \"1G\"\n[caps]\nadd = [\"SYS_ADMIN\"]\n[env.set]\n\
-             \"A.b\" = '1'\nX = \"1\"\n[[mount]]\nsrc = \"/a\"\ndst = \"/x\"\n[[mount]]\nsrc = \"/b\"\n",
+            "identity.map = [\"keep\"]\nlandlock.scope = [\"signals\"]\nlandlock.tcp-bind = [80]\n[limits]\npids = 5\nmem = \"1G\"\n[caps]\nadd = [\"SYS_ADMIN\"]\n[env.set]\n\
+             \"A.b\" = '1'\nX = \"1\"\n[[mount]]\nsrc = \"/a\"\ndst = \"/x\"\n[[mount]]\nsrc = \"/b\"\n\
+             [[seccomp.rule]]\ncalls = [\"socket\"]  # why\nargs = [\n  { index = 0, value = 38 },  # AF_ALG\n]\nerrno = \"EACCES\"\n\
+             [[seccomp.rule]]\ncalls = [\"@keyring\"]\naction = \"kill\"\n",
         );
         let second = source(
             "b.toml",
-            "identity.map = [\"root\"]\nhide.paths = [\"~\"]\n[limits]\npids = 7\n[caps]\ndrop = [\"all\"]\nadd = [\"CHOWN\"]\n\
+            "identity.map = [\"root\"]\nlandlock.scope = [\"abstract-sockets\"]\nhide.paths = [\"~\"]\n[limits]\npids = 7\n[caps]\ndrop = [\"all\"]\nadd = [\"CHOWN\"]\n\
              [env.set]\nX = \"2\"\n[[mount]]\nsrc = \"/c\"\ndst = \"/x\"\naccess = \"rw\"\n",
         );
         let text = same_again(&[first, second]);
         for line in
-            ["pids = 7  # b.toml:4", "mem = \"1G\"  # a.toml:4", "    \"root\",  # b.toml:1", "[[mount]]  # b.toml:10"]
+            ["pids = 7  # b.toml:5", "mem = \"1G\"  # a.toml:6", "    \"root\",  # b.toml:1", "[[mount]]  # b.toml:11"]
         {
             assert!(text.lines().any(|shown| shown == line), "{line}\n{text}");
         }
