@@ -5,6 +5,7 @@ use super::table::{Last, table, width};
 use sbx::error::{Error, Result, visible};
 use sbx::front::policy::{self, Source};
 use sbx::front::{audit, project, ready, shown};
+use sbx::host::files::{without_links, writable_by_group};
 use sbx::host::{self, Host};
 use sbx::plan::seccomp;
 use sbx::spec::layer::Layer;
@@ -35,7 +36,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
 }
 
 fn ls(words: &[OsString]) -> Result<u8> {
-    let asked = command("ls", "List the ready policies", "sbx policy ls [--json]");
+    let asked = command("policy ls", "List the ready policies", "sbx policy ls [--json]");
     let Some(matches) = parse(asked.arg(flag("json", "One JSON document")), words)? else { return Ok(0) };
     let all = ready::READY.iter().map(|ready| {
         let layer = policy::parse(ready.name, ready.text)?;
@@ -71,7 +72,7 @@ fn named(
 fn show(words: &[OsString]) -> Result<u8> {
     let usage = "sbx policy show NAME|FILE|@GROUP [--json]";
     let Some((name, json)) =
-        named("show", "Print a policy as it is resolved, and where each value comes from", usage, words)?
+        named("policy show", "Print a policy as it is resolved, and where each value comes from", usage, words)?
     else {
         return Ok(0);
     };
@@ -118,7 +119,8 @@ fn failed(error: &Error) -> Result<u8> {
 
 fn check(words: &[OsString]) -> Result<u8> {
     let usage = "sbx policy check NAME|FILE [--json]";
-    let Some((name, json)) = named("check", "Say what is wrong with a policy, and what it grants", usage, words)?
+    let Some((name, json)) =
+        named("policy check", "Say what is wrong with a policy, and what it grants", usage, words)?
     else {
         return Ok(0);
     };
@@ -145,21 +147,23 @@ fn listed(name: &str, warnings: &[String]) -> String {
 /// Plans a run under it, as far as this host goes, and looks at what it grants.
 fn warned(sources: &[Source], caller: &Caller) -> Result<Vec<String>> {
     let mut layers: Vec<Layer> = sources.iter().map(|source| source.layer.clone()).collect();
+    policy::refuse_home(&layers, caller)?;
     layers.push(Layer { rootfs: Some("@host".into()), command: vec!["true".into()], ..Layer::default() });
     let spec = Spec::resolve(&layers, caller)?;
     let host = Host::look(&spec, caller.clone())?;
     sbx::plan::plan(&spec, &host, "check")?;
     let files = sources.iter().filter(|source| policy::is_file(&source.name));
-    let files: Vec<PathBuf> = files.filter_map(|source| std::fs::canonicalize(&source.name).ok()).collect();
+    let files = files.map(|source| Ok(without_links(caller.host_path("FILE", &source.name)?.as_path())));
+    let files = files.collect::<Result<Vec<PathBuf>>>()?;
     let mut warnings = audit::warnings(&spec, caller, &files);
-    for file in files.iter().filter(|file| host::files::writable_by_group(file)) {
+    for file in files.iter().filter(|file| writable_by_group(file)) {
         warnings.push(format!("{} can be written by its group", file.display()));
     }
     Ok(warnings)
 }
 
 fn trust(words: &[OsString]) -> Result<u8> {
-    let asked = command("trust", "Accept a project's own policy as it is now", "sbx policy trust [FILE]");
+    let asked = command("policy trust", "Accept a project's own policy as it is now", "sbx policy trust [FILE]");
     let asked = asked.arg(clap::Arg::new("FILE").help("The file, .sbx.toml of this directory if not given"));
     let Some(matches) = parse(asked, words)? else { return Ok(0) };
     let file = value(&matches, "FILE").unwrap_or(project::NAME).to_owned();

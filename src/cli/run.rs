@@ -102,6 +102,7 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
     for name in parsed.values("policy") {
         layers.extend(policy::load(name, caller)?);
     }
+    policy::refuse_home(&layers, caller)?;
     let mut argv = parsed.layer()?;
     match parsed.value("seccomp") {
         Some(file) if policy::is_file(file) => {

@@ -8,7 +8,7 @@ use crate::spec::text::Caller;
 use crate::spec::{NetMode, Spec};
 use std::path::{Path, PathBuf};
 
-/// Directories and files of a home that hold keys, or lead to commands.
+/// Directories and files of a home that hold keys.
 const SECRETS: [&str; 16] = [
     ".ssh",
     ".gnupg",

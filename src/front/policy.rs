@@ -2,8 +2,8 @@
 
 use super::{ready, seccomp_json};
 use crate::error::{Error, Result};
-use crate::host::files::{c_path, read_bytes};
-use crate::spec::layer::{Layer, Origin, Seccomp};
+use crate::host::files::{c_path, read_bytes, without_links};
+use crate::spec::layer::{Layer, MountTable, Origin, Seccomp};
 use crate::spec::text::{Caller, nearest};
 use crate::sys::fs::{HERE, Kind, Open, fstat, openat};
 use crate::sys::{EINVAL, ENOENT};
@@ -138,6 +138,22 @@ pub(super) fn text_of(file: &str, path: &Path) -> Result<Option<String>> {
     })?;
     let text = String::from_utf8(bytes);
     text.map(Some).map_err(|e| whole(file, format!("not UTF-8, from byte {} on", e.utf8_error().valid_up_to())))
+}
+
+/// `.` in a policy means a project. Where the caller stands in their home, or above it, however that is spelled, it would
+/// be all that policies are there to hide.
+///
+/// # Errors
+/// `Spec` where a policy mounts it.
+pub fn refuse_home(layers: &[Layer], caller: &Caller) -> Result<()> {
+    let here = |table: &MountTable| table.src.as_deref().is_some_and(|src| Path::new(src) == Path::new("."));
+    let mounted = layers.iter().flat_map(|layer| &layer.mount).any(here);
+    let above = |home: &Path| home.starts_with(&caller.cwd) && (home != Path::new("/") || caller.cwd == Path::new("/"));
+    if !mounted || !above(&caller.home) && !above(&without_links(&caller.home)) {
+        return Ok(());
+    }
+    let why = format!("`.` is {}, which is or holds your home, and not a project", caller.cwd.display());
+    Err(Error::spec("[[mount]] src", ".", why).or_try("cd to the project"))
 }
 
 /// Parses a policy's text.

@@ -90,7 +90,7 @@ pub fn cpus_possible() -> usize {
 }
 
 /// The same path with the symlinks in it resolved, as far as it exists.
-pub(crate) fn without_links(path: &Path) -> PathBuf {
+pub fn without_links(path: &Path) -> PathBuf {
     match (path.canonicalize(), path.parent(), path.file_name()) {
         (Ok(real), ..) => real,
         (Err(_), Some(parent), Some(name)) => without_links(parent).join(name),

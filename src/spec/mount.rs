@@ -222,7 +222,6 @@ impl Mount {
         let exec = if table.exec.unwrap_or(true) { Exec::Exec } else { Exec::Noexec };
         let source = match kind {
             "bind" => {
-                refuse_whole_home(caller, table)?;
                 let accesses = [("ro", Access::Ro), ("rw", Access::Rw), ("overlay", Access::Overlay)];
                 Source::Bind {
                     src: caller.policy_path(FIELD, table.src.as_deref().ok_or_else(|| missing("src"))?)?,
@@ -250,17 +249,6 @@ impl Mount {
         };
         Ok(Mount { dst: destination(FIELD, &dst)?, source })
     }
-}
-
-/// `.` in a policy means a project. Where the caller stands in their home, or above it, it would be all that policies
-/// are there to hide.
-fn refuse_whole_home(caller: &Caller, table: &MountTable) -> Result<()> {
-    let here = table.src.as_deref().is_some_and(|src| Path::new(src) == Path::new("."));
-    if !here || caller.home == Path::new("/") && caller.cwd != Path::new("/") || !caller.home.starts_with(&caller.cwd) {
-        return Ok(());
-    }
-    let why = format!("`.` is {}, which is or holds your home, and not a project", caller.cwd.display());
-    Err(Error::spec("[[mount]] src", ".", why).or_try("cd to the project"))
 }
 
 /// The types of a mount that is written as keys.
