@@ -98,5 +98,28 @@ fn a_home_is_no_project() {
     let scratch = Scratch::new();
     let home = scratch.dir("home");
     build(&scratch, &home, "true").run().refused().says("which is or holds your home");
+    // However it is spelled.
+    std::os::unix::fs::symlink(&home, scratch.join("link")).expect("a link");
+    let linked = build(&scratch, &home, "true").env("HOME", scratch.join("link"));
+    linked.run().refused().says("which is or holds your home");
     build(&scratch, scratch.path(), "true").run().refused().says("cd to the project");
+}
+
+/// As other mount points that sbx makes on the host.
+#[test]
+fn what_stands_in_for_hooks_goes_also_after_a_kill() {
+    let scratch = Scratch::new();
+    let [main, _] = repository(&scratch);
+    let hooks = main.join(".git/hooks");
+    std::fs::remove_dir_all(&hooks).expect("removed");
+    let mut running = build(&scratch, &main, "echo up; read x").start();
+    let begin = std::time::Instant::now();
+    while !hooks.exists() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(30), "nothing stands there");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    running.kill();
+    running.wait();
+    build(&scratch, &main, "true").run().exits(0);
+    assert!(!hooks.exists());
 }

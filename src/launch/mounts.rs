@@ -270,7 +270,15 @@ impl Tree {
             Kind::Directory => self.store_dir(name, 0o700, PLAIN)?,
             _ => self.cover(kind)?,
         };
-        attach_at(&cover, at.as_fd(), kind)
+        attach_at(&cover, at.as_fd(), kind)?;
+        self.leads_to(path, &cover)
+    }
+
+    /// Proof that a path leads to what was laid over it: whoever can write around it may have moved the place meanwhile.
+    fn leads_to(&self, path: &CStr, cover: &OwnedFd) -> Done {
+        let there = fs::open_in_root(held(&self.root)?, path, Open::Path).called(Call::Openat2)?;
+        let [there, cover] = [&there, cover].map(|fd| fs::mount_id(fd.as_fd(), c"").called(Call::Stat));
+        if there? == cover? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
     }
 
     /// Lays a read-only copy of a place, with what is mounted below it, over itself.
@@ -296,7 +304,8 @@ impl Tree {
             }
         };
         let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
-        attach_at(&cover, at.as_fd(), kind)
+        attach_at(&cover, at.as_fd(), kind)?;
+        self.leads_to(&target.path, &cover)
     }
 
     pub(super) fn link(&self, target: &CStr, at: &Target) -> Done {
