@@ -27,9 +27,11 @@ except subprocess.TimeoutExpired:
 
 #[test]
 fn nobody_waits_for_a_dead_server() {
-    let user = Command::new("id").arg(USER).output().is_ok_and(|output| output.status.success());
-    if !has("fuse") || !has("python3") || !user {
-        return println!("SKIP nobody_waits_for_a_dead_server: no /dev/fuse, python3 or user {USER}");
+    if !has("fuse") || !has("python3") {
+        return;
+    }
+    if !Command::new("id").arg(USER).output().is_ok_and(|output| output.status.success()) {
+        return println!("SKIP nobody_waits_for_a_dead_server: no user {USER}");
     }
     if !Command::new("python3").args(["-c", "import ctypes"]).status().is_ok_and(|status| status.success()) {
         return println!("SKIP nobody_waits_for_a_dead_server: python3 without ctypes");

@@ -256,6 +256,22 @@ fn no_process_comes_above_the_limit_on_them() {
     }
 }
 
+/// What a policy lets be executed binds who comes later as well.
+#[test]
+fn it_executes_only_where_the_first_may() {
+    if !has("landlock") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let policy = scratch.file("policy.toml", "landlock.exec = [\"/bin\"]\n").display().to_string();
+    for (options, status) in [(&["--policy", &policy][..], Some(126)), (&[], Some(0))] {
+        let living = living(options, "cp /bin/busybox /tmp/true");
+        let (ended, _, error) = text(&living.exec(&["/tmp/true"]));
+        assert_eq!(ended, status, "{error}");
+        living.ends();
+    }
+}
+
 /// A fifo shows what Landlock alone refuses: who writes to one asks no mount.
 #[test]
 fn rules_follow_what_they_were_made_of_and_not_its_path() {

@@ -4,6 +4,8 @@
 mod common;
 
 use common::{Sandbox, Scratch, has, sandbox};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 fn under(scratch: &Scratch, policy: &str) -> Sandbox {
     sandbox(&["--policy"]).option(scratch.file("policy.toml", policy))
@@ -20,7 +22,7 @@ fn only_the_places_named_can_be_executed() {
     let ruled = "landlock.exec = [\"/bin\", \"/none\"]\n";
     under(&scratch, ruled).sh(script).run().exits(0).prints("bin\nread\nno");
     under(&scratch, "").sh(script).run().exits(0).prints("ran\nbin\nread");
-    // The very program that is asked for is held to it too, and so is one more.
+    // The very program that is asked for is held to it too.
     under(&scratch, "landlock.exec = [\"/none\"]\n").sh("true").run().exits(126);
 }
 
@@ -44,8 +46,17 @@ fn scopes_are_chosen_by_name() {
         return;
     }
     let scratch = Scratch::new();
-    for (scope, status) in [("[]", 0), ("[\"signals\", \"abstract-sockets\"]", 0)] {
-        under(&scratch, &format!("landlock.scope = {scope}\n")).sh("true").run().exits(status);
+    let name = format!("sbx-scope-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a name");
+    let _listener = UnixListener::bind_addr(&address).expect("an abstract socket");
+    let connect = |scope: &str| {
+        let asked = under(&scratch, &format!("net.mode = \"host\"\n{scope}"));
+        asked.probe_with("abstract", &[&name]).sees()
+    };
+    assert_eq!(connect(""), libc::EPERM);
+    assert_eq!(connect("landlock.scope = [\"abstract-sockets\"]\n"), libc::EPERM);
+    for open in ["[]", "[\"signals\"]"] {
+        assert_eq!(connect(&format!("landlock.scope = {open}\n")), 0, "{open}");
     }
     under(&scratch, "landlock.scope = [\"signal\"]\n").sh("true").run().refused().says("signals, abstract-sockets");
 }

@@ -251,8 +251,9 @@ fn an_agent_commits_and_gets_nothing_else() {
     place.scratch.file("home/.gitconfig", "[user]\n\tname = me\n\temail = me@here\n");
     place.file(".env", "secret\n");
     place.scratch.file("home/.claude/state", "old\n");
-    let script = "bash attack.sh; ! grep secret .env; git add port && git commit -qm work && git log --format=%an; \
-                  ! echo x >>.claude/settings.json; echo new >$HOME/.claude/state; ! echo x >>$HOME/.gitconfig";
+    let script = "bash attack.sh; if grep -q secret .env; then exit 3; fi; git add port && git commit -qm work && git log --format=%an; \
+                  echo new >$HOME/.claude/state; for file in .claude/settings.json $HOME/.gitconfig; do \
+                  if echo x 2>/dev/null >>$file; then exit 4; fi; done";
     let mode = std::fs::metadata(place.project()).expect("a directory").permissions().mode();
     let outcome = place.under("agent", script).run().exits(0);
     assert_eq!(outcome.stdout.lines().next(), Some("me"), "{outcome:?}");
