@@ -263,6 +263,26 @@ fn bubblewrap_works_inside_a_nesting_sandbox() {
     sandbox(&["--nest"]).root("@host").cwd(scratch.path()).command(&words).run().exits(0);
 }
 
+/// Rootless podman wants a user 0, a cgroup of its own, key calls for crun, and room for its images.
+#[test]
+fn podman_works_inside_a_nesting_one() {
+    if !has("podman") || !has("cgroup") {
+        return;
+    }
+    let place = Scratch::new();
+    let script = "podman=\"podman --storage-driver vfs\"; \
+        tar -C /image -c . | $podman import -q - local/image:1 >/dev/null && \
+        $podman run --rm --network none local/image:1 /bin/sh -c 'echo inside $container'";
+    let options = ["--map", "root", "--user", "0", "--tmpfs", "/var/cache", "--tmpfs", "/var/lib", "--pids", "500"];
+    let asked = |more: &[&str]| {
+        let image = volume(&rootfs(), "/image:ro");
+        let sandbox = sandbox(&options).options(more).option("-v").option(image);
+        sandbox.root("@host").cwd(place.path()).command(&["sh", "-c", script]).run()
+    };
+    asked(&["--policy", "nest", "--limits", "cgroup", "--mount", "type=cgroup"]).exits(0).prints("inside podman");
+    assert_ne!(asked(&["--limits", "cgroup", "--mount", "type=cgroup"]).status, 0);
+}
+
 /// bubblewrap is what agents and build tools bring themselves.
 #[test]
 fn bubblewrap_works_inside_a_nesting_one() {

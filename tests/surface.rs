@@ -279,6 +279,7 @@ fn abstract_sockets_of_the_host_are_out_of_reach() {
     assert_eq!(connect(&[]), libc::ECONNREFUSED, "another network namespace has other names");
     if has("landlock") {
         assert_eq!(connect(&["--net", "host"]), libc::EPERM);
+        assert_eq!(connect(&["--net", "host", "--nest"]), libc::EPERM);
     }
     // The socket is there: without Landlock the host's network is the host's.
     assert_eq!(connect(&["--net", "host", "--landlock", "off"]), 0);

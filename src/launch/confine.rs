@@ -47,7 +47,8 @@ impl Confined {
             }
             Op::Affinity(cpus) => sys::sched::sched_setaffinity(cpus).called(Call::Affinity),
             Op::Rlimit(resource, limit) => cred::setrlimit(*resource, *limit).called(Call::Prlimit),
-            Op::Landlock { rules, executable, file_rights, scopes } => {
+            Op::Landlock { ruled: false, files, scopes, .. } => scope(*scopes, *files),
+            Op::Landlock { rules, executable, file_rights, scopes, files, .. } => {
                 let ruleset = child.script.ruleset.as_ref().ok_or(Failure(Call::Ruleset, sys::ENOENT))?.as_fd();
                 rules.iter().try_for_each(|(place, rights)| allow(ruleset, place, *rights, *file_rights))?;
                 executable.iter().try_for_each(|place| match allow(ruleset, place, EXECUTE, *file_rights) {
@@ -56,7 +57,7 @@ impl Confined {
                     other => other,
                 })?;
                 sys::landlock::restrict_self(ruleset).called(Call::Landlock)?;
-                scope(*scopes)
+                scope(*scopes, *files)
             }
             Op::Workdir(path) => workdir(path),
             Op::Gate => gate(child),
@@ -114,14 +115,16 @@ fn allow(ruleset: BorrowedFd<'_>, place: &CStr, rights: u64, file_rights: u64) -
 }
 
 /// Keeps within the domain what leads out of it, by a second domain in the first.
-fn scope(scopes: u64) -> Result<(), Failure> {
+fn scope(scopes: u64, files: bool) -> Result<(), Failure> {
     if scopes == 0 {
         return Ok(());
     }
-    let ruleset = sys::landlock::create(REFER, 0, scopes).called(Call::Ruleset)?;
-    // The one right that every ruleset denies, whether it handles it or not (landlock(7)): without this no file could be
-    // moved or linked from one directory to another.
-    allow(ruleset.as_fd(), c"/", REFER, 0)?;
+    let ruleset = sys::landlock::create(if files { REFER } else { 0 }, 0, scopes).called(Call::Ruleset)?;
+    if files {
+        // The one right that every ruleset denies in a domain that holds files, whether it handles it or not
+        // (landlock(7)): without this no file could be moved or linked from one directory to another.
+        allow(ruleset.as_fd(), c"/", REFER, 0)?;
+    }
     sys::landlock::restrict_self(ruleset.as_fd()).called(Call::Landlock)?;
     // Closed with all else before the program starts.
     std::mem::forget(ruleset);

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::cgroup::Delegation;
 use crate::host::manager::door;
-use crate::plan::{Plan, Step};
+use crate::plan::{LandlockPlan, Plan, Step};
 use crate::sys::event::{self, Signals, Watch};
 use crate::sys::fs::{self, HERE, Open};
 use crate::sys::process::{self, ChildOf, Forked, Namespaces};
@@ -54,7 +54,8 @@ pub fn enter(
     let whole = handles.are_there();
     handles.forget_shared();
     // With one of them missing the program would run on the host.
-    if !whole || !handles.lead_inside() || plan.landlock.is_some() && handles.fd(RULESET).is_none() {
+    let ruled = plan.landlock.as_ref().is_some_and(LandlockPlan::has_rules);
+    if !whole || !handles.lead_inside() || ruled && handles.fd(RULESET).is_none() {
         return Err(Error::Bug("a supervisor handed out less than all".into()));
     }
     let mut script = prepare::prepare(plan, host, &request.told)?;

@@ -146,7 +146,7 @@ fn attempt(
     let upper;
     let fuse = fuse::Fuse::of(plan, host)?;
     let mut script = prepare::prepare(plan, host, &request.told)?;
-    script.ruleset = plan.landlock.as_ref().map(ruleset::make).transpose()?;
+    script.ruleset = plan.landlock.as_ref().filter(|plan| plan.has_rules()).map(ruleset::make).transpose()?;
     let feed = feed(plan, host, &mut script)?;
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;

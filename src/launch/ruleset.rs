@@ -32,8 +32,8 @@ fn abi(number: u32) -> ABI {
 /// `Unsupported` where the kernel refuses it, `Sys` where files or memory ran out.
 pub(super) fn make(plan: &LandlockPlan) -> Result<OwnedFd> {
     let handled = ports(plan).fold(BitFlags::EMPTY, |all, (right, _)| all | right);
-    let ruleset =
-        sys::landlock::create(AccessFs::from_all(abi(plan.abi)).bits(), handled.bits(), 0).map_err(refused)?;
+    let files = if plan.files { AccessFs::from_all(abi(plan.abi)) } else { BitFlags::EMPTY };
+    let ruleset = sys::landlock::create(files.bits(), handled.bits(), 0).map_err(refused)?;
     for (right, ports) in ports(plan) {
         for port in ports {
             sys::landlock::allow_port(ruleset.as_fd(), *port, BitFlags::from(right).bits()).map_err(refused)?;
@@ -53,7 +53,6 @@ pub(super) fn restrict(plan: &LandlockPlan) -> Op {
     let abi = abi(plan.abi);
     let all = AccessFs::from_all(abi);
     let scopes = match plan.scopes {
-        _ if plan.abi < 6 => BitFlags::EMPTY,
         Scopes::All => Scope::from_all(abi),
         Scopes::Sockets => Scope::AbstractUnixSocket.into(),
         Scopes::Signals => Scope::Signal.into(),
@@ -62,6 +61,8 @@ pub(super) fn restrict(plan: &LandlockPlan) -> Op {
     // Where execution is a matter of places, the others do not grant it.
     let kept = if plan.exec.is_some() { !BitFlags::from(AccessFs::Execute) } else { BitFlags::all() };
     Op::Landlock {
+        ruled: plan.has_rules(),
+        files: plan.files,
         rules: plan
             .places
             .iter()

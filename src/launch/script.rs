@@ -284,9 +284,12 @@ pub(crate) enum Op {
     Rlimit(u32, Limit),
     /// The processors that this process and all it makes keep to.
     Affinity(Box<CpuMask>),
-    /// Rules for the script's ruleset, none where it has them; the places of which files can be executed, those of
-    /// them that are there; what of a rule files can have; and what is kept within the domain.
+    /// Whether there is a ruleset, and whether it is one on files; rules for it, none where it has them; the places of
+    /// which files can be executed, those of them that are there; what of a rule files can have; and what is kept within
+    /// the domain.
     Landlock {
+        ruled: bool,
+        files: bool,
         rules: Vec<(CString, u64)>,
         executable: Vec<CString>,
         file_rights: u64,

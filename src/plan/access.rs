@@ -29,6 +29,8 @@ pub enum Grant {
 pub struct LandlockPlan {
     /// The ABI that the rules are written for: the kernel's, at most the newest that sbx knows.
     pub abi: u32,
+    /// Whether it holds files. A domain that does forbids every mount to those in it (landlock(7)).
+    pub files: bool,
     /// Places and what is allowed there; everything else is denied. None where the first program's rules are taken.
     pub places: Vec<(InnerPath, Grant)>,
     /// Where files may be executed, if not everywhere.
@@ -51,6 +53,13 @@ pub enum Scopes {
     Signals,
     /// Nothing: pid and network namespace do it.
     None,
+}
+
+impl LandlockPlan {
+    /// Whether there is a ruleset beside that of the scopes.
+    pub fn has_rules(&self) -> bool {
+        self.files || self.ports.iter().any(Option::is_some)
+    }
 }
 
 /// The newest ABI whose rights sbx handles: scopes came with 6, and 7 adds only audit flags.
@@ -155,13 +164,25 @@ pub(super) fn rlimits(steps: &mut Steps, spec: &Spec, host: &Host, limits: &Limi
 }
 
 fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPlan>> {
-    // Landlock forbids every mount to those it confines, so an inner sandbox could not be built under it.
+    // Rules on files forbid every mount to those they confine, so an inner sandbox could not be built under them.
+    let files = spec.nesting == Nesting::Refused;
+    let contradict = |what| Err(Error::Usage { what, hint: Some("leave one of them out".into()) });
     let missing = match (spec.landlock, spec.nesting) {
-        (Landlock::Off, _) => return without_landlock(spec, "--landlock off"),
-        (Landlock::Auto, Nesting::Allowed) => return without_landlock(spec, "--nest"),
+        // A rule that was asked for by name and cannot be had is a refusal (S45).
+        (Landlock::Off, _) if spec.landlock_rules == LandlockRules::default() => return Ok(None),
+        (Landlock::Off, _) => {
+            return contradict("--landlock off and the rules of [landlock] contradict each other".into());
+        }
+        (Landlock::Auto, Nesting::Allowed) if spec.landlock_rules.exec.is_some() => {
+            return contradict(
+                "--nest and [landlock] exec contradict each other: rules on files forbid all mounts".into(),
+            );
+        }
+        (Landlock::Auto, Nesting::Allowed) => "",
         (Landlock::Require, Nesting::Allowed) => {
-            let what = "--landlock require and --nest contradict each other: Landlock forbids all mounts".into();
-            return Err(Error::Usage { what, hint: None });
+            let what =
+                "--landlock require and --nest contradict each other: Landlock's rules on files forbid all mounts";
+            return Err(Error::Usage { what: what.into(), hint: None });
         }
         (_, Nesting::Refused) if host.landlock < OLDEST_ABI => "no Landlock",
         (_, Nesting::Refused) if host.landlock < 6 => "Landlock without scopes for signals and abstract sockets",
@@ -191,27 +212,21 @@ fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPl
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
-    Ok(Some(LandlockPlan {
+    let plan = LandlockPlan {
         abi: host.landlock.min(NEWEST_ABI),
-        places: places(steps, spec),
+        files,
+        places: if files { places(steps, spec) } else { Vec::new() },
         exec: rules.exec.clone(),
         ports: [rules.bind.clone(), rules.connect.clone()],
         scopes: match rules.scope {
+            _ if host.landlock < 6 => Scopes::None,
             None | Some((true, true)) => Scopes::All,
             Some((true, false)) => Scopes::Signals,
             Some((false, true)) => Scopes::Sockets,
             Some((false, false)) => Scopes::None,
         },
-    }))
-}
-
-/// A rule that was asked for by name and cannot be had is a refusal (S45).
-fn without_landlock(spec: &Spec, because: &str) -> Result<Option<LandlockPlan>> {
-    if spec.landlock_rules == LandlockRules::default() {
-        return Ok(None);
-    }
-    let what = format!("{because} and the rules of [landlock] contradict each other");
-    Err(Error::Usage { what, hint: Some("leave one of them out".into()) })
+    };
+    Ok(Some(plan).filter(|plan| plan.has_rules() || plan.scopes != Scopes::None))
 }
 
 fn too_old(host: &Host, feature: &str, what: String, hint: Option<&str>) -> Error {

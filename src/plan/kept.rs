@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 
 /// Version of the form: supervisor and client may be of different builds.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// See the head of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,8 +49,8 @@ pub struct Kept {
     umask: u32,
     /// All resource limits, as the first program had them.
     rlimits: Vec<(String, u64, u64)>,
-    /// The ABI of the rules that its supervisor hands over.
-    landlock: Option<u32>,
+    /// The rules that its supervisor hands over.
+    landlock: Option<Rules>,
     own_network: bool,
     filters: Vec<Vec<Insn>>,
     /// Where they were asked for: nice value, badness for the OOM killer.
@@ -58,6 +58,14 @@ pub struct Kept {
     oom_score_adj: Option<i32>,
     /// Where it is bound to them, the processors that it has got.
     processors: Option<Vec<u32>>,
+}
+
+/// What [`LandlockPlan`] says of the first program's ruleset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Rules {
+    abi: u32,
+    files: bool,
+    ports: [Option<Vec<u16>>; 2],
 }
 
 impl Plan {
@@ -103,7 +111,11 @@ impl Plan {
             workdir: self.process.workdir.clone().into(),
             umask: self.process.umask,
             rlimits,
-            landlock: self.landlock.as_ref().map(|plan| plan.abi),
+            landlock: self.landlock.as_ref().map(|plan| Rules {
+                abi: plan.abi,
+                files: plan.files,
+                ports: plan.ports.clone(),
+            }),
             own_network: self.steps.iter().any(|p| p.step == Step::Network),
             filters: self.filters.clone(),
             nice: self.steps.iter().find_map(|p| if let Step::Nice(nice) = p.step { Some(nice) } else { None }),
@@ -258,8 +270,9 @@ fn process(spec: &Spec, kept: &Kept, host: &Host, identities: &Identities) -> Re
 
 /// The places are in the ruleset already.
 fn landlock(kept: &Kept) -> Option<LandlockPlan> {
-    let scopes = if kept.own_network { Scopes::None } else { Scopes::Sockets };
-    kept.landlock.map(|abi| LandlockPlan { abi, places: Vec::new(), exec: None, ports: [None, None], scopes })
+    let Rules { abi, files, ports } = kept.landlock.clone()?;
+    let scopes = if kept.own_network || abi < 6 { Scopes::None } else { Scopes::Sockets };
+    Some(LandlockPlan { abi, files, places: Vec::new(), exec: None, ports, scopes })
 }
 
 /// The stages of a launch without those that make something.

@@ -287,6 +287,7 @@ fn set(f: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
 
 fn landlock(f: &mut fmt::Formatter<'_>, plan: &LandlockPlan) -> fmt::Result {
     match plan.places.len() {
+        0 if !plan.files => write!(f, "restrict by Landlock ABI {}, but no files: mounts go on inside", plan.abi),
         0 => write!(f, "restrict by Landlock ABI {}: the sandbox's own rules", plan.abi),
         count => write!(f, "restrict by Landlock ABI {}: {count} places", plan.abi),
     }
