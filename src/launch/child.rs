@@ -17,6 +17,7 @@ use crate::spec::access::Degrade;
 use crate::sys::fs::{HERE, Open};
 use crate::sys::mount::Attr;
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
+use crate::sys::sched::{self, CpuMask};
 use crate::sys::socket::Wait;
 use crate::sys::{self, process};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -331,8 +332,10 @@ impl Child<'_> {
         };
         self.between = pipe.1.as_raw_fd();
         sys::fs::make_room(self.channel, DESCRIPTORS);
+        let free = sched::sched_getaffinity();
         let helper = match process::clone_shared_fs() {
             Ok(0) => {
+                free.iter().for_each(|mask| sched::move_to(0, mask));
                 self.tree.mounts_from = Some(pipe.0);
                 self.all(&self.script.root);
                 if let Some(store) = &self.tree.store {
@@ -343,6 +346,7 @@ impl Child<'_> {
             Ok(helper) => helper,
             Err(errno) => self.give_up(Failure(Call::Clone, errno)),
         };
+        self.part_from(helper);
         self.all(&self.script.own);
         let mut confined = Confined::default();
         self.confine(&mut confined, &self.script.identity);
@@ -357,6 +361,14 @@ impl Child<'_> {
         // Closed with all else before the program starts.
         std::mem::forget(pipe);
         confined
+    }
+
+    /// Sends the helper to the processor that sbx has just left. The kernel does not take that for idle yet, would leave
+    /// the helper on this one, and this process makes the network namespace without ever sleeping: 0.4 ms of a start.
+    fn part_from(&self, helper: i32) {
+        if let Some(left) = self.script.left.filter(|left| sched::current() != Some(*left)) {
+            sched::move_to(helper, &CpuMask::of([left]));
+        }
     }
 
     /// Runs a list of the operations that `confine` knows.

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(super) enum Limiter {
     /// Nothing has to be done, or sbx watches by itself.
     None,
-    /// An empty group, with no limits in it yet.
+    /// An empty group, with its limits.
     Direct(Group),
     /// Somebody who will make one.
     Systemd(scope::Ready<'static>),
@@ -37,13 +37,18 @@ impl Limiter {
         }
     }
 
-    /// Makes the group of the direct way.
+    /// Makes the group of the direct way, with its limits. Were these set when the child runs, as a scope's are, the
+    /// parent would keep its processor, and the child's helper would wait for that of the child: half a millisecond.
     ///
     /// # Errors
-    /// As [`Group::make`].
+    /// As [`Group::make`] and [`Group::limit`].
     pub(super) fn make(self, plan: &Plan) -> Result<Limiter> {
         match &plan.limits.way {
-            Some(Way::Direct(at)) => Group::make(at, &plan.name, &plan.limits.controllers).map(Limiter::Direct),
+            Some(Way::Direct(at)) => {
+                let group = Group::make(at, &plan.name, &plan.limits.controllers)?;
+                group.limit(&plan.limits.settings)?;
+                Ok(Limiter::Direct(group))
+            }
             _ => Ok(self),
         }
     }
@@ -70,8 +75,8 @@ pub(super) fn unit(plan: &Plan) -> String {
 }
 
 impl Mapped<'_> {
-    /// Sets the limits while the child does what they do not matter for; the program starts after that. A child that
-    /// systemd puts into a scope is told when it stands there.
+    /// Lets the child begin. One that systemd puts into a scope is told when it stands there, and the limits are set
+    /// while it does what they do not matter for; the program starts after that.
     ///
     /// # Errors
     /// As [`scope::Ready::begin`], [`Group::scope`] and [`Group::limit`]; what stopped the child meanwhile comes first.
@@ -82,17 +87,18 @@ impl Mapped<'_> {
         limiter: Limiter,
         signals: BorrowedFd<'_>,
     ) -> Result<Option<Group>> {
-        let group = match limiter {
+        let ready = match limiter {
             Limiter::None => {
                 self.begin(plan);
                 return Ok(None);
             }
             Limiter::Direct(group) => {
                 self.begin(plan);
-                Ok(group)
+                return Ok(Some(group));
             }
-            Limiter::Systemd(ready) => self.scope(plan, host, ready, signals),
+            Limiter::Systemd(ready) => ready,
         };
+        let group = self.scope(plan, host, ready, signals);
         let limited = group.and_then(|group| group.limit(&plan.limits.settings).map(|()| group));
         limited.map(Some).map_err(|error| self.fault(plan).unwrap_or(error))
     }

@@ -160,6 +160,7 @@ fn attempt(
     let range = root::Range::take(plan, host)?;
     upper = Upper::make(plan, &script, range.as_ref())?;
     limiter = limiter.make(plan)?;
+    script.left = sys::sched::current();
     let cloned = Cloned::new(plan, &script, claim, limiter.fd())?;
     let mapped = cloned.map(plan, host, &script, range.as_ref(), observer)?;
     record.skipped = left_out(plan, mapped.lost);

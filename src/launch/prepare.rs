@@ -54,6 +54,7 @@ pub(crate) fn prepare(plan: &Plan, host: &Host, told: &Told) -> Result<Script> {
         identity: Vec::new(),
         confine: Vec::new(),
         ruleset: None,
+        left: None,
         sysfs: false,
         host_proc: false,
         watched: plan.limits.watched().is_some(),

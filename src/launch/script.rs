@@ -20,6 +20,8 @@ pub(crate) struct Script {
     pub detached: bool,
     /// Sources that the parent hands over as idmapped mounts.
     pub idmapped: Vec<IdMapped>,
+    /// The processor that the parent leaves when the child runs.
+    pub left: Option<u32>,
     /// What the clone makes new.
     pub new: Namespaces,
     /// Whether it may go on without some of them.

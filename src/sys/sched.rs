@@ -55,6 +55,19 @@ pub fn sched_setaffinity(mask: &CpuMask) -> Result<()> {
     if sched_getaffinity()? == *mask { Ok(()) } else { Err(NOT_TAKEN) }
 }
 
+/// Puts another process of ours onto these processors, at once where it waits on another. For a start, which is to be
+/// fast and not to be right: what the kernel makes of it is not read back.
+pub fn move_to(pid: i32, mask: &CpuMask) {
+    // SAFETY: the mask is only read.
+    unsafe { libc::syscall(libc::SYS_sched_setaffinity, pid, size_of_val(&mask.0), mask.0.as_ptr()) };
+}
+
+/// `getcpu(2)`: the processor that this thread runs on, a moment ago.
+pub fn current() -> Option<u32> {
+    // SAFETY: takes nothing.
+    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
