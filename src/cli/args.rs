@@ -17,6 +17,8 @@ pub enum Takes {
     One(&'static str),
     /// One value each time, all count.
     Many(&'static str),
+    /// Nothing, or after a `=` this word.
+    Maybe(&'static str),
 }
 
 /// One option.
@@ -57,7 +59,7 @@ macro_rules! rows {
     (@put $put:expr) => { Some($put) };
 }
 
-use Takes::{Many, Nothing, One};
+use Takes::{Many, Maybe, Nothing, One};
 
 rows! {
     IDENTITY: "name", One("NAME"), "The sandbox's name (else a generated one)" => |l, v| some(&mut l.identity.name, v);
@@ -112,6 +114,7 @@ rows! {
     LIMITS: "timeout", One("DURATION"), "End the program after this time, status 124" => |l, v| count(&mut l.limits.timeout, v);
     LIMITS: "kill-after", One("DURATION"), "From TERM to KILL after --timeout (default: 10s)" => |l, v| count(&mut l.limits.kill_after, v);
     HARDENING: "policy", Many("NAME|FILE"), "A policy; with a / or ending in .toml it is a file";
+    HARDENING: "set", Many("KEY=VALUE"), "A key of a policy, as TOML writes it";
     HARDENING: "cap-add", Many("CAP"), "A capability to add" => |l, v| push(&mut l.caps.add, v);
     HARDENING: "cap-drop", Many("CAP|all"), "A capability to take away" => |l, v| push(&mut l.caps.drop, v);
     HARDENING: "seccomp", One("default|off|FILE"), "The system call policy";
@@ -123,6 +126,7 @@ rows! {
     REPORTING: "status-fd", One("N"), "Write JSON lines about the run to this descriptor";
     REPORTING: "pid-file", One("FILE"), "Write the program's pid, as the caller sees it, to this file";
     REPORTING: "cgroup-report", Nothing, "Print at the end what was used: memory, processor time, processes, io, pressure" => |l, _| { l.cgroup_report = true; Ok(()) };
+    REPORTING: "explain", Maybe("files"), "Say what was refused, by which rule, and what allows it; =files: files too" => |l, v| some(&mut l.explain, v);
     REPORTING: "log-size", One("SIZE"), "With --detach: size of each of the three files of its log (default: 10M)" => |l, v| some(&mut l.log_size, v);
     REPORTING: "state", One("DIR"), "Where records are kept";
     REPORTING: "verbose", Nothing, "Print each step as it is done";
@@ -274,7 +278,7 @@ pub fn shown_exec() -> Command {
 
 /// The words among the values of an option, where none is a path: what a shell can offer.
 pub fn choices(row: &Row) -> Vec<&'static str> {
-    let (One(name) | Many(name)) = row.takes else { return Vec::new() };
+    let (One(name) | Many(name) | Maybe(name)) = row.takes else { return Vec::new() };
     let parts = || name.split(['|', ',']);
     if parts().any(|part| ["FILE", "DIR", "PATH"].contains(&part)) {
         return Vec::new();
@@ -289,6 +293,13 @@ fn command<'a>(verb: Verb, rows: impl Iterator<Item = &'a Row>) -> Command {
         let arg = if let Some(short) = row.short { arg.short(short) } else { arg };
         match row.takes {
             Nothing => arg.action(ArgAction::SetTrue).overrides_with(row.long),
+            Maybe(word) => arg
+                .value_name(word)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("calls")
+                .action(ArgAction::Set)
+                .overrides_with(row.long),
             One(name) => arg.value_name(name).action(ArgAction::Set).overrides_with(row.long).allow_hyphen_values(true),
             Many(name) => arg.value_name(name).action(ArgAction::Append).allow_hyphen_values(true),
         }

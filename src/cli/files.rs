@@ -37,7 +37,7 @@ pub fn man(words: &[OsString]) -> Result<u8> {
 type Small = (&'static str, &'static [(&'static str, Option<char>)], &'static [(&'static str, Option<char>)], bool);
 
 /// `tests/options.rs` holds them against what their `--help` says.
-const SMALL: [Small; 15] = [
+const SMALL: [Small; 16] = [
     ("ps", &[("all", Some('a')), ("json", None)], &[], false),
     ("inspect", &[], &[], true),
     ("stats", &[("no-stream", None), ("json", None)], &[], true),
@@ -51,6 +51,7 @@ const SMALL: [Small; 15] = [
     ("resume", &[], &[], true),
     ("rm", &[("force", Some('f'))], &[], true),
     ("prune", &[], &[], false),
+    ("why", &[("json", None)], &[], true),
     ("check", &[("json", None)], &[], false),
     ("policy", &[("json", None)], &[], false),
 ];

@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod stats;
 mod table;
+mod why;
 
 use crate::hint;
 use sbx::error::{Error, Result, shortened, visible};
@@ -51,6 +52,7 @@ Commands:
   logs [-f] NAME                         what a sandbox in the background has written
   attach NAME                            see what it writes from now on, and type into it
   diff NAME [--json]                     what it has added, changed and deleted in its root
+  why [NAME] [--json]                    what a run with --explain was denied
   policy ls|show|check|trust …           the ready policies; one as resolved; what is wrong; accept a project's own
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
   completions SHELL                      completions for bash, zsh, fish or elvish
@@ -61,7 +63,7 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "run",
     "exec",
     "ps",
@@ -77,6 +79,7 @@ const COMMANDS: [&str; 22] = [
     "resume",
     "rm",
     "prune",
+    "why",
     "policy",
     "check",
     "doctor",
@@ -141,6 +144,7 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("run") => run::run(&rest),
         Some("exec") => exec::exec(&rest),
         Some("diff") => diff::diff(&rest),
+        Some("why") => why::why(&rest),
         Some("policy") => policy::run(&rest),
         Some("ps") => list::ps(&rest),
         Some("inspect") => list::inspect(&rest),

@@ -6,6 +6,7 @@ use sbx::host::files::c_path;
 use sbx::launch::{Ended, Event, Exit, Observer};
 use sbx::plan::{Plan, Step};
 use sbx::spec::Rlimit;
+use sbx::state::Denied;
 use sbx::sys::fs::{HERE, Open, openat_mode};
 use serde_json::json;
 use std::fs::{File, Metadata};
@@ -34,6 +35,8 @@ pub struct Reporter<'a> {
     timeout: Option<Duration>,
     /// Whether what was used is told at the end.
     counted: bool,
+    /// What the sandbox has refused, where that is explained.
+    denied: Option<Vec<Denied>>,
 }
 
 const SIGSYS: i32 = 31;
@@ -54,7 +57,23 @@ impl<'a> Reporter<'a> {
         counted: bool,
     ) -> Result<Reporter<'a>> {
         let pid_file = pid_file.map(PidFile::open).transpose()?;
-        Ok(Reporter { voice, plan, status_fd, pid_file, timeout: None, counted })
+        Ok(Reporter { voice, plan, status_fd, pid_file, timeout: None, counted, denied: None })
+    }
+
+    /// What the sandbox has refused.
+    pub fn denied(&self) -> &[Denied] {
+        self.denied.as_deref().unwrap_or_default()
+    }
+
+    /// The first of them, one line each.
+    fn tell_denied(&self, denied: &[Denied], more: u64) {
+        denied.iter().take(SHOWN).for_each(|denied| self.say(&sentence(denied)));
+        let left = denied.len().saturating_sub(SHOWN);
+        if left > 0 || more > 0 {
+            let many = if more > 0 { " and more" } else { "" };
+            self.say(&format!("denied: {left} others{many}: sbx why tells all"));
+        }
+        denied.iter().for_each(|denied| self.status(&json!({ "denied": denied })));
     }
 
     /// Whether somebody asked for the program's pid.
@@ -145,6 +164,10 @@ impl<'a> Reporter<'a> {
             let set = format!("--rlimit {}={}", limit.name, limit.soft);
             self.say(&format!("the program was killed by {name}; {set} may be too low for it"));
         }
+        // What a shell answers where something was not allowed or not found, and most programs to any failure.
+        if self.denied.is_none() && matches!(exit.ended, Ended::Code(1 | 126 | 127)) && !self.plan.joins() {
+            self.say("if the sandbox is why it failed: --explain says what it refused, --explain=files of files too");
+        }
         let how = match exit.ended {
             Ended::Code(code) => json!({ "code": code }),
             Ended::Signal(signal) => json!({ "signal": signal }),
@@ -156,6 +179,24 @@ impl<'a> Reporter<'a> {
         }
         self.status(&json!({ "exit": line }));
     }
+}
+
+/// How many of what was refused is said at the end.
+const SHOWN: usize = 10;
+
+/// What was refused, as a line: who tried what, how often, which rule is why, and what would allow it.
+pub fn sentence(denied: &Denied) -> String {
+    let times = if denied.count > 1 { format!(" ({} times)", denied.count) } else { String::new() };
+    let on = if denied.object.is_empty() { String::new() } else { format!(" {}", denied.object) };
+    let origin = denied.origin.as_ref().map_or_else(String::new, |origin| format!(" [{}]", visible(origin)));
+    let way = match (&denied.option, &denied.note) {
+        (Some(option), None) => format!("; to allow it: {option}"),
+        (Some(option), Some(note)) => format!("; to allow it: {option} ({note})"),
+        (None, Some(note)) => format!("; {note}"),
+        (None, None) => String::new(),
+    };
+    let Denied { call, program, errno, rule, .. } = denied;
+    visible(&format!("denied: {program}: {call}{on}: {errno}{times}: {rule}{origin}{way}"))
 }
 
 /// The pid file, opened once before anything runs and never through a symlink: it may lie in a directory that the
@@ -222,6 +263,12 @@ impl Observer for Reporter<'_> {
                 }
                 limits::enforced(self.plan).iter().for_each(|line| self.status(line));
                 self.status(&json!({ "started": { "pid": pid, "init_pid": init, "name": self.plan.name() } }));
+            }
+            Event::Tried(denied) if self.voice == Voice::Verbose => self.say(&sentence(denied)),
+            Event::Tried(_) => {}
+            Event::Denied(denied, more) => {
+                self.tell_denied(denied, *more);
+                self.denied = Some(denied.to_vec());
             }
             Event::TimedOut(timeout) => self.timeout = Some(*timeout),
         }

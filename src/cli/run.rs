@@ -5,9 +5,11 @@ use super::detach::{self, LeavingReporter, Side};
 use super::report::{Reporter, Voice};
 use sbx::error::{Error, Result};
 use sbx::front::project::{self, Project};
+use sbx::front::explain::Explained;
+use sbx::front::policy::Source;
 use sbx::front::{env_file, policy};
 use sbx::host::{self, Host};
-use sbx::launch::{Request, Told, launch};
+use sbx::launch::{Request, Told, Words, launch};
 use sbx::plan::plan;
 use sbx::spec::layer::{Layer, Origin};
 use sbx::spec::{Caller, Spec};
@@ -26,11 +28,12 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     // Before anything is opened.
     let inherited = if parsed.flag("detach") { detach::inherited()? } else { Vec::new() };
     let caller = host::caller()?;
-    let layers = layers(&parsed, &caller)?;
+    let sources = policies(&parsed, &caller)?;
+    let layers = layers(&parsed, &caller, &sources)?;
     let spec = Spec::resolve(&layers, &caller)?;
     let name = spec.name().map_or_else(state::generate, str::to_owned);
     let state = state_path(&parsed, &caller)?;
-    let host = Host::look(&spec, caller).map_err(|error| image_meant(error, &layers))?;
+    let host = Host::look(&spec, caller.clone()).map_err(|error| image_meant(error, &layers))?;
     let plan = plan(&spec, &host, &name)?;
     if parsed.flag("dry-run") {
         return dry_run(&parsed, &plan);
@@ -52,7 +55,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: reporter.wants_usage() };
-    let request = Request { state: &state, told };
+    let words = parsed.value("explain").map(|_| Explained::new(&spec, &plan, &caller, &sources));
+    let words = words.as_ref().map(|words| words as &dyn Words);
+    let request = Request { state: &state, told, words };
     let exit = if plan.is_detached() {
         let leaving = match detach::part(&name, inherited)? {
             Side::Caller(status) => return Ok(status),
@@ -65,6 +70,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     };
     let exit = exit.inspect_err(|_| reporter.forget_pid_file())?;
     reporter.ended(&exit);
+    if words.is_some() && !plan.is_detached() {
+        state.keep_why(&name, reporter.denied());
+    }
     // All is given back by now.
     if let Some(signal) = exit.dies_of() {
         sbx::sys::event::die_of(signal);
@@ -89,19 +97,26 @@ fn image_meant(error: Error, layers: &[Layer]) -> Error {
     }
 }
 
-/// The policies in their order, then the command line.
-fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
+/// The policies in their order.
+fn policies(parsed: &Parsed, caller: &Caller) -> Result<Vec<Source>> {
     // The project's own comes first: whoever types --policy knows better.
-    match project::look(caller)? {
-        Project::Absent => {}
-        Project::New if parsed.flag("quiet") => {}
-        Project::New => super::say(&format!("{} is not used until you accept it: sbx policy trust", project::NAME)),
-        Project::Accepted(sources) => layers.extend(sources.into_iter().map(|source| source.layer)),
-    }
+    let mut found = match project::look(caller)? {
+        Project::Accepted(sources) => sources,
+        Project::New if !parsed.flag("quiet") => {
+            super::say(&format!("{} is not used until you accept it: sbx policy trust", project::NAME));
+            Vec::new()
+        }
+        Project::New | Project::Absent => Vec::new(),
+    };
     for name in parsed.values("policy") {
-        layers.extend(policy::load(name, caller)?);
+        found.extend(policy::sources(name, caller)?);
     }
+    Ok(found)
+}
+
+/// What they say, then the command line.
+fn layers(parsed: &Parsed, caller: &Caller, sources: &[Source]) -> Result<Vec<Layer>> {
+    let mut layers: Vec<Layer> = sources.iter().map(|source| source.layer.clone()).collect();
     policy::refuse_home(&layers, caller)?;
     let mut argv = parsed.layer()?;
     match parsed.value("seccomp") {
@@ -112,8 +127,20 @@ fn layers(parsed: &Parsed, caller: &Caller) -> Result<Vec<Layer>> {
         Some(word) => argv.seccomp.filter = Some(word.to_owned()),
         None => {}
     }
+    for text in parsed.values("set") {
+        layers.push(set(text)?);
+    }
     layers.push(argv);
     env_files(layers, caller)
+}
+
+/// A key of a policy on the command line, which may lift a policy's denial.
+fn set(text: &str) -> Result<Layer> {
+    let layer = policy::parse("--set", text)?;
+    if layer.extends.is_empty() {
+        return Ok(layer);
+    }
+    Err(Error::spec("--set", text, "policies are named by --policy").or_try("--policy NAME"))
 }
 
 /// The variables of files as layers of their own, each before the one that names it.

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod env_file;
+pub mod explain;
 pub mod policy;
 pub mod project;
 pub mod ready;

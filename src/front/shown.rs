@@ -100,6 +100,28 @@ impl Shown {
         }
     }
 
+    /// Where the value of a key comes from; of a list the last entry that `is` holds for.
+    pub fn origin(&self, table: &str, key: &str, is: impl Fn(&str) -> bool) -> Option<String> {
+        let found = match self.values.get(&(table.to_owned(), key.to_owned()))? {
+            Merged::One(written) => Some(written),
+            Merged::List(list) => list.iter().rfind(|written| is(&written.text)),
+        };
+        found.map(|written| written.origin.clone())
+    }
+
+    /// Where the entry of this number in a list comes from.
+    pub fn nth_origin(&self, table: &str, key: &str, number: usize) -> Option<String> {
+        match self.values.get(&(table.to_owned(), key.to_owned()))? {
+            Merged::List(list) => list.get(number).map(|written| written.origin.clone()),
+            Merged::One(_) => None,
+        }
+    }
+
+    /// Where the mount at this place comes from.
+    pub fn mount_origin(&self, place: &str) -> Option<String> {
+        self.mounts.iter().rfind(|mount| mount.place == place).map(|mount| mount.origin.clone())
+    }
+
     /// As TOML, each value with a comment on where it comes from.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();

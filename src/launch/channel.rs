@@ -15,6 +15,7 @@
 //!     | <--- Failed{step, call, errno} ------- |  and ends with 125
 //!     | <--- AtGate -------------------------- |
 //!     | ---- Start --------------------------> |  clones the program, which loads its filter and execs
+//!     | <--- Listener + it, or Unheard -------- |  (where denials are explained)
 //!     | <--- NotExecuted{errno} -------------- |  and ends
 //!     | <--- Started + pidfd ----------------- |  the program's exec has succeeded
 //!     | ---- Go -----------------------------> |  (where a pidfd was carried: its pid is known)
@@ -74,6 +75,10 @@ pub enum Message {
     Proc,
     /// Child: carries a tmpfs of the sandbox, likewise.
     Store,
+    /// Program: carries what its filter is heard by.
+    Listener,
+    /// Program: somebody else listens already, so that sbx cannot.
+    Unheard,
     /// Child: all is set up.
     AtGate,
     /// Child: the program could not be executed.
@@ -163,6 +168,8 @@ impl Message {
             Message::Done(step) => (12, (i32::from(step), 0, 0)),
             Message::Fuse => (14, (0, 0, 0)),
             Message::UserNs => (15, (0, 0, 0)),
+            Message::Listener => (21, (0, 0, 0)),
+            Message::Unheard => (22, (0, 0, 0)),
             Message::Ended(Ended::Code(code), full) => (11, (0, code, full as i32)),
             Message::Ended(Ended::Signal(signal), full) => (11, (1, signal, full as i32)),
         };
@@ -198,6 +205,8 @@ impl Message {
             (13, true) => Message::Tree,
             (14, true) => Message::Fuse,
             (15, true) => Message::UserNs,
+            (21, true) => Message::Listener,
+            (22, true) => Message::Unheard,
             (12, true) => Message::Done(u16::try_from(a).ok()?),
             (11, true) if a == 0 => Message::Ended(Ended::Code(b), full),
             (11, true) => Message::Ended(Ended::Signal(b), full),
@@ -261,6 +270,8 @@ mod tests {
             Message::UserNs,
             Message::Proc,
             Message::Store,
+            Message::Listener,
+            Message::Unheard,
             Message::AtGate,
             Message::NotExecuted(Errno(2)),
             Message::Started(3),

@@ -1,7 +1,7 @@
 //! What a launch tells: how the sandbox ended, and what happened on the way there.
 
 use crate::cgroup::Usage;
-use crate::state::Skipped;
+use crate::state::{Denied, Skipped};
 use crate::sys::process::Ended;
 use std::time::Duration;
 
@@ -68,6 +68,10 @@ pub enum Event<'a> {
         /// pid of the sandbox's init as the caller sees it.
         init: i32,
     },
+    /// Something was refused for the first time; told at once, by another process than the rest.
+    Tried(&'a Denied),
+    /// All that was refused, and how many times something that is not among it.
+    Denied(&'a [Denied], u64),
     /// The time is over; TERM has been sent.
     TimedOut(Duration),
 }

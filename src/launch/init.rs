@@ -12,6 +12,7 @@ use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
 use crate::sys::fs::Open;
+use crate::sys::seccomp::Insn;
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
@@ -27,6 +28,7 @@ const NOT_EXECUTABLE: i32 = 126;
 /// What the program's process needs between clone and exec, and where it says why it could not.
 struct Launch<'a> {
     program: &'a Program,
+    channel: BorrowedFd<'a>,
     terminal: Option<c_int>,
     /// Signals to be set to their default action.
     ignored: u64,
@@ -39,7 +41,8 @@ pub(super) fn start(child: &mut Child<'_>, confined: Confined) -> ! {
     let program = &child.script.program;
     let terminal = child.terminal.as_ref().map(AsRawFd::as_raw_fd);
     let ignored = confined.ignored;
-    let mut launch = Launch { program, terminal, ignored, fault: None, not_executed: None };
+    let channel = child.channel;
+    let mut launch = Launch { program, channel, terminal, ignored, fault: None, not_executed: None };
     if program.orphaned {
         orphan(child.channel, &mut launch)
     }
@@ -158,12 +161,9 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
             return None;
         }
     }
-    let filters: &[_] = if sys::sabotaged(c"seccomp") { &[] } else { &launch.program.filters };
-    for (step, filter) in filters {
-        if let Err(failure) = sys::seccomp::load(filter).called(Call::Seccomp) {
-            launch.fault = Some(failure.at(*step));
-            return None;
-        }
+    if let Err(fault) = load_filters(launch) {
+        launch.fault = Some(fault);
+        return None;
     }
     let mut worst = sys::ENOENT;
     for path in &launch.program.candidates {
@@ -175,6 +175,38 @@ fn execute(launch: &mut Launch<'_>) -> Option<Errno> {
         }
     }
     Some(worst)
+}
+
+fn load_filters(launch: &Launch<'_>) -> Result<(), Fault> {
+    let program = launch.program;
+    if sys::sabotaged(c"seccomp") {
+        return Ok(());
+    }
+    if let Some((step, filter, gap)) = &program.listening
+        && listen(launch.channel, filter, gap.as_deref()).map_err(|failure| failure.at(*step))?
+    {
+        return Ok(());
+    }
+    let load = |(step, filter): &(u16, Vec<_>)| {
+        sys::seccomp::load(filter).called(Call::Seccomp).map_err(|failure| failure.at(*step))
+    };
+    program.filters.iter().try_for_each(load)
+}
+
+/// Loads the filter that sbx listens to, hands over by what, and shuts what this needed. Whether it could be done: a
+/// process has one listener at most, and the one that was there first stays.
+fn listen(channel: BorrowedFd<'_>, filter: &[Insn], gap: Option<&[Insn]>) -> Result<bool, Failure> {
+    let listener = match sys::notify::load_listening(filter) {
+        Err(sys::EBUSY) => {
+            tell(channel, Message::Unheard, None).called(Call::Send)?;
+            return Ok(false);
+        }
+        other => other.called(Call::Seccomp)?,
+    };
+    tell(channel, Message::Listener, Some(listener.as_fd())).called(Call::Send)?;
+    // Closed by the exec: a policy may deny even that.
+    std::mem::forget(listener);
+    gap.map_or(Ok(()), |gap| sys::seccomp::load(gap).called(Call::Seccomp)).map(|()| true)
 }
 
 fn ready(launch: &Launch<'_>) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ mod confine;
 mod copies;
 mod enter;
 mod exit;
+mod explain;
 mod faults;
 mod fuse;
 mod fuse_root;
@@ -17,6 +18,7 @@ mod init;
 mod kernel_fs;
 mod layers;
 mod limits;
+mod look;
 mod maps;
 mod memory;
 mod monitor;
@@ -44,9 +46,10 @@ pub use prepare::Told;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::plan::explain::Attempt;
 use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
-use crate::state::{Claim, Record, Scope, Skipped, StateDir};
+use crate::state::{Claim, Denied, Record, Scope, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
 use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -71,6 +74,12 @@ impl<F: FnMut(&Event<'_>)> Observer for F {
     }
 }
 
+/// Finds the words for what the sandbox has refused.
+pub trait Words: std::fmt::Debug {
+    /// Which rule has refused it, and what would allow it.
+    fn denied(&self, attempt: &Attempt) -> Denied;
+}
+
 /// What a launch needs to know beside the plan.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -78,6 +87,8 @@ pub struct Request<'a> {
     pub state: &'a StateDir,
     /// What the observer wants to be told.
     pub told: Told,
+    /// The words for what was refused.
+    pub words: Option<&'a dyn Words>,
 }
 
 /// The signals that sbx passes on or acts upon; all are blocked and taken from a descriptor.
@@ -394,6 +405,7 @@ fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
         exited_at: None,
         exit_status: None,
         exit_why: None,
+        denied: Vec::new(),
         log_lost: 0,
     }
 }

@@ -3,6 +3,7 @@
 
 use super::channel::{Fullness, Message, hear, tell, tell_init};
 use super::exit::{Event, Exit, Reached};
+use super::explain::{Explainer, UNHEARD};
 use super::faults::{died, not_executed, skipped, step_error, stopped};
 use super::fuse::Fuse;
 use super::limits::{Counts, too_small};
@@ -50,7 +51,7 @@ pub(super) struct Sandbox<'a> {
 /// The supervisor's state.
 pub(super) struct Monitor<'a> {
     pub(super) plan: &'a Plan,
-    request: &'a Request<'a>,
+    pub(super) request: &'a Request<'a>,
     fuse: Option<Fuse>,
     pub(super) sandbox: Sandbox<'a>,
     pub(super) service: Service,
@@ -71,6 +72,7 @@ pub(super) struct Monitor<'a> {
     /// The last signal of the keyboard.
     typed: Option<i32>,
     watch: Option<MemoryWatch>,
+    pub(super) explainer: Explainer,
     limit: Option<Reached>,
     /// Monotonic milliseconds at which the own text is given back, while it is still in memory.
     pub(super) text: Option<u64>,
@@ -81,7 +83,7 @@ pub(super) struct Monitor<'a> {
 pub(super) const SETTLED: u64 = 50;
 
 /// How many descriptors the supervisor watches besides those of its clients.
-const OWN: usize = 7;
+const OWN: usize = 8;
 
 impl<'a> Monitor<'a> {
     pub(super) fn new(
@@ -109,6 +111,7 @@ impl<'a> Monitor<'a> {
             wake_at: None,
             typed: None,
             watch: MemoryWatch::of(plan),
+            explainer: Explainer::default(),
             limit: None,
             text: None,
         }
@@ -153,11 +156,14 @@ impl<'a> Monitor<'a> {
             if watches[6].ready() && self.sandbox.counts.out_of_memory() {
                 let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
             }
+            if watches[7].ready() {
+                self.explain(observer);
+            }
             self.settle(observer);
             self.serve(&watches[OWN..]);
             self.pump(&watches);
             if watches[2].ready() && !self.may_say_more() {
-                return self.finish();
+                return self.finish(observer);
             }
         }
     }
@@ -181,6 +187,7 @@ impl<'a> Monitor<'a> {
             output,
             stdin,
             self.sandbox.counts.watch(),
+            self.explainer.watch(),
         ];
         let mut all = [Watch::off(); OWN + WATCHES];
         all[..OWN].copy_from_slice(&own);
@@ -252,6 +259,8 @@ impl<'a> Monitor<'a> {
                     watch.hold(message, carried)?;
                 }
             }
+            Message::Listener => self.explainer.hold(carried),
+            Message::Unheard => observer.event(&Event::Note(UNHEARD)),
             Message::AtGate => self.phase = Phase::AtGate,
             Message::Started(_) => self.started(carried, observer),
             Message::Ended(ended, full) => {
@@ -429,12 +438,13 @@ impl<'a> Monitor<'a> {
     }
 
     /// Init is gone and with it everything inside. The pid namespace is empty when its init can be waited for.
-    fn finish(mut self) -> Result<Exit> {
+    fn finish(mut self, observer: &mut dyn super::Observer) -> Result<Exit> {
         let init = self.sandbox.init.wait().unwrap_or(Ended::Signal(event::SIGKILL));
         if let Some(fuse) = self.fuse.take() {
             fuse.finish();
         }
         self.drain();
+        self.tell_denied(observer);
         let (usage, reached) = self.sandbox.counts.at_end(self.plan, init, self.ended.map(|(ended, _)| ended));
         // What was watched may have ended by itself in the same moment.
         self.limit = self.limit.filter(|_| self.ended.is_none()).or(reached);

@@ -25,7 +25,7 @@ fn pointers(texts: &[OsString]) -> Result<Pointers> {
 
 /// Whether the program gets one filter, and that may be init's too.
 pub(super) fn inherits_filter(plan: &Plan) -> bool {
-    plan.process.init == Init::Own && matches!(plan.filters.as_slice(), [one] if is_own(one))
+    plan.process.init == Init::Own && plan.heard.is_none() && matches!(plan.filters.as_slice(), [one] if is_own(one))
 }
 
 /// The filters; a test build may be told to leave out what guards set-id bits.
@@ -63,6 +63,10 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         env: pointers(&process.env)?,
         limits: limits.map(limit).collect::<Result<_>>()?,
         filters: steps.zip(own).map(|(step, filter)| (step, instructions(filter))).collect(),
+        listening: plan.heard.as_ref().map(|heard| {
+            let step = plan.number(|step| *step == Step::Listen) as u16;
+            (step, instructions(&heard.listening), heard.gap.as_deref().map(instructions))
+        }),
         inherits_filter,
         init_filter: (!unfiltered).then(|| instructions(of_init)),
         umask: process.umask,

@@ -324,6 +324,8 @@ pub(crate) struct Program {
     pub limits: Vec<(u16, u32, Limit)>,
     /// Loaded in this order, right before the exec; with the steps, for faults.
     pub filters: Vec<(u16, Vec<Insn>)>,
+    /// With the step: the filter that is listened to in place of the others, and what it leaves to be denied after that.
+    pub listening: Option<(u16, Vec<Insn>, Option<Vec<Insn>>)>,
     /// Init's own, where the program gets others: loaded when that has started.
     pub init_filter: Option<Vec<Insn>>,
     /// Whether init's is all that the program gets, so that it inherits it: `Op::Filter`.

@@ -3,13 +3,13 @@
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
 use super::seccomp::{NATIVE, Policy, may_run, program};
-use super::{Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
+use super::{explain, Heard, Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
 use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, LandlockRules, Nesting, SetId};
 use crate::spec::mount::{Access, Devices, Source};
 use crate::spec::text::InnerPath;
-use crate::spec::{DEFAULT_PIDS, Init, Rlimit, Spec, Writes};
+use crate::spec::{DEFAULT_PIDS, Explain, Init, Rlimit, Spec, Writes};
 
 /// What a place allows beyond reading and executing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,9 +269,10 @@ pub(super) fn filters(
     host: &Host,
     limits: &LimitsPlan,
     who: &Identities,
-) -> Result<Vec<Vec<Insn>>> {
+    notes: &mut Vec<String>,
+) -> Result<(Vec<Vec<Insn>>, Option<Heard>)> {
     let guarded = mounts::writable_host(spec) && spec.root.setid == SetId::Refused;
-    let mut filters = Vec::new();
+    let (mut filters, mut heard) = (Vec::new(), None);
     let mut load = |name, filter: Vec<Insn>| {
         steps.must(Stage::Exec, Step::Filter(name, filter.len()));
         filters.push(filter);
@@ -284,10 +285,18 @@ pub(super) fn filters(
         Filter::Off => {}
         Filter::Default => {
             let policy = policy(spec, host, limits, who, guarded);
-            load("policy", program(&policy).map_err(|error| Error::spec("[seccomp]", "policy", error))?);
+            let wrong = |error| Error::spec("[seccomp]", "policy", error);
+            load("policy", program(&policy).map_err(wrong)?);
+            heard = explain::heard(spec, &policy).map_err(wrong)?;
         }
     }
-    Ok(filters)
+    if spec.explain != Explain::No && heard.is_none() {
+        notes.push("--explain hears nothing without a system call policy (--seccomp off)".into());
+    }
+    if heard.is_some() {
+        steps.must(Stage::Exec, Step::Listen);
+    }
+    Ok((filters, heard))
 }
 
 /// What is asked of the system call policy by name.

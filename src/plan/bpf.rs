@@ -33,6 +33,8 @@ pub enum Action {
     Allow,
     /// Runs it and notes it in the kernel's audit log.
     Log,
+    /// Asks whoever listens, and waits for the answer.
+    Notify,
     /// Does not run it; the caller gets this error.
     Errno(u16),
     /// Does not run it; the thread gets SIGSYS, which it may catch.
@@ -49,6 +51,7 @@ impl Action {
         match self {
             Self::Allow => 0x7FFF_0000,
             Self::Log => 0x7FFC_0000,
+            Self::Notify => 0x7FC0_0000,
             Self::Errno(errno) => 0x0005_0000 | errno as u32,
             Self::Trap => 0x0003_0000,
             Self::KillThread => 0,

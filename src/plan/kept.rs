@@ -162,6 +162,7 @@ pub fn enter(spec: &Spec, kept: &Kept, host: &Host) -> Result<Plan> {
         landlock,
         degrade: Degrade::Never,
         filters: kept.filters.clone(),
+        heard: None,
         notes: Vec::new(),
         timeout: None,
         detach: spec.detach,

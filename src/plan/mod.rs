@@ -8,6 +8,7 @@ mod access;
 pub mod bpf;
 pub mod call_rules;
 mod environment;
+pub mod explain;
 mod guard;
 mod identity;
 pub mod invariants;
@@ -31,6 +32,7 @@ use crate::host::Host;
 use crate::spec::access::Degrade;
 use crate::spec::{Detach, Init, NetMode, RootSource, Spec, Tty};
 use serde::Serialize;
+use explain::Heard;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -125,6 +127,8 @@ pub struct Plan {
     pub(crate) degrade: Degrade,
     /// Filters of the program in the order they are loaded.
     pub(crate) filters: Vec<Vec<bpf::Insn>>,
+    /// What the supervisor hears of while it runs.
+    pub(crate) heard: Option<Heard>,
     /// What the user is told before the start.
     pub(crate) notes: Vec<String>,
     /// How long the program may run, and how long it then has from TERM to KILL.
@@ -193,7 +197,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let landlock = access::confine(&mut steps, spec, host, &process, &limits)?;
     steps.must(Stage::Gate, Step::Gate);
     access::rlimits(&mut steps, spec, host, &limits)?;
-    let filters = access::filters(&mut steps, spec, host, &limits, &identities)?;
+    let (filters, heard) = access::filters(&mut steps, spec, host, &limits, &identities, &mut notes)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
     Ok(Plan {
@@ -208,6 +212,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         landlock,
         degrade: spec.degrade,
         filters,
+        heard,
         notes,
         timeout: spec.timeout(),
         limits,

@@ -378,7 +378,7 @@ fn with_rules(rules: &[CallRule], name: &str, then: Verdict) -> Verdict {
         Action::KillProcess => 0,
         Action::KillThread => 1,
         Action::Trap => 2,
-        Action::Errno(_) => 3,
+        Action::Errno(_) | Action::Notify => 3,
         Action::Log => 4,
         Action::Allow => 5,
     });

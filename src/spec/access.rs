@@ -100,7 +100,17 @@ impl Capabilities {
         Capabilities(self.0 & !other.0)
     }
 
-    /// The names in the set, in the order of their numbers.
+    /// Whether it has the capability of this number (linux/capability.h).
+    pub fn holds(self, number: u8) -> bool {
+        self.0 >> number & 1 == 1
+    }
+
+    /// The name of a number, without `CAP_`.
+    pub fn name(number: u8) -> Option<&'static str> {
+        NAMES.get(usize::from(number)).copied()
+    }
+
+    /// The names in the set, without `CAP_`, in the order of their numbers.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         NAMES.iter().enumerate().filter(move |(n, _)| self.0 >> n & 1 == 1).map(|(_, name)| *name)
     }

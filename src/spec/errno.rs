@@ -141,6 +141,11 @@ pub fn number(name: &str) -> Option<u16> {
     ERRNOS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
+/// The name of an error.
+pub fn name(number: u16) -> Option<&'static str> {
+    ERRNOS.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
+}
+
 /// The name that was meant.
 pub fn near(name: &str) -> Option<&'static str> {
     nearest(name, ERRNOS.iter().map(|(known, _)| *known))

@@ -35,6 +35,9 @@ pub struct Layer {
     /// Whether what was used is told at the end; only the command line gives it.
     #[serde(skip)]
     pub cgroup_report: bool,
+    /// What is told of what the sandbox refuses, `calls` or `files`; only the command line gives it.
+    #[serde(skip)]
+    pub explain: Option<String>,
     /// Whether the program runs in the background; only the command line gives it, and the next two.
     #[serde(skip)]
     pub detach: bool,

@@ -4,7 +4,7 @@
 //! `Spec::resolve`, so whoever holds one holds a checked one.
 
 pub mod access;
-mod errno;
+pub mod errno;
 pub mod hide;
 pub mod ids;
 pub mod layer;
@@ -65,6 +65,8 @@ pub struct Spec {
     pub(crate) nesting: Nesting,
     pub(crate) degrade: Degrade,
     pub(crate) report: Report,
+    /// What is told of what the sandbox refuses.
+    pub(crate) explain: Explain,
     /// Where it is said that the program runs in the background.
     pub(crate) detach: Option<Detach>,
     /// What argv lifted of a policy's denials: printed at start.
@@ -87,6 +89,17 @@ pub enum Report {
     None,
     /// What the cgroup has counted.
     Cgroup,
+}
+
+/// `--explain`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Explain {
+    /// Nothing is heard of what is refused.
+    No,
+    /// System calls that the policy denies, and the network.
+    Calls,
+    /// Files too.
+    Files,
 }
 
 /// `--detach`: the program runs in the background, and its output goes to a log.

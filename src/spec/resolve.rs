@@ -54,12 +54,18 @@ impl Spec {
             nesting: choose(flag(layers, |l| l.hardening.nest), Nesting::Allowed, Nesting::Refused),
             degrade: choose(flag(layers, |l| l.hardening.best_effort), Degrade::BestEffort, Degrade::Never),
             report: choose(layers.iter().any(|layer| layer.cgroup_report), Report::Cgroup, Report::None),
+            explain: explain(layers)?,
             detach: detach(layers)?,
             notes,
         };
         check_together(&spec)?;
         Ok(spec)
     }
+}
+
+fn explain(layers: &[Layer]) -> Result<Explain> {
+    let words = [("calls", Explain::Calls), ("files", Explain::Files)];
+    scalar(layers, |l| &l.explain).map_or(Ok(Explain::No), |asked| word("--explain", &asked, &words))
 }
 
 /// The last layer's value of a scalar.

@@ -3,12 +3,12 @@
 use super::control::SOCKET;
 use super::leftovers::{self, Cleared};
 use super::log::FILES;
-use super::record::{Record, VERSION};
+use super::record::{Denied, Record, VERSION};
 use super::time::Moment;
 use super::{MARK, NEW_RECORD, PAUSED, RECORD, RESERVE, StateDir, full, unusable};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Kind, Open};
-use crate::sys::{EEXIST, Result as SysResult};
+use crate::sys::{EEXIST, ENOENT, Result as SysResult};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -40,6 +40,33 @@ pub(super) fn is_settled(dir: BorrowedFd<'_>) -> bool {
 pub(super) fn taken(name: &str) -> Error {
     let why = "a sandbox of this name has ended and is kept".to_owned();
     Error::State { on: name.into(), why, hint: Some(format!("sbx rm {name}, or another --name")) }
+}
+
+/// What the last run in the foreground was denied; no sandbox has such a name.
+const WHY: &CStr = c".why.json";
+/// Bytes that are believed of it.
+const LONGEST_WHY: usize = 1 << 24;
+
+impl StateDir {
+    /// Keeps what a run was denied, for `sbx why`. That it cannot be kept is no reason for anything.
+    pub fn keep_why(&self, name: &str, denied: &[Denied]) {
+        let Ok(text) = serde_json::to_vec(&(name, denied)) else { return };
+        let _ = replace(self.dir.as_fd(), c".why.new", WHY, &text);
+    }
+
+    /// What was kept last, and of which sandbox.
+    ///
+    /// # Errors
+    /// `State` for what is there and cannot be read.
+    pub fn last_why(&self) -> Result<Option<(String, Vec<Denied>)>> {
+        let fail = |why: &dyn std::fmt::Display| unusable(&self.path.join(".why.json"), why);
+        let file = match fs::open_beneath(self.dir.as_fd(), WHY, Open::Read) {
+            Err(ENOENT) => return Ok(None),
+            other => other.map_err(|errno| fail(&errno))?,
+        };
+        let text = crate::host::files::read_bytes(file.as_fd(), LONGEST_WHY).map_err(|errno| fail(&errno))?;
+        serde_json::from_slice(&text).map(Some).map_err(|error| fail(&error))
+    }
 }
 
 impl StateDir {
@@ -94,14 +121,19 @@ pub(super) fn write(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
 }
 
 fn write_once(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
-    let new = || fs::openat(dir, NEW_RECORD, Open::New);
-    let file = match new() {
+    replace(dir, NEW_RECORD, RECORD, text)
+}
+
+/// Writes a file under one name and then gives it the other.
+fn replace(dir: BorrowedFd<'_>, new: &CStr, name: &CStr, text: &[u8]) -> SysResult<()> {
+    let open = || fs::openat(dir, new, Open::New);
+    let file = match open() {
         // Left by a writer that was killed.
-        Err(EEXIST) => fs::unlinkat(dir, NEW_RECORD, Kind::File).and_then(|()| new()),
+        Err(EEXIST) => fs::unlinkat(dir, new, Kind::File).and_then(|()| open()),
         other => other,
     }?;
     fs::write_all(file.as_fd(), text)?;
-    fs::rename(dir, NEW_RECORD, RECORD)
+    fs::rename(dir, new, name)
 }
 
 /// Sets space aside for the record of the end, which has to be written also where the log has filled the file system.

@@ -76,6 +76,34 @@ pub struct Record {
     /// Bytes of its output that the log had no room for.
     #[serde(default)]
     pub log_lost: u64,
+    /// What the sandbox has refused, where that was to be explained.
+    #[serde(default)]
+    pub denied: Vec<Denied>,
+}
+
+/// Something that was tried, and what has refused it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// The system call.
+    pub call: String,
+    /// On what: a path, an address, a kind of socket. Empty where the call says it all.
+    pub object: String,
+    /// The program's name.
+    pub program: String,
+    /// What it got for an answer, such as `EPERM`.
+    pub errno: String,
+    /// How often.
+    pub count: u64,
+    /// What has refused it.
+    pub rule: String,
+    /// Where that is asked for: `FILE:LINE`, a ready policy's name.
+    pub origin: Option<String>,
+    /// The option that allows it.
+    pub option: Option<String>,
+    /// The same as a line of a policy.
+    pub toml: Option<String>,
+    /// Where no option does: why, or what to do instead.
+    pub note: Option<String>,
 }
 
 /// How much of a command a record holds, in bytes.

@@ -16,6 +16,7 @@ pub mod inotify;
 pub mod landlock;
 pub mod mount;
 pub mod net;
+pub mod notify;
 pub mod process;
 pub mod sched;
 pub mod seccomp;

@@ -222,6 +222,24 @@ pub struct Space {
     pub inodes: u64,
 }
 
+/// What a mount refuses, by statvfs(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refuses {
+    /// `ST_RDONLY`: to be changed.
+    pub write: bool,
+    /// `ST_NOEXEC`: to have something on it executed.
+    pub exec: bool,
+}
+
+/// `fstatvfs(3)` of what is open, also by its name alone.
+pub fn refuses(of: BorrowedFd<'_>) -> Result<Refuses> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is ours.
+    done(unsafe { libc::fstatvfs(of.as_raw_fd(), &mut s) })?;
+    Ok(Refuses { write: s.f_flag & libc::ST_RDONLY != 0, exec: s.f_flag & libc::ST_NOEXEC != 0 })
+}
+
 /// `statfs(2)`
 pub fn statfs(path: &CStr) -> Result<Space> {
     // SAFETY: all zero is a valid buffer, which the call fills in.

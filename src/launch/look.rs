@@ -1,0 +1,398 @@
+//! What a call is about, and whether the sandbox is what refuses it: read from the memory and the places of who makes it.
+//!
+//! Nothing here decides what is allowed. Where the policy denies, the answer is the policy's; else the kernel is what
+//! answers, or its own answer is given early, where no other is possible.
+
+use crate::error::visible;
+use crate::host::files::c_path;
+use crate::plan::bpf::Action;
+use crate::plan::explain::{Attempt, Why};
+use crate::plan::{Plan, Step};
+use crate::spec::access::Capabilities;
+use crate::sys::fs::{self, HERE, Kind, Open};
+use crate::sys::mount;
+use crate::sys::notify::{Call, read_memory};
+use crate::sys::{EACCES, ENOENT, ENOTDIR, Errno};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+/// What is known of the sandbox.
+pub(super) struct Facts<'a> {
+    plan: &'a Plan,
+    offline: bool,
+    files: bool,
+    held: Capabilities,
+    /// Where paths inside are the same outside: `@host`.
+    is_host: bool,
+}
+
+/// What to answer, and what to tell.
+pub(super) struct Found {
+    /// `None` lets the kernel answer.
+    pub answer: Option<Errno>,
+    /// What was refused, or is about to be.
+    pub attempt: Option<Attempt>,
+}
+
+const ENETUNREACH: u16 = 101;
+const NET_BIND_SERVICE: u8 = 10;
+const NET_RAW: u8 = 13;
+const SYS_CHROOT: u8 = 18;
+/// Bytes of the longest path, with the one that ends it.
+const PATH_MAX: usize = 4096;
+
+impl<'a> Facts<'a> {
+    pub(super) fn of(plan: &'a Plan) -> Facts<'a> {
+        let heard = plan.heard.as_ref();
+        let held = plan.steps.iter().find_map(|p| match p.step {
+            Step::Capabilities(held) => Some(held),
+            _ => None,
+        });
+        Facts {
+            plan,
+            offline: heard.is_some_and(|heard| heard.offline),
+            files: heard.is_some_and(|heard| heard.files),
+            held: held.unwrap_or_default(),
+            is_host: plan.root == "@host",
+        }
+    }
+}
+
+/// Looks at a call of this name, which the policy answers so.
+pub(super) fn look(facts: &Facts<'_>, call: &Call, name: Option<&'static str>, action: Action) -> Found {
+    let refused = match (action, name) {
+        (Action::Errno(errno), _) if errno != 0 => {
+            let object = name.map_or_else(String::new, |name| about(name, call));
+            Some(Refused { object, errno, why: Why::Policy, early: true })
+        }
+        (_, Some("connect")) => connect(facts, call, call.args[1], call.args[2]),
+        (_, Some("sendto")) => connect(facts, call, call.args[4], call.args[5]),
+        (_, Some(name)) => by_capability(facts, name, call).or_else(|| file(facts, name, call)),
+        _ => None,
+    };
+    let Some(refused) = refused else { return Found { answer: None, attempt: None } };
+    let attempt = Attempt {
+        call: name.map_or_else(|| call.number.to_string(), str::to_owned),
+        args: call.args,
+        object: visible(&refused.object),
+        program: comm(call.pid),
+        errno: refused.errno,
+        why: refused.why,
+        count: 1,
+    };
+    Found { answer: refused.early.then_some(Errno(refused.errno.into())), attempt: Some(attempt) }
+}
+
+/// What refuses a call, with which answer.
+struct Refused {
+    object: String,
+    errno: u16,
+    why: Why,
+    /// Whether the answer is given here: nothing else can come of it.
+    early: bool,
+}
+
+/// The name of a process as the kernel has it: at most 15 bytes.
+fn comm(pid: i32) -> String {
+    let mut buffer = [0; 64];
+    let read = fs::openat(HERE, &c_path(Path::new(&format!("/proc/{pid}/comm"))), Open::Read)
+        .and_then(|file| fs::read(file.as_fd(), &mut buffer));
+    let name = String::from_utf8_lossy(&buffer[..read.unwrap_or(0)]).trim_end().to_owned();
+    visible(&name)
+}
+
+/// A C string of another process.
+fn text(pid: i32, address: u64) -> Option<Vec<u8>> {
+    let (mut found, mut buffer) = (Vec::new(), [0; PATH_MAX]);
+    while address != 0 && found.len() < PATH_MAX {
+        let count = read_memory(pid, address.checked_add(found.len() as u64)?, &mut buffer).ok()?;
+        let end = buffer[..count].iter().position(|byte| *byte == 0);
+        found.extend_from_slice(&buffer[..end.unwrap_or(count)]);
+        if end.is_some() {
+            return Some(found);
+        }
+    }
+    None
+}
+
+fn path_at(pid: i32, address: u64) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    text(pid, address).map(|bytes| std::ffi::OsString::from_vec(bytes).into())
+}
+
+/// Which argument of a call that a policy may deny is a path, or another text.
+const TEXTS: [(&str, usize); 27] = [
+    ("acct", 0),
+    ("chmod", 0),
+    ("chroot", 0),
+    ("creat", 0),
+    ("fchmodat", 1),
+    ("fchmodat2", 1),
+    ("fsopen", 0),
+    ("link", 1),
+    ("linkat", 3),
+    ("mkdir", 0),
+    ("mkdirat", 1),
+    ("mknod", 0),
+    ("mknodat", 1),
+    ("mount", 1),
+    ("move_mount", 3),
+    ("name_to_handle_at", 1),
+    ("open", 0),
+    ("open_tree", 1),
+    ("openat", 1),
+    ("pivot_root", 0),
+    ("rename", 1),
+    ("setdomainname", 0),
+    ("sethostname", 0),
+    ("swapoff", 0),
+    ("swapon", 0),
+    ("umount2", 0),
+    ("unlinkat", 1),
+];
+
+const FAMILIES: [(u64, &str); 17] = [
+    (0, "AF_UNSPEC"),
+    (1, "AF_UNIX"),
+    (2, "AF_INET"),
+    (4, "AF_IPX"),
+    (5, "AF_APPLETALK"),
+    (9, "AF_X25"),
+    (10, "AF_INET6"),
+    (15, "AF_KEY"),
+    (16, "AF_NETLINK"),
+    (17, "AF_PACKET"),
+    (21, "AF_RDS"),
+    (29, "AF_CAN"),
+    (30, "AF_TIPC"),
+    (31, "AF_BLUETOOTH"),
+    (38, "AF_ALG"),
+    (40, "AF_VSOCK"),
+    (44, "AF_XDP"),
+];
+
+const NAMESPACES: [(u64, &str); 8] = [
+    (0x0002_0000, "mount"),
+    (0x0200_0000, "cgroup"),
+    (0x0400_0000, "uts"),
+    (0x0800_0000, "ipc"),
+    (0x1000_0000, "user"),
+    (0x2000_0000, "pid"),
+    (0x4000_0000, "net"),
+    (0x0000_0080, "time"),
+];
+
+/// What a denied call is about, in a word or two.
+fn about(name: &str, call: &Call) -> String {
+    let args = &call.args;
+    let family = |family: u64| {
+        let known = FAMILIES.iter().find(|(number, _)| *number == family & 0xFFFF_FFFF);
+        known.map_or_else(|| format!("family {}", family as u32), |(_, name)| (*name).to_owned())
+    };
+    match name {
+        "socket" if args[0] as u32 == 16 => format!("AF_NETLINK, protocol {}", args[2] as u32),
+        "socket" | "socketpair" => family(args[0]),
+        "clone" | "unshare" => {
+            // Of clone the lowest byte is a signal.
+            let flags = args[0] & if name == "clone" { !0xFF } else { u64::MAX };
+            let made = NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name);
+            made.collect::<Vec<_>>().join(", ")
+        }
+        "ioctl" => match args[1] as u32 {
+            0x5412 => "TIOCSTI".into(),
+            0x541C => "TIOCLINUX".into(),
+            other => format!("{other:#x}"),
+        },
+        "personality" => format!("{:#x}", args[0]),
+        "prctl" | "keyctl" | "ptrace" | "bpf" => format!("operation {}", args[0] as u32),
+        _ => {
+            let place = TEXTS.iter().find(|(known, _)| *known == name).map(|(_, place)| args[*place]);
+            let read = place.and_then(|address| text(call.pid, address));
+            read.map_or_else(String::new, |text| String::from_utf8_lossy(&text).into_owned())
+        }
+    }
+}
+
+/// Where the network is none but the sandbox's own loopback; and sockets of the host's that are not shown.
+fn connect(facts: &Facts<'_>, call: &Call, address: u64, length: u64) -> Option<Refused> {
+    let mut bytes = [0; 128];
+    let length = (length as usize).min(bytes.len());
+    let read = read_memory(call.pid, address, &mut bytes[..length]).ok()?;
+    if read < 2 {
+        return None;
+    }
+    let bytes = &bytes[..read];
+    let family = u16::from_ne_bytes([bytes[0], bytes[1]]);
+    let port = || Some(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
+    let address = match family {
+        1 if facts.files => return local_socket(facts, call, bytes.get(2..)?),
+        2 => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(4..8)?).ok()?)),
+        10 => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(8..24)?).ok()?)).to_canonical(),
+        _ => return None,
+    };
+    let port = port()?;
+    let inside = address.is_loopback() || address.is_unspecified();
+    let shown = if address.is_ipv6() { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
+    match (facts.offline, inside, port) {
+        (true, false, _) => Some(Refused { object: shown, errno: ENETUNREACH, why: Why::Offline, early: true }),
+        // Where a resolver asks that has no name server.
+        (true, true, 53) => {
+            let object = format!("name server {shown}");
+            Some(Refused { object, errno: 111, why: Why::Offline, early: false })
+        }
+        _ => None,
+    }
+}
+
+fn local_socket(facts: &Facts<'_>, call: &Call, name: &[u8]) -> Option<Refused> {
+    use std::os::unix::ffi::OsStrExt;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    let path = Path::new(std::ffi::OsStr::from_bytes(name.get(..end)?));
+    let places = Places::of(call.pid)?;
+    let path = places.whole(call.pid, None, path)?;
+    let outside = || fs::lstat(HERE, &c_path(&path)).is_ok_and(|stat| stat.kind == Kind::Socket);
+    let missing = places.open(&path).err() == Some(ENOENT);
+    let shown = path.display().to_string();
+    (missing && outside() && !facts.plan.joins())
+        .then_some(Refused { object: shown, errno: 2, why: Why::Hidden, early: false })
+}
+
+/// What no program without a certain capability can do, whatever else is so.
+fn by_capability(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> {
+    let lacks = |number: u8| !facts.held.holds(number);
+    let refused = |object: String, number, errno: Errno| Refused {
+        object,
+        errno: errno.0 as u16,
+        why: Why::Capability(number),
+        early: true,
+    };
+    match name {
+        "socket" if lacks(NET_RAW) && is_raw(call) => Some(refused("a raw socket".into(), NET_RAW, crate::sys::EPERM)),
+        "chroot" if lacks(SYS_CHROOT) => {
+            let object = path_at(call.pid, call.args[0])?.display().to_string();
+            Some(refused(object, SYS_CHROOT, crate::sys::EPERM))
+        }
+        "bind" if lacks(NET_BIND_SERVICE) => {
+            let mut bytes = [0; 4];
+            read_memory(call.pid, call.args[1], &mut bytes).ok().filter(|read| *read == 4)?;
+            let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+            let inet = [2, 10].contains(&u16::from_ne_bytes([bytes[0], bytes[1]]));
+            (inet && (1..1024).contains(&port)).then(|| refused(format!("port {port}"), NET_BIND_SERVICE, EACCES))
+        }
+        _ => None,
+    }
+}
+
+/// SOCK_RAW of IPv4 and IPv6.
+fn is_raw(call: &Call) -> bool {
+    [2, 10].contains(&(call.args[0] as u32)) && call.args[1] & 0xF == 3
+}
+
+/// How a call means a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Look,
+    Write,
+    Execute,
+}
+
+/// The directory's and the path's argument of a call on a file, and what it does with it.
+fn means(name: &str, args: &[u64; 6]) -> Option<(Option<usize>, usize, Use)> {
+    // O_ACCMODE, O_CREAT, O_TRUNC
+    let opens = |flags: u64| if flags & 0o3 != 0 || flags & 0o1100 != 0 { Use::Write } else { Use::Look };
+    Some(match name {
+        "open" => (None, 0, opens(args[1])),
+        "openat" => (Some(0), 1, opens(args[2])),
+        "openat2" => (Some(0), 1, Use::Look),
+        "execve" => (None, 0, Use::Execute),
+        "execveat" => (Some(0), 1, Use::Execute),
+        "access" | "chdir" | "lstat" | "readlink" | "stat" => (None, 0, Use::Look),
+        "faccessat" | "faccessat2" | "newfstatat" | "readlinkat" | "statx" => (Some(0), 1, Use::Look),
+        "chmod" | "chown" | "creat" | "lchown" | "mkdir" | "mknod" | "rename" | "rmdir" | "truncate" | "unlink"
+        | "utime" | "utimes" => (None, 0, Use::Write),
+        "fchmodat" | "fchmodat2" | "fchownat" | "mkdirat" | "mknodat" | "renameat" | "renameat2" | "unlinkat"
+        | "utimensat" => (Some(0), 1, Use::Write),
+        "link" | "symlink" => (None, 1, Use::Write),
+        "linkat" => (Some(2), 3, Use::Write),
+        "symlinkat" => (Some(1), 2, Use::Write),
+        _ => return None,
+    })
+}
+
+/// Files: what is hidden, read-only, or on a mount from which nothing is executed.
+fn file(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> {
+    if !facts.files {
+        return None;
+    }
+    let (dir, path, how) = means(name, &call.args)?;
+    let places = Places::of(call.pid)?;
+    let path = places.whole(call.pid, dir.map(|dir| call.args[dir] as i32), &path_at(call.pid, call.args[path])?)?;
+    let (errno, why) = refuses(facts, &places, &path, how)?;
+    Some(Refused { object: path.display().to_string(), errno: errno.0 as u16, why, early: false })
+}
+
+const EROFS: Errno = Errno(30);
+
+fn refuses(facts: &Facts<'_>, places: &Places, path: &Path, how: Use) -> Option<(Errno, Why)> {
+    match (places.open(path), how) {
+        (Ok(_), Use::Look) => None,
+        (Ok(file), how) => {
+            let refuses = mount::refuses(file.as_fd()).ok()?;
+            match how {
+                Use::Write if refuses.write && !is_device(&file) => Some((EROFS, Why::ReadOnly)),
+                Use::Execute if refuses.exec => Some((EACCES, Why::NoExec)),
+                _ => None,
+            }
+        }
+        (Err(ENOENT | ENOTDIR), how) => {
+            // Outside the same path is the same file, and it is there.
+            if facts.is_host && fs::lstat(HERE, &c_path(path)).is_ok() {
+                return Some((ENOENT, Why::Hidden));
+            }
+            let parent = places.open(path.parent()?).ok().filter(|_| how == Use::Write)?;
+            mount::refuses(parent.as_fd()).ok()?.write.then_some((EROFS, Why::ReadOnly))
+        }
+        (Err(_), _) => None,
+    }
+}
+
+/// A device can be written wherever it lies.
+fn is_device(file: &OwnedFd) -> bool {
+    fs::fstat(file.as_fd()).is_ok_and(|stat| !matches!(stat.kind, Kind::File | Kind::Directory | Kind::Symlink))
+}
+
+/// How a process sees paths.
+struct Places {
+    root: OwnedFd,
+}
+
+impl Places {
+    fn of(pid: i32) -> Option<Places> {
+        let root = fs::openat(HERE, &c_path(Path::new(&format!("/proc/{pid}/root"))), Open::Directory).ok()?;
+        Some(Places { root })
+    }
+
+    /// A path of a call as one from the root: without `.` and `..`, which are taken as they are spelled.
+    fn whole(&self, pid: i32, dir: Option<i32>, path: &Path) -> Option<PathBuf> {
+        let from = match dir {
+            _ if path.is_absolute() => PathBuf::from("/"),
+            None | Some(libc::AT_FDCWD) => std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?,
+            Some(number) => std::fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?,
+        };
+        let mut whole = PathBuf::from("/");
+        for part in from.join(path).components() {
+            match part {
+                Component::Normal(name) => whole.push(name),
+                Component::ParentDir => _ = whole.pop(),
+                _ => {}
+            }
+        }
+        Some(whole)
+    }
+
+    /// What the path leads to inside; nothing of it is opened but its name.
+    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        fs::open_in_root(self.root.as_fd(), &c_path(path), Open::Path)
+    }
+}
