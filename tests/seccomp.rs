@@ -166,6 +166,7 @@ fn describe(verdict: &Verdict) -> String {
         Action::Errno(other) => format!("errno {other}"),
         Action::Trap => "trap".to_owned(),
         Action::KillThread => "kill thread".to_owned(),
+        Action::Notify => "ask".to_owned(),
         Action::KillProcess => "kill".to_owned(),
     };
     let condition = |Condition { arg, width, mask, test }: &Condition| {

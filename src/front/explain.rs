@@ -99,7 +99,11 @@ impl Way {
 /// A word as a shell takes it for one.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 impl<'a> Explained<'a> {
@@ -117,7 +121,11 @@ impl Words for Explained<'_> {
             Why::Policy => self.call(attempt),
             Why::Offline => {
                 let way = Way::option("--net host", "net.mode = \"host\"");
-                ("there is no network but the sandbox's own loopback".into(), self.shown.origin("net", "mode", |_| true), way)
+                (
+                    "there is no network but the sandbox's own loopback".into(),
+                    self.shown.origin("net", "mode", |_| true),
+                    way,
+                )
             }
             Why::Hidden => self.hidden(attempt),
             Why::ReadOnly => self.read_only(Path::new(&attempt.object)),
@@ -186,15 +194,21 @@ impl Explained<'_> {
             return Some(("set-id bits may not be set where a host directory is writable".into(), None, way));
         }
         if self.plan.limits().watched().is_some() && unmapped {
-            let way = Way::option("--limits cgroup", "limits.limits = \"cgroup\"").but("where a cgroup can be had: sbx check");
+            let way = Way::option("--limits cgroup", "limits.limits = \"cgroup\"")
+                .but("where a cgroup can be had: sbx check");
             return Some(("a memory limit by watching cannot see such memory".into(), None, way));
         }
         if self.plan.binds_processors() && name == "sched_setaffinity" {
-            let way = Way::option("--limits cgroup", "limits.limits = \"cgroup\"").but("where a cgroup can be had: sbx check");
+            let way = Way::option("--limits cgroup", "limits.limits = \"cgroup\"")
+                .but("where a cgroup can be had: sbx check");
             return Some(("a limit on processors holds by the affinity".into(), None, way));
         }
         if name == "prctl" {
-            return Some(("the program's death signal is its only tie to sbx".into(), None, Way::none("leave out --no-init")));
+            return Some((
+                "the program's death signal is its only tie to sbx".into(),
+                None,
+                Way::none("leave out --no-init"),
+            ));
         }
         None
     }
@@ -231,7 +245,11 @@ impl Explained<'_> {
     fn read_only(&self, path: &Path) -> Found {
         let kernel = ["/proc", "/sys"].iter().any(|kernel| path.starts_with(kernel));
         if kernel {
-            return ("the kernel's settings are the host's".into(), None, Way::none("--sysctl K=V sets those of the sandbox's own"));
+            return (
+                "the kernel's settings are the host's".into(),
+                None,
+                Way::none("--sysctl K=V sets those of the sandbox's own"),
+            );
         }
         let protected = self.spec.protect.iter().find(|place| path.starts_with(place.path.as_path()));
         if protected.is_some() || path.components().any(|part| part.as_os_str() == ".git") {
@@ -245,12 +263,17 @@ impl Explained<'_> {
             let volume = format!("{src}:{}", mount.dst);
             let way =
                 Way::option(format!("-v {}", quoted(&volume)), format!("mounts.volume = [{}]", toml_text(&volume)));
-            return (format!("{} is mounted read-only", mount.dst), self.shown.mount_origin(&mount.dst.to_string()), way);
+            return (
+                format!("{} is mounted read-only", mount.dst),
+                self.shown.mount_origin(&mount.dst.to_string()),
+                way,
+            );
         }
         let parent = path.parent().unwrap_or(path).display().to_string();
         if matches!(self.spec.root.writes, Writes::ReadOnly(_)) {
             let origin = self.shown.origin("root", "read-only", |_| true);
-            let way = Way::option(format!("--tmpfs {}", quoted(&parent)), format!("mounts.tmpfs = [{}]", toml_text(&parent)));
+            let way =
+                Way::option(format!("--tmpfs {}", quoted(&parent)), format!("mounts.tmpfs = [{}]", toml_text(&parent)));
             return ("the root is read-only (--read-only)".into(), origin, way.but("an empty directory there"));
         }
         let volume = format!("{parent}:{parent}:overlay");
@@ -284,7 +307,11 @@ impl Explained<'_> {
             let text = text.trim_matches('"');
             text.eq_ignore_ascii_case("all") || text.to_ascii_uppercase().trim_start_matches("CAP_") == name
         });
-        let way = Way::option(format!("--cap-add {name}"), format!("caps.add = [\"{name}\"]"));
+        let dropped = Capabilities::default_set().holds(number) && origin.is_none();
+        let way = match dropped {
+            true => Way::none("leave out --cap-drop"),
+            false => Way::option(format!("--cap-add {name}"), format!("caps.add = [\"{name}\"]")),
+        };
         (format!("it needs CAP_{name}"), origin, way)
     }
 }
@@ -303,7 +330,8 @@ fn by_default(attempt: &Attempt) -> Way {
         _ if MOUNTING.contains(&name) => {
             let allow = if name == "pivot_root" { " --set 'seccomp.allow = [\"pivot_root\"]'" } else { "" };
             let both = "caps.add = [\"SYS_ADMIN\"]\nlandlock.mode = \"off\"";
-            let both = if allow.is_empty() { both.to_owned() } else { format!("{both}\nseccomp.allow = [\"pivot_root\"]") };
+            let both =
+                if allow.is_empty() { both.to_owned() } else { format!("{both}\nseccomp.allow = [\"pivot_root\"]") };
             Way::option(format!("--cap-add SYS_ADMIN --landlock off{allow}"), both).but("for a sandbox inside: --nest")
         }
         _ if OF_ADMIN.contains(&name) => Way::option("--cap-add SYS_ADMIN", "caps.add = [\"SYS_ADMIN\"]"),

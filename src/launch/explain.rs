@@ -5,9 +5,10 @@
 //! waits for its answer when it is gone gets ENOSYS.
 
 use super::exit::Event;
-use super::look::{Facts, look};
+use super::look::{Facts, Refused, comm, look};
 use super::monitor::Monitor;
 use super::{Guard, Observer};
+use crate::error::visible;
 use crate::plan::Plan;
 use crate::plan::explain::{Attempt, Heard};
 use crate::sys::event::{self, SIGKILL, Watch};
@@ -105,7 +106,7 @@ struct Server<'a> {
     listener: OwnedFd,
     heard: &'a Heard,
     facts: Facts<'a>,
-    seen: Vec<Attempt>,
+    seen: Vec<Seen>,
     more: u64,
 }
 
@@ -123,7 +124,8 @@ impl Server<'_> {
         if daemon::parent_death_signal(Some(SIGKILL)).is_ok() && process::getppid() != 1 {
             self.serve(tell);
         }
-        if let Ok(text) = serde_json::to_vec(&(&self.seen, self.more)) {
+        let attempts: Vec<&Attempt> = self.seen.iter().map(|seen| &seen.attempt).collect();
+        if let Ok(text) = serde_json::to_vec(&(attempts, self.more)) {
             let _ = fs::write_all(report.as_fd(), &text);
         }
         process::exit_now(0)
@@ -147,28 +149,56 @@ impl Server<'_> {
     fn answer(&mut self, call: &notify::Call, tell: &mut dyn FnMut(&Attempt)) {
         let (name, action) = self.heard.answer(call.arch, call.number, &call.args);
         let found = look(&self.facts, call, name, action);
+        let program = found.refused.as_ref().map(|_| comm(call.pid)).unwrap_or_default();
         // Its maker may have gone, and its pid be another's by now.
         if !notify::is_valid(self.listener.as_fd(), call) {
             return;
         }
         let _ = notify::answer(self.listener.as_fd(), call, found.answer);
-        if let Some(attempt) = found.attempt {
-            self.count(attempt, tell);
+        if let Some(refused) = found.refused {
+            self.count(call, name, &refused, program, tell);
         }
     }
 
-    fn count(&mut self, attempt: Attempt, tell: &mut dyn FnMut(&Attempt)) {
-        let same = |known: &&mut Attempt| {
-            (&known.call, &known.object, &known.program, known.why)
-                == (&attempt.call, &attempt.object, &attempt.program, attempt.why)
+    fn count(
+        &mut self,
+        call: &notify::Call,
+        name: Option<&'static str>,
+        refused: &Refused,
+        program: [u8; 16],
+        tell: &mut dyn FnMut(&Attempt),
+    ) {
+        let same = |seen: &&mut Seen| {
+            (seen.arch, seen.number, seen.attempt.why, seen.program) == (call.arch, call.number, refused.why, program)
+                && seen.object == refused.object.bytes()
         };
         if let Some(known) = self.seen.iter_mut().find(same) {
-            known.count += 1;
+            known.attempt.count += 1;
         } else if self.seen.len() < MOST {
+            let shown = |bytes: &[u8]| visible(&String::from_utf8_lossy(bytes));
+            let attempt = Attempt {
+                call: name.map_or_else(|| call.number.to_string(), str::to_owned),
+                args: call.args,
+                object: shown(refused.object.bytes()),
+                program: shown(program.split(|byte| *byte == 0).next().unwrap_or_default()),
+                errno: refused.errno,
+                why: refused.why,
+                count: 1,
+            };
             tell(&attempt);
-            self.seen.push(attempt);
+            let object = refused.object.bytes().to_vec();
+            self.seen.push(Seen { arch: call.arch, number: call.number, program, object, attempt });
         } else {
             self.more += 1;
         }
     }
+}
+
+/// An attempt, and what tells it from others.
+struct Seen {
+    arch: u32,
+    number: u32,
+    program: [u8; 16],
+    object: Vec<u8>,
+    attempt: Attempt,
 }

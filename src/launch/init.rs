@@ -12,8 +12,8 @@ use super::monitor::SETTLED;
 use super::script::{Failure, In, Program};
 use crate::sys::event::{self, SIGCHLD, Watch};
 use crate::sys::fs::Open;
-use crate::sys::seccomp::Insn;
 use crate::sys::process::{ChildOf, Ended, Forked, Namespaces, WaitFor, Which};
+use crate::sys::seccomp::Insn;
 use crate::sys::socket::Wait;
 use crate::sys::{self, Errno, process};
 use std::ffi::c_int;
@@ -187,10 +187,10 @@ fn load_filters(launch: &Launch<'_>) -> Result<(), Fault> {
     {
         return Ok(());
     }
-    let load = |(step, filter): &(u16, Vec<_>)| {
-        sys::seccomp::load(filter).called(Call::Seccomp).map_err(|failure| failure.at(*step))
-    };
-    program.filters.iter().try_for_each(load)
+    for (step, filter) in &program.filters {
+        sys::seccomp::load(filter).called(Call::Seccomp).map_err(|failure| failure.at(*step))?;
+    }
+    Ok(())
 }
 
 /// Loads the filter that sbx listens to, hands over by what, and shuts what this needed. Whether it could be done: a

@@ -2,20 +2,21 @@
 //!
 //! Nothing here decides what is allowed. Where the policy denies, the answer is the policy's; else the kernel is what
 //! answers, or its own answer is given early, where no other is possible.
+//!
+//! A program can try the same a million times, so nothing here takes from the heap, which gives nothing back.
 
-use crate::error::visible;
-use crate::host::files::c_path;
 use crate::plan::bpf::Action;
-use crate::plan::explain::{Attempt, Why};
+use crate::plan::explain::Why;
 use crate::plan::{Plan, Step};
 use crate::spec::access::Capabilities;
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::mount;
 use crate::sys::notify::{Call, read_memory};
 use crate::sys::{EACCES, ENOENT, ENOTDIR, Errno};
+use std::ffi::CStr;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
 
 /// What is known of the sandbox.
 pub(super) struct Facts<'a> {
@@ -32,15 +33,85 @@ pub(super) struct Found {
     /// `None` lets the kernel answer.
     pub answer: Option<Errno>,
     /// What was refused, or is about to be.
-    pub attempt: Option<Attempt>,
+    pub refused: Option<Refused>,
+}
+
+/// What refuses a call, with which answer.
+pub(super) struct Refused {
+    /// On what.
+    pub object: Text,
+    pub errno: u16,
+    pub why: Why,
+    /// Whether the answer is given here: nothing else can come of it.
+    early: bool,
+}
+
+/// Bytes of the longest path, with the one that ends it.
+const PATH_MAX: usize = 4096;
+
+/// A text of at most a path's length; what is longer loses its end.
+pub(super) struct Text {
+    bytes: [u8; PATH_MAX],
+    length: usize,
+}
+
+impl Text {
+    fn new() -> Text {
+        Text { bytes: [0; PATH_MAX], length: 0 }
+    }
+
+    fn of(text: &str) -> Text {
+        let mut made = Text::new();
+        made.push(text.as_bytes());
+        made
+    }
+
+    fn formatted(what: fmt::Arguments<'_>) -> Text {
+        let mut made = Text::new();
+        let _ = made.write_fmt(what);
+        made
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        // The last byte stays 0.
+        let taken = &bytes[..bytes.len().min(PATH_MAX - 1 - self.length)];
+        self.bytes[self.length..self.length + taken.len()].copy_from_slice(taken);
+        self.length += taken.len();
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    fn as_c(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+
+    fn starts_with_slash(&self) -> bool {
+        self.bytes().first() == Some(&b'/')
+    }
+
+    /// The directory that a path names something in.
+    fn parent(&self) -> Option<Text> {
+        let end = self.bytes().iter().rposition(|byte| *byte == b'/')?;
+        let mut parent = Text::new();
+        parent.push(&self.bytes()[..end.max(1)]);
+        Some(parent)
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
 }
 
 const ENETUNREACH: u16 = 101;
+const ECONNREFUSED: u16 = 111;
 const NET_BIND_SERVICE: u8 = 10;
 const NET_RAW: u8 = 13;
 const SYS_CHROOT: u8 = 18;
-/// Bytes of the longest path, with the one that ends it.
-const PATH_MAX: usize = 4096;
 
 impl<'a> Facts<'a> {
     pub(super) fn of(plan: &'a Plan) -> Facts<'a> {
@@ -63,7 +134,7 @@ impl<'a> Facts<'a> {
 pub(super) fn look(facts: &Facts<'_>, call: &Call, name: Option<&'static str>, action: Action) -> Found {
     let refused = match (action, name) {
         (Action::Errno(errno), _) if errno != 0 => {
-            let object = name.map_or_else(String::new, |name| about(name, call));
+            let object = name.map_or_else(Text::new, |name| about(name, call));
             Some(Refused { object, errno, why: Why::Policy, early: true })
         }
         (_, Some("connect")) => connect(facts, call, call.args[1], call.args[2]),
@@ -71,54 +142,31 @@ pub(super) fn look(facts: &Facts<'_>, call: &Call, name: Option<&'static str>, a
         (_, Some(name)) => by_capability(facts, name, call).or_else(|| file(facts, name, call)),
         _ => None,
     };
-    let Some(refused) = refused else { return Found { answer: None, attempt: None } };
-    let attempt = Attempt {
-        call: name.map_or_else(|| call.number.to_string(), str::to_owned),
-        args: call.args,
-        object: visible(&refused.object),
-        program: comm(call.pid),
-        errno: refused.errno,
-        why: refused.why,
-        count: 1,
-    };
-    Found { answer: refused.early.then_some(Errno(refused.errno.into())), attempt: Some(attempt) }
+    let answer = refused.as_ref().filter(|refused| refused.early).map(|refused| Errno(refused.errno.into()));
+    Found { answer, refused }
 }
 
-/// What refuses a call, with which answer.
-struct Refused {
-    object: String,
-    errno: u16,
-    why: Why,
-    /// Whether the answer is given here: nothing else can come of it.
-    early: bool,
-}
-
-/// The name of a process as the kernel has it: at most 15 bytes.
-fn comm(pid: i32) -> String {
-    let mut buffer = [0; 64];
-    let read = fs::openat(HERE, &c_path(Path::new(&format!("/proc/{pid}/comm"))), Open::Read)
-        .and_then(|file| fs::read(file.as_fd(), &mut buffer));
-    let name = String::from_utf8_lossy(&buffer[..read.unwrap_or(0)]).trim_end().to_owned();
-    visible(&name)
+/// The name of a process as the kernel has it.
+pub(super) fn comm(pid: i32) -> [u8; 16] {
+    let mut name = [0; 16];
+    let file = fs::openat(HERE, Text::formatted(format_args!("/proc/{pid}/comm")).as_c(), Open::Read);
+    let read = file.and_then(|file| fs::read(file.as_fd(), &mut name)).unwrap_or(0);
+    name[..read].iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = 0);
+    name
 }
 
 /// A C string of another process.
-fn text(pid: i32, address: u64) -> Option<Vec<u8>> {
-    let (mut found, mut buffer) = (Vec::new(), [0; PATH_MAX]);
-    while address != 0 && found.len() < PATH_MAX {
-        let count = read_memory(pid, address.checked_add(found.len() as u64)?, &mut buffer).ok()?;
+fn text(pid: i32, address: u64) -> Option<Text> {
+    let (mut found, mut buffer) = (Text::new(), [0; PATH_MAX]);
+    while address != 0 && found.length < PATH_MAX - 1 {
+        let count = read_memory(pid, address.checked_add(found.length as u64)?, &mut buffer).ok()?;
         let end = buffer[..count].iter().position(|byte| *byte == 0);
-        found.extend_from_slice(&buffer[..end.unwrap_or(count)]);
+        found.push(&buffer[..end.unwrap_or(count)]);
         if end.is_some() {
             return Some(found);
         }
     }
     None
-}
-
-fn path_at(pid: i32, address: u64) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
-    text(pid, address).map(|bytes| std::ffi::OsString::from_vec(bytes).into())
 }
 
 /// Which argument of a call that a policy may deny is a path, or another text.
@@ -184,32 +232,37 @@ const NAMESPACES: [(u64, &str); 8] = [
 ];
 
 /// What a denied call is about, in a word or two.
-fn about(name: &str, call: &Call) -> String {
+fn about(name: &str, call: &Call) -> Text {
     let args = &call.args;
-    let family = |family: u64| {
-        let known = FAMILIES.iter().find(|(number, _)| *number == family & 0xFFFF_FFFF);
-        known.map_or_else(|| format!("family {}", family as u32), |(_, name)| (*name).to_owned())
-    };
     match name {
-        "socket" if args[0] as u32 == 16 => format!("AF_NETLINK, protocol {}", args[2] as u32),
-        "socket" | "socketpair" => family(args[0]),
+        "socket" if args[0] as u32 == 16 => Text::formatted(format_args!("AF_NETLINK, protocol {}", args[2] as u32)),
+        "socket" | "socketpair" => {
+            let family = args[0] as u32;
+            match FAMILIES.iter().find(|(number, _)| *number == u64::from(family)) {
+                Some((_, name)) => Text::of(name),
+                None => Text::formatted(format_args!("family {family}")),
+            }
+        }
         "clone" | "unshare" => {
             // Of clone the lowest byte is a signal.
             let flags = args[0] & if name == "clone" { !0xFF } else { u64::MAX };
-            let made = NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name);
-            made.collect::<Vec<_>>().join(", ")
+            let mut made = Text::new();
+            for (_, name) in NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0) {
+                made.push(if made.length > 0 { b", " } else { b"" });
+                made.push(name.as_bytes());
+            }
+            made
         }
         "ioctl" => match args[1] as u32 {
-            0x5412 => "TIOCSTI".into(),
-            0x541C => "TIOCLINUX".into(),
-            other => format!("{other:#x}"),
+            0x5412 => Text::of("TIOCSTI"),
+            0x541C => Text::of("TIOCLINUX"),
+            other => Text::formatted(format_args!("{other:#x}")),
         },
-        "personality" => format!("{:#x}", args[0]),
-        "prctl" | "keyctl" | "ptrace" | "bpf" => format!("operation {}", args[0] as u32),
+        "personality" => Text::formatted(format_args!("{:#x}", args[0])),
+        "prctl" | "keyctl" | "ptrace" | "bpf" => Text::formatted(format_args!("operation {}", args[0] as u32)),
         _ => {
             let place = TEXTS.iter().find(|(known, _)| *known == name).map(|(_, place)| args[*place]);
-            let read = place.and_then(|address| text(call.pid, address));
-            read.map_or_else(String::new, |text| String::from_utf8_lossy(&text).into_owned())
+            place.and_then(|address| text(call.pid, address)).unwrap_or_else(Text::new)
         }
     }
 }
@@ -233,52 +286,48 @@ fn connect(facts: &Facts<'_>, call: &Call, address: u64, length: u64) -> Option<
     };
     let port = port()?;
     let inside = address.is_loopback() || address.is_unspecified();
-    let shown = if address.is_ipv6() { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
-    match (facts.offline, inside, port) {
-        (true, false, _) => Some(Refused { object: shown, errno: ENETUNREACH, why: Why::Offline, early: true }),
-        // Where a resolver asks that has no name server.
-        (true, true, 53) => {
-            let object = format!("name server {shown}");
-            Some(Refused { object, errno: 111, why: Why::Offline, early: false })
-        }
-        _ => None,
+    // Where a resolver asks that has no name server.
+    let asks = inside && port == 53;
+    if !facts.offline || inside && !asks {
+        return None;
     }
+    let mut object = Text::of(if asks { "name server " } else { "" });
+    let _ = write!(object, "{}", std::net::SocketAddr::from((address, port)));
+    Some(Refused { object, errno: if asks { ECONNREFUSED } else { ENETUNREACH }, why: Why::Offline, early: !asks })
 }
 
 fn local_socket(facts: &Facts<'_>, call: &Call, name: &[u8]) -> Option<Refused> {
-    use std::os::unix::ffi::OsStrExt;
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    let path = Path::new(std::ffi::OsStr::from_bytes(name.get(..end)?));
+    let mut path = Text::new();
+    path.push(&name[..end]);
     let places = Places::of(call.pid)?;
-    let path = places.whole(call.pid, None, path)?;
-    let outside = || fs::lstat(HERE, &c_path(&path)).is_ok_and(|stat| stat.kind == Kind::Socket);
-    let missing = places.open(&path).err() == Some(ENOENT);
-    let shown = path.display().to_string();
-    (missing && outside() && !facts.plan.joins())
-        .then_some(Refused { object: shown, errno: 2, why: Why::Hidden, early: false })
+    let path = places.whole(call.pid, None, &path).filter(|_| end > 0)?;
+    let outside = || fs::lstat(HERE, path.as_c()).is_ok_and(|stat| stat.kind == Kind::Socket);
+    let hidden = places.open(&path).err() == Some(ENOENT) && outside() && !facts.plan.joins();
+    hidden.then_some(Refused { object: path, errno: ENOENT.0 as u16, why: Why::Hidden, early: false })
 }
 
 /// What no program without a certain capability can do, whatever else is so.
 fn by_capability(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> {
     let lacks = |number: u8| !facts.held.holds(number);
-    let refused = |object: String, number, errno: Errno| Refused {
+    let refused = |object: Text, number, errno: Errno| Refused {
         object,
         errno: errno.0 as u16,
         why: Why::Capability(number),
         early: true,
     };
     match name {
-        "socket" if lacks(NET_RAW) && is_raw(call) => Some(refused("a raw socket".into(), NET_RAW, crate::sys::EPERM)),
-        "chroot" if lacks(SYS_CHROOT) => {
-            let object = path_at(call.pid, call.args[0])?.display().to_string();
-            Some(refused(object, SYS_CHROOT, crate::sys::EPERM))
+        "socket" if lacks(NET_RAW) && is_raw(call) => {
+            Some(refused(Text::of("a raw socket"), NET_RAW, crate::sys::EPERM))
         }
+        "chroot" if lacks(SYS_CHROOT) => Some(refused(text(call.pid, call.args[0])?, SYS_CHROOT, crate::sys::EPERM)),
         "bind" if lacks(NET_BIND_SERVICE) => {
             let mut bytes = [0; 4];
             read_memory(call.pid, call.args[1], &mut bytes).ok().filter(|read| *read == 4)?;
             let port = u16::from_be_bytes([bytes[2], bytes[3]]);
             let inet = [2, 10].contains(&u16::from_ne_bytes([bytes[0], bytes[1]]));
-            (inet && (1..1024).contains(&port)).then(|| refused(format!("port {port}"), NET_BIND_SERVICE, EACCES))
+            (inet && (1..1024).contains(&port))
+                .then(|| refused(Text::formatted(format_args!("port {port}")), NET_BIND_SERVICE, EACCES))
         }
         _ => None,
     }
@@ -327,14 +376,15 @@ fn file(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> {
     }
     let (dir, path, how) = means(name, &call.args)?;
     let places = Places::of(call.pid)?;
-    let path = places.whole(call.pid, dir.map(|dir| call.args[dir] as i32), &path_at(call.pid, call.args[path])?)?;
+    let path = text(call.pid, call.args[path])?;
+    let path = places.whole(call.pid, dir.map(|dir| call.args[dir] as i32), &path)?;
     let (errno, why) = refuses(facts, &places, &path, how)?;
-    Some(Refused { object: path.display().to_string(), errno: errno.0 as u16, why, early: false })
+    Some(Refused { object: path, errno: errno.0 as u16, why, early: false })
 }
 
 const EROFS: Errno = Errno(30);
 
-fn refuses(facts: &Facts<'_>, places: &Places, path: &Path, how: Use) -> Option<(Errno, Why)> {
+fn refuses(facts: &Facts<'_>, places: &Places, path: &Text, how: Use) -> Option<(Errno, Why)> {
     match (places.open(path), how) {
         (Ok(_), Use::Look) => None,
         (Ok(file), how) => {
@@ -347,10 +397,10 @@ fn refuses(facts: &Facts<'_>, places: &Places, path: &Path, how: Use) -> Option<
         }
         (Err(ENOENT | ENOTDIR), how) => {
             // Outside the same path is the same file, and it is there.
-            if facts.is_host && fs::lstat(HERE, &c_path(path)).is_ok() {
+            if facts.is_host && fs::lstat(HERE, path.as_c()).is_ok() {
                 return Some((ENOENT, Why::Hidden));
             }
-            let parent = places.open(path.parent()?).ok().filter(|_| how == Use::Write)?;
+            let parent = places.open(&path.parent()?).ok().filter(|_| how == Use::Write)?;
             mount::refuses(parent.as_fd()).ok()?.write.then_some((EROFS, Why::ReadOnly))
         }
         (Err(_), _) => None,
@@ -369,30 +419,41 @@ struct Places {
 
 impl Places {
     fn of(pid: i32) -> Option<Places> {
-        let root = fs::openat(HERE, &c_path(Path::new(&format!("/proc/{pid}/root"))), Open::Directory).ok()?;
+        let root = fs::openat(HERE, Text::formatted(format_args!("/proc/{pid}/root")).as_c(), Open::Directory).ok()?;
         Some(Places { root })
     }
 
     /// A path of a call as one from the root: without `.` and `..`, which are taken as they are spelled.
-    fn whole(&self, pid: i32, dir: Option<i32>, path: &Path) -> Option<PathBuf> {
-        let from = match dir {
-            _ if path.is_absolute() => PathBuf::from("/"),
-            None | Some(libc::AT_FDCWD) => std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?,
-            Some(number) => std::fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?,
-        };
-        let mut whole = PathBuf::from("/");
-        for part in from.join(path).components() {
+    fn whole(&self, pid: i32, dir: Option<i32>, path: &Text) -> Option<Text> {
+        let mut from = Text::new();
+        if !path.starts_with_slash() {
+            let link = match dir {
+                None | Some(libc::AT_FDCWD) => Text::formatted(format_args!("/proc/{pid}/cwd")),
+                Some(number) => Text::formatted(format_args!("/proc/{pid}/fd/{number}")),
+            };
+            let mut buffer = [0; PATH_MAX];
+            from.push(fs::readlinkat(HERE, link.as_c(), &mut buffer).ok()?);
+        }
+        let mut whole = Text::new();
+        for part in from.bytes().split(|byte| *byte == b'/').chain(path.bytes().split(|byte| *byte == b'/')) {
             match part {
-                Component::Normal(name) => whole.push(name),
-                Component::ParentDir => _ = whole.pop(),
-                _ => {}
+                b"" | b"." => {}
+                b".." => whole.length = whole.bytes().iter().rposition(|byte| *byte == b'/').unwrap_or(0),
+                name => {
+                    whole.push(b"/");
+                    whole.push(name);
+                }
             }
+        }
+        whole.bytes[whole.length..].fill(0);
+        if whole.length == 0 {
+            whole.push(b"/");
         }
         Some(whole)
     }
 
     /// What the path leads to inside; nothing of it is opened but its name.
-    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        fs::open_in_root(self.root.as_fd(), &c_path(path), Open::Path)
+    fn open(&self, path: &Text) -> Result<OwnedFd, Errno> {
+        fs::open_in_root(self.root.as_fd(), path.as_c(), Open::Path)
     }
 }

@@ -3,7 +3,7 @@
 use super::bpf::Insn;
 use super::limits::LimitsPlan;
 use super::seccomp::{NATIVE, Policy, may_run, program};
-use super::{explain, Heard, Identities, Process, Stage, Step, Steps, call_rules, environment, mounts, rules, setid};
+use super::{Heard, Identities, Process, Stage, Step, Steps, call_rules, environment, explain, mounts, rules, setid};
 use crate::error::{Error, Result};
 use crate::host::{CORES_PIPED, Host};
 use crate::spec::access::{Capabilities, Degrade, Filter, Landlock, LandlockRules, Nesting, SetId};
