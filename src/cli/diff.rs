@@ -21,15 +21,17 @@ use std::path::Path;
 pub fn diff(words: &[OsString]) -> Result<u8> {
     let asked = command(
         "diff",
-        "List what a sandbox's program has added (A), changed (C) and deleted (D) in its root",
-        "sbx diff NAME [--json]",
+        "List what a sandbox's program has added (A), changed (C) and deleted (D)",
+        "sbx diff [-p] NAME [--json]",
     )
+    .arg(flag("patch", "Show what has changed in texts, as unified diffs").short('p').conflicts_with("json"))
     .arg(flag("json", "One JSON document: an array of objects with path and kind"))
     .arg(names(1).num_args(1).help("The sandbox"));
     let Some(matches) = parse(asked, words)? else { return Ok(0) };
     let name = value(&matches, "NAME").unwrap_or_default();
     let state = state(&matches)?;
-    Ok(of(&state, name, Out::new(matches.get_flag("json"))).unwrap_or_else(|error| {
+    let out = Out { patch: matches.get_flag("patch"), ..Out::new(matches.get_flag("json")) };
+    Ok(of(&state, name, out).unwrap_or_else(|error| {
         super::fail(&error);
         1
     }))
@@ -65,7 +67,7 @@ fn ended(found: &Found, out: Out) -> Result<u8> {
         record.layers.iter().cloned().partition(|layer| layer.upper.is_absolute());
     if disk.is_empty() {
         let why = "its changes were in memory, and went when it ended".to_owned();
-        let hint = Some("--upper disk, or --upper DIR, keeps them".into());
+        let hint = Some("--name NAME, --upper disk or --upper DIR keeps them".into());
         return Err(Error::State { on: found.name.clone(), why, hint });
     }
     for layer in memory {
@@ -86,7 +88,7 @@ fn ended(found: &Found, out: Out) -> Result<u8> {
     Ok(status as u8)
 }
 
-fn layered<'a>(name: &str, record: Option<&'a Record>) -> Result<&'a Record> {
+pub(super) fn layered<'a>(name: &str, record: Option<&'a Record>) -> Result<&'a Record> {
     let fail = |why: &str, hint: Option<&str>| Error::State {
         on: name.into(),
         why: why.into(),
@@ -94,6 +96,7 @@ fn layered<'a>(name: &str, record: Option<&'a Record>) -> Result<&'a Record> {
     };
     match record {
         None => Err(fail("it has no record that can be read", None)),
+        Some(record) if record.layers.is_empty() && record.keeps => Err(fail("its changes were discarded", None)),
         Some(record) if record.layers.is_empty() => {
             Err(fail("there is no layer with its changes: it writes into ROOTFS itself", Some("sbx run without --rw")))
         }
@@ -110,6 +113,10 @@ fn show(record: &Record, layers: &[Layer], handles: Option<&Handles>, mut out: O
         let upper = upper(layer, handles)?;
         let sides = Sides::open(layer, upper, root, &record.own)?;
         left_out += match layers {
+            _ if out.patch => sides.tell(&mut |change, path| {
+                out.put(change, path)?;
+                out.texts(path, sides.contents(path, LONGEST_TEXT))
+            })?,
             [_] => sides.tell(&mut |change, path| out.put(change, path))?,
             _ => sides.tell(&mut |change, path| {
                 all.push((path.to_owned(), change));
@@ -128,7 +135,7 @@ fn show(record: &Record, layers: &[Layer], handles: Option<&Handles>, mut out: O
     Ok(0)
 }
 
-fn upper(layer: &Layer, handles: Option<&Handles>) -> Result<std::os::fd::OwnedFd> {
+pub(super) fn upper(layer: &Layer, handles: Option<&Handles>) -> Result<std::os::fd::OwnedFd> {
     let path = c_path(&layer.upper);
     let opened = match handles.and_then(|handles| handles.fd(STORE)) {
         _ if layer.upper.is_absolute() => fs::openat(HERE, &path, Open::Directory),
@@ -142,9 +149,16 @@ fn upper(layer: &Layer, handles: Option<&Handles>) -> Result<std::os::fd::OwnedF
     })
 }
 
+/// Bytes of a text that is compared line by line.
+const LONGEST_TEXT: usize = 1 << 20;
+/// How many lines around a change are shown.
+const AROUND: usize = 3;
+
 /// Where changes are written, as lines or as one JSON array.
-struct Out {
+pub(super) struct Out {
     json: bool,
+    /// Whether texts are shown too.
+    patch: bool,
     begun: bool,
     text: Vec<u8>,
 }
@@ -153,11 +167,11 @@ impl Out {
     /// Bytes that are written at a time.
     const PIECE: usize = 64 << 10;
 
-    fn new(json: bool) -> Out {
-        Out { json, begun: false, text: Vec::new() }
+    pub(super) fn new(json: bool) -> Out {
+        Out { json, patch: false, begun: false, text: Vec::new() }
     }
 
-    fn put(&mut self, change: Change, path: &Path) -> Result<()> {
+    pub(super) fn put(&mut self, change: Change, path: &Path) -> Result<()> {
         if self.json {
             self.text.extend_from_slice(if self.begun { b",\n  " } else { b"[\n  " });
             let changed = Changed { path: path.to_owned(), kind: change };
@@ -174,9 +188,34 @@ impl Out {
         if self.text.len() > Out::PIECE { self.write() } else { Ok(()) }
     }
 
-    fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         if self.json {
             self.text.extend_from_slice(if self.begun { b"\n]\n" } else { b"[]\n" });
+        }
+        self.write()
+    }
+
+    /// A file before and after, where both are texts.
+    fn texts(&mut self, path: &Path, [before, after]: [Option<Vec<u8>>; 2]) -> Result<()> {
+        if before.is_none() && after.is_none() {
+            return Ok(());
+        }
+        let text = |side: &Option<Vec<u8>>| String::from_utf8(side.clone().unwrap_or_default());
+        let (Ok(one), Ok(other)) = (text(&before), text(&after)) else {
+            self.text.extend_from_slice(b"Binary files differ\n");
+            return self.write();
+        };
+        let label = |side: &Option<Vec<u8>>, letter: &str| match side {
+            None => "/dev/null".to_owned(),
+            Some(_) => format!("{letter}{}", shown(path)),
+        };
+        let diff = similar::TextDiff::from_lines(&one, &other);
+        let mut unified = diff.unified_diff();
+        unified.context_radius(AROUND).header(&label(&before, "a"), &label(&after, "b"));
+        // What a program has written may steer a terminal.
+        for line in unified.to_string().lines() {
+            self.text.extend_from_slice(visible_line(line).as_bytes());
+            self.text.push(b'\n');
         }
         self.write()
     }
@@ -195,6 +234,11 @@ impl Out {
             }
         }
     }
+}
+
+/// A line of a text: tabs stay.
+fn visible_line(line: &str) -> String {
+    line.split('\t').map(visible).collect::<Vec<_>>().join("\t")
 }
 
 /// A path in one line, with what steers terminals and what is no UTF-8 written out.

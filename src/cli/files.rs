@@ -37,13 +37,15 @@ pub fn man(words: &[OsString]) -> Result<u8> {
 type Small = (&'static str, &'static [(&'static str, Option<char>)], &'static [(&'static str, Option<char>)], bool);
 
 /// `tests/options.rs` holds them against what their `--help` says.
-const SMALL: [Small; 16] = [
+const SMALL: [Small; 18] = [
     ("ps", &[("all", Some('a')), ("json", None)], &[], false),
     ("inspect", &[], &[], true),
     ("stats", &[("no-stream", None), ("json", None)], &[], true),
     ("logs", &[("follow", Some('f')), ("timestamps", Some('t'))], &[("tail", None), ("since", None)], true),
     ("attach", &[], &[], true),
-    ("diff", &[("json", None)], &[], true),
+    ("diff", &[("patch", Some('p')), ("json", None)], &[], true),
+    ("apply", &[("all", None)], &[], true),
+    ("discard", &[], &[], true),
     ("wait", &[], &[], true),
     ("stop", &[], &[("time", Some('t')), ("signal", Some('s'))], true),
     ("kill", &[], &[("signal", Some('s'))], true),

@@ -1,6 +1,7 @@
 //! The command line: which subcommand, and the printing of errors. The first word decides before clap builds
 //! anything. Only this folder prints.
 
+mod apply;
 mod args;
 mod attach;
 mod check;
@@ -51,7 +52,9 @@ Commands:
   rm [-f] NAME…, prune                   forget those that have ended
   logs [-f] NAME                         what a sandbox in the background has written
   attach NAME                            see what it writes from now on, and type into it
-  diff NAME [--json]                     what it has added, changed and deleted in its root
+  diff [-p] NAME [--json]                what it has added, changed and deleted
+  apply [--all] NAME [PATH…]             take that over into the host's directories
+  discard NAME…                          drop it
   why [NAME] [--json]                    what a run with --explain was denied
   policy ls|show|check|trust …           the ready policies; one as resolved; what is wrong; accept a project's own
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
@@ -63,13 +66,15 @@ Commands:
 `sbx run --help` lists the options; sbx(1) explains them.
 ";
 
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 25] = [
     "run",
     "exec",
     "ps",
     "logs",
     "attach",
     "diff",
+    "apply",
+    "discard",
     "inspect",
     "stats",
     "wait",
@@ -144,6 +149,8 @@ fn dispatch(words: Vec<OsString>) -> Result<u8> {
         Some("run") => run::run(&rest),
         Some("exec") => exec::exec(&rest),
         Some("diff") => diff::diff(&rest),
+        Some("apply") => apply::apply(&rest),
+        Some("discard") => apply::discard(&rest),
         Some("why") => why::why(&rest),
         Some("policy") => policy::run(&rest),
         Some("ps") => list::ps(&rest),

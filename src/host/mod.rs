@@ -194,7 +194,8 @@ impl Host {
         let user = login_name(uid, &caller, ranged);
         let ranges = |path: &str| if ranged { ranges::owned(path, &user, uid) } else { Vec::new() };
         let limited = spec.wants_group();
-        let on_disk = spec.root.writes.on_disk() || kernel < TMPFS_XATTRS;
+        let on_disk =
+            spec.root.writes.on_disk() || spec.root.others != crate::spec::Place::Memory || kernel < TMPFS_XATTRS;
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Host {
             kernel,

@@ -48,7 +48,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plan::explain::Attempt;
 use crate::plan::limits::Way;
-use crate::plan::{GroupSet, MapsBy, Plan, Step, UpperAt};
+use crate::plan::{GroupSet, MapsBy, Plan, Step};
 use crate::state::{Claim, Denied, Record, Scope, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
 use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
@@ -164,7 +164,7 @@ fn attempt(
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = record(plan, host, &script);
     let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
-    if leaves || !record.trees.is_empty() || record.detached {
+    if leaves || !record.trees.is_empty() || record.keeps {
         claim.write(&record)?;
     }
     let outside = Output::open(plan, &mut script, &claim)?;
@@ -394,10 +394,9 @@ fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
             Some(Way::Systemd(door)) => Some(Scope { unit: limits::unit(plan), door: door.clone() }),
             _ => None,
         },
-        upper: match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => Some(crate::host::files::without_links(path.as_path())),
-            _ => None,
-        },
+        upper: plan.layers.as_ref().map(|path| crate::host::files::without_links(path.as_path())),
+        keeps: plan.keeps,
+        began: event::file_time(),
         layers: sources::layers(script),
         own: places::own(plan),
         detached: plan.is_detached(),

@@ -265,9 +265,9 @@ impl Source {
     }
 }
 
-/// Gives the record of a sandbox in the background its last form. Of the others none stays.
+/// Gives a record that stays its last form.
 pub(super) fn record_end(claim: Option<&Claim<'_>>, record: &Record, exit: &Exit, outside: Option<&Outside>) {
-    let Some(claim) = claim.filter(|_| record.detached) else { return };
+    let Some(claim) = claim.filter(|_| record.keeps) else { return };
     let why = match (exit.timed_out, exit.limit) {
         (true, _) => Some("its time was over (--timeout)".to_owned()),
         (false, Some(limit)) => Some(format!("it reached a limit (--{})", limit.option)),
@@ -276,6 +276,10 @@ pub(super) fn record_end(claim: Option<&Claim<'_>>, record: &Record, exit: &Exit
     let mut last = record.clone().ended(exit.status(), why);
     if let Some(Outside::Log(output)) = outside {
         last.log_lost = output.log.lost();
+    }
+    if !record.detached {
+        // Of a short run the record says as yet that it was about to start, and then its layers go.
+        let _ = claim.write(&last);
     }
     claim.ended(last);
 }

@@ -65,10 +65,9 @@ impl Context<'_> {
     pub(super) fn overlay(&mut self, src: &Path) -> Result<OverlayOp> {
         let lower = vec![self.source(src, Depth::Single, PLAIN)?];
         let name = self.fresh("upper")?;
-        // What is kept of a sandbox in the background lies with the changes of its root.
-        let disk = self.lower.first().map(|layers| &layers.upper).filter(|_| self.plan.is_detached());
-        let upper = match disk {
-            Some(UpperAt::Dropped(at)) => {
+        // What is kept lies with the changes of the root.
+        let upper = match self.plan.layers.as_ref().filter(|_| self.plan.others_on_disk) {
+            Some(at) => {
                 let name = OsStr::from_bytes(name.to_bytes());
                 UpperDirs::Host(self.outside(&at.as_path().join(name)))
             }

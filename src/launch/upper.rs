@@ -23,11 +23,13 @@ pub(super) struct Upper {
 impl Upper {
     /// Makes what the plan needs.
     pub(super) fn make(plan: &Plan, script: &Script, range: Option<&root::Range>) -> Result<Upper> {
+        if let Some(path) = &plan.layers {
+            match drop_place(script, path.as_path(), range) {
+                Err(error) if plan.or_memory => return Err(Error::spec(FIELD, "disk", error)),
+                made => made?,
+            }
+        }
         match Upper::place(plan) {
-            Some(UpperAt::Dropped(path)) => match drop_place(script, path.as_path(), range) {
-                Err(error) if plan.or_memory => Err(Error::spec(FIELD, "disk", error)),
-                made => made.map(|()| Upper::default()),
-            },
             Some(UpperAt::Kept(path)) => Ok(Upper { _lock: Some(lock(path.as_path())?) }),
             _ => Ok(Upper::default()),
         }
@@ -82,7 +84,7 @@ pub(super) fn instead(plan: &Plan, refused: Error) -> std::result::Result<(Plan,
     let in_layer = |number: usize| {
         let step = number.checked_sub(1).and_then(|index| plan.steps.get(index)).map(|planned| &planned.step);
         match step {
-            Some(Step::Overlay(_)) => true,
+            Some(Step::Overlay(_) | Step::HostOverlay(_) | Step::Mount(_)) => true,
             Some(Step::Supply(etc)) => matches!(etc.way, EtcWay::Upper(..)),
             _ => false,
         }
@@ -95,12 +97,14 @@ pub(super) fn instead(plan: &Plan, refused: Error) -> std::result::Result<(Plan,
     };
     let mut plan = plan.clone();
     plan.or_memory = false;
-    let mut note = String::new();
+    let at = plan.layers.take();
+    plan.keeps = plan.is_detached();
+    let at = at.map(|at| at.to_string()).unwrap_or_default();
+    let note = format!("the changes go to memory, and are lost at the end: {at} takes no layer ({why})");
     for planned in &mut plan.steps {
         if let Step::Overlay(layers) = &mut planned.step
-            && let UpperAt::Dropped(at) = &layers.upper
+            && let UpperAt::Dropped(_) = &layers.upper
         {
-            note = format!("the changes go to memory, and are lost at the end: {at} takes no layer ({why})");
             layers.upper = UpperAt::Store;
         }
     }

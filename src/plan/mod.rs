@@ -139,7 +139,13 @@ pub struct Plan {
     pub(crate) labels: BTreeMap<String, String>,
     /// Where the program runs in the background.
     pub(crate) detach: Option<Detach>,
-    /// Whether the root's layer may lie in memory where the disk cannot hold it.
+    /// The private directory on disk of the layers that lie there.
+    pub(crate) layers: Option<crate::spec::HostPath>,
+    /// Whether the other overlays' are among them.
+    pub(crate) others_on_disk: bool,
+    /// Whether these changes stay when the program has ended, until somebody forgets them.
+    pub(crate) keeps: bool,
+    /// Whether layers may lie in memory where the disk cannot hold them.
     pub(crate) or_memory: bool,
 }
 
@@ -200,6 +206,7 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     let (filters, heard) = access::filters(&mut steps, spec, host, &limits, &identities, &mut notes)?;
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
+    let layers = mounts::layers_at(spec, host, name, &steps.list);
     Ok(Plan {
         name: name.into(),
         root: match &spec.root.source {
@@ -218,6 +225,9 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         limits,
         labels: spec.labels().clone(),
         detach: spec.detach,
+        keeps: spec.detach.is_some() || spec.name.is_some() && (layers.is_some() || spec.root.writes.is_kept()),
+        others_on_disk: spec.root.others != crate::spec::Place::Memory,
+        layers,
         or_memory: mounts::or_memory(spec, host),
     })
 }

@@ -1,5 +1,6 @@
 //! The steps of the stage `Root`: what the file system inside is made of, in the order of mounting.
 
+use super::Planned;
 use super::environment::host_name;
 use super::steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
 use super::{Stage, Steps, Terminal, guard, own_network};
@@ -10,7 +11,7 @@ use crate::spec::access::Nesting;
 use crate::spec::ids::Map;
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
-use crate::spec::{Overlay, RootSource, Spec, Unmask, Upper, Writes};
+use crate::spec::{Overlay, Place, RootSource, Spec, Unmask, Upper, Writes};
 use std::path::{Path, PathBuf};
 
 /// What Docker masks (security.md section 2), as moby/moby does since 2026.
@@ -41,8 +42,7 @@ fn store_size(spec: &Spec) -> Option<u64> {
 
 /// Where the root's upper layer lies on this host.
 pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> {
-    // A name belongs to one state directory, and there may be several.
-    let dropped = || UpperAt::Dropped(host.layers.join(format!("{name}-{:08x}", host.token)).into());
+    let dropped = || UpperAt::Dropped(private_layers(host, name));
     match &spec.root.writes {
         Writes::Through => None,
         Writes::Upper(Upper::Tmpfs(_)) | Writes::ReadOnly(Upper::Tmpfs(_)) if host.kernel >= TMPFS_XATTRS => {
@@ -53,9 +53,28 @@ pub(super) fn upper_at(spec: &Spec, host: &Host, name: &str) -> Option<UpperAt> 
     }
 }
 
-/// Whether a layer that should lie on disk may lie in the tmpfs too.
+/// The private directory of the layers that lie on disk, where there are any.
+pub(super) fn layers_at(spec: &Spec, host: &Host, name: &str, steps: &[Planned]) -> Option<HostPath> {
+    let overlaid = steps.iter().any(|planned| match &planned.step {
+        Step::HostOverlay(_) => true,
+        Step::Mount(mount) => matches!(mount.source, Source::Bind { access: Access::Overlay, .. }),
+        _ => false,
+    });
+    match upper_at(spec, host, name) {
+        Some(UpperAt::Dropped(at)) => Some(at),
+        _ => (overlaid && spec.root.others != Place::Memory).then(|| private_layers(host, name)),
+    }
+}
+
+/// A name belongs to one state directory, and there may be several.
+fn private_layers(host: &Host, name: &str) -> HostPath {
+    host.layers.join(format!("{name}-{:08x}", host.token)).into()
+}
+
+/// Whether layers that should lie on disk may lie in the tmpfs too.
 pub(super) fn or_memory(spec: &Spec, host: &Host) -> bool {
-    spec.root.writes == Writes::Upper(Upper::DiskOrMemory) && host.kernel >= TMPFS_XATTRS
+    let root = spec.root.writes == Writes::Upper(Upper::DiskOrMemory);
+    (root || spec.root.others == Place::DiskOrMemory) && host.kernel >= TMPFS_XATTRS
 }
 
 impl From<PathBuf> for HostPath {

@@ -136,6 +136,8 @@ pub struct Root {
     pub source: RootSource,
     /// Where changes go.
     pub writes: Writes,
+    /// Where the layers of the other overlays lie, and whether they stay: of `@host`, and of mounts.
+    pub others: Place,
     /// Which overlay implementation.
     pub overlay: Overlay,
     /// Whether set-id bits may be set on host files.
@@ -163,6 +165,11 @@ pub enum Writes {
 }
 
 impl Writes {
+    /// Whether the layer is a directory of the caller's choice.
+    pub fn is_kept(&self) -> bool {
+        matches!(self, Writes::Upper(Upper::Directory(_)))
+    }
+
     /// Whether there is a layer in a private directory on disk, if possible.
     pub fn on_disk(&self) -> bool {
         matches!(self, Writes::Upper(Upper::Disk | Upper::DiskOrMemory) | Writes::ReadOnly(Upper::Disk))
@@ -180,6 +187,17 @@ pub enum Upper {
     DiskOrMemory,
     /// This directory, kept.
     Directory(HostPath),
+}
+
+/// Where the layers of overlays lie that are not the root's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory, dropped at the end.
+    Memory,
+    /// In a private directory on disk.
+    Disk,
+    /// The same, where the disk takes them: nobody has asked for it.
+    DiskOrMemory,
 }
 
 /// `--overlay`

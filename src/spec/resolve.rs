@@ -119,6 +119,13 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
         _ => RootSource::Layers(vec![caller.host_path("ROOTFS", &typed)?]),
     };
     let upper = scalar(layers, |l| &l.root.upper).map(|text| upper(caller, &text)).transpose()?;
+    // What one in the background or with a name changes can be looked at afterwards.
+    let kept = layers.iter().any(|l| l.detach || l.identity.name.is_some());
+    let others = match upper {
+        Some(Upper::Disk) => Place::Disk,
+        None if kept => Place::DiskOrMemory,
+        _ => Place::Memory,
+    };
     let (rw, read_only) = (flag(layers, |l| l.root.rw), flag(layers, |l| l.root.read_only));
     let writes = match (rw, read_only, upper) {
         (true, true, _) => return Err(clash("--rw", "--read-only")),
@@ -128,24 +135,23 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
                 .or_try("-v DIR:DIR for the directories to write"));
         }
         (true, false, None) => Writes::Through,
-        (false, _, Some(Upper::Disk | Upper::Directory(_))) if source == RootSource::Host => {
-            let why = "the changes of @host are always dropped, from memory";
-            return Err(
-                Error::spec("--upper", "@host", why).or_try("-v DIR:DIR for what is to stay; --upper tmpfs:SIZE")
-            );
+        (false, _, Some(Upper::Directory(_))) if source == RootSource::Host => {
+            let why = "@host is many overlays, and this is one layer";
+            let hint = "--name NAME, which keeps their changes for sbx diff and sbx apply; --upper tmpfs:SIZE";
+            return Err(Error::spec("--upper", "@host", why).or_try(hint));
         }
+        // What lies on disk is the others' layers.
+        (false, false, Some(Upper::Disk)) if source == RootSource::Host => Writes::Upper(Upper::Tmpfs(None)),
         // Nothing will be in it.
         (false, true, upper) => Writes::ReadOnly(upper.unwrap_or(Upper::Tmpfs(None))),
-        (false, false, None) if source != RootSource::Host && layers.iter().any(|l| l.detach) => {
-            Writes::Upper(Upper::DiskOrMemory)
-        }
+        (false, false, None) if source != RootSource::Host && kept => Writes::Upper(Upper::DiskOrMemory),
         (false, false, upper) => Writes::Upper(upper.unwrap_or(Upper::Tmpfs(None))),
     };
     let overlays = [("auto", Overlay::Auto), ("kernel", Overlay::Kernel), ("fuse", Overlay::Fuse)];
     let overlay =
         scalar(layers, |l| &l.root.overlay).map_or(Ok(Overlay::Auto), |o| word("--overlay", &o, &overlays))?;
     let setid = choose(flag(layers, |l| l.root.allow_setid), SetId::Allowed, SetId::Refused);
-    Ok(Root { source, writes, overlay, setid })
+    Ok(Root { source, writes, others, overlay, setid })
 }
 
 fn clash(one: &str, other: &str) -> Error {

@@ -47,9 +47,9 @@ const OPAQUE_FILES: [&CStr; 2] = [c".wh..wh..opq", c".wh..opq"];
 /// One layer, open.
 #[derive(Debug)]
 pub struct Sides {
-    upper: OwnedFd,
-    lower: OwnedFd,
-    at: PathBuf,
+    pub(super) upper: OwnedFd,
+    pub(super) lower: OwnedFd,
+    pub(super) at: PathBuf,
     fuse: bool,
     /// What lies on it is not the program's: mount points, and files that sbx itself put there.
     own: Vec<PathBuf>,
@@ -88,6 +88,16 @@ impl Sides {
             _ => (0, 0),
         };
         Ok(Sides { upper, lower, at: layer.at.clone(), fuse: layer.fuse, own, shift })
+    }
+
+    /// The contents of a regular file before and after, of which each may be none: what is not there, is no regular file
+    /// or larger than so many bytes.
+    pub fn contents(&self, inside: &Path, most: usize) -> [Option<Vec<u8>>; 2] {
+        let below = inside.strip_prefix(&self.at).unwrap_or(inside);
+        [&self.lower, &self.upper].map(|side| {
+            let file = fs::open_beneath(side.as_fd(), &c_path(below), Open::Read).ok()?;
+            crate::host::files::read_bytes(file.as_fd(), most).ok()
+        })
     }
 
     /// Tells all changes in the order of their paths, name by name. Returns how many directories were not gone into, for

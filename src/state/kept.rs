@@ -1,7 +1,7 @@
 //! What stays of a sandbox in the background when it has ended: its record and its log, until somebody forgets it.
 
 use super::control::SOCKET;
-use super::leftovers::{self, Cleared};
+use super::leftovers::{self, Cleared, LayerOf};
 use super::log::FILES;
 use super::record::{Denied, Record, VERSION};
 use super::time::Moment;
@@ -16,9 +16,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 const KILLED: u8 = 137;
 
 impl Record {
-    /// Whether it stays when the sandbox has ended: one in the background whose program has started.
+    /// Whether it stays when the sandbox has ended: one whose changes are kept, or in the background, when its program
+    /// has started.
     pub fn is_kept(&self) -> bool {
-        self.detached && self.state != "starting"
+        (self.keeps || self.detached) && self.state != "starting"
     }
 
     /// The record of a sandbox that has ended.
@@ -66,6 +67,30 @@ impl StateDir {
         };
         let text = crate::host::files::read_bytes(file.as_fd(), LONGEST_WHY).map_err(|errno| fail(&errno))?;
         serde_json::from_slice(&text).map(Some).map_err(|error| fail(&error))
+    }
+}
+
+impl StateDir {
+    /// Removes the layers on disk of a sandbox that has ended, and leaves its record.
+    ///
+    /// # Errors
+    /// `State` where it lives, or its layers are a directory of the caller's own; of the removal.
+    pub fn discard(&self, name: &str) -> Result<()> {
+        let dir = fs::open_beneath(self.dir.as_fd(), &crate::host::files::c_path(name.as_ref()), Open::List);
+        let dir = dir.map_err(|errno| unusable(&self.path.join(name), errno))?;
+        if fs::try_lock(dir.as_fd()) != Ok(true) {
+            return Err(Error::State { on: name.into(), why: "it is in use".into(), hint: Some("try again".into()) });
+        }
+        let text = crate::host::files::c_path(name.as_ref());
+        let Some(record) = leftovers::read(dir.as_fd(), &text) else { return Ok(()) };
+        if let (None, Some(layer)) = (&record.upper, record.layers.iter().find(|layer| layer.upper.is_absolute())) {
+            let why = format!("its changes lie in a directory of yours: {}", layer.upper.display());
+            return Err(Error::State { on: name.into(), why, hint: Some("remove it yourself".into()) });
+        }
+        leftovers::clear(dir.as_fd(), &text, LayerOf::Forgotten, |_| false)?;
+        let record = Record { upper: None, layers: Vec::new(), ..record };
+        let written = serde_json::to_vec(&record).map_err(|error| Error::Bug(error.to_string()))?;
+        write(dir.as_fd(), &written).map_err(|errno| unusable(&self.path.join(name), errno))
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sandbox is alive exactly as long as its directory is locked; the kernel frees the lock with its holder, so
 //! nothing has to be believed that a dead process wrote. No fsync: a reboot voids all of it (boot id).
 
+pub mod apply;
 pub mod changes;
 pub mod control;
 mod kept;
@@ -393,7 +394,7 @@ impl Claim<'_> {
         let fail = |errno| unusable(&self.path, format!("cannot write the record: {errno}"));
         kept::write(self.dir.as_fd(), &text).map_err(fail)?;
         self.kept.set(record.is_kept());
-        if record.detached && !record.is_kept() {
+        if record.keeps && !record.is_kept() {
             kept::reserve(self.dir.as_fd(), text.len()).map_err(fail)?;
         }
         Ok(())
@@ -413,6 +414,7 @@ impl Claim<'_> {
 
     /// Gives the record the form that it is to have when all is cleared, if it stays.
     pub fn ended(&self, last: Record) {
+        self.kept.set(true);
         *self.last.borrow_mut() = Some(last);
     }
 }

@@ -58,9 +58,15 @@ pub struct Record {
     /// Where sbx itself has put something on them.
     #[serde(default)]
     pub own: Vec<Own>,
-    /// Whether it runs in the background, so that its record stays.
+    /// Whether it runs in the background.
     #[serde(default)]
     pub detached: bool,
+    /// Whether its record stays when it has ended.
+    #[serde(default)]
+    pub keeps: bool,
+    /// The kernel's time when it began, as of files: seconds and nanoseconds.
+    #[serde(default)]
+    pub began: (i64, i64),
     /// When its program started, as RFC 3339 writes it.
     #[serde(default)]
     pub started_at: Option<String>,

@@ -142,6 +142,8 @@ pub struct Stat {
     pub links: u64,
     /// When its content was last changed: seconds and nanoseconds.
     pub mtime: (i64, i64),
+    /// When anything of it was last changed, which nobody can set.
+    pub ctime: (i64, i64),
 }
 
 impl Stat {
@@ -190,6 +192,7 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
         ino: s.st_ino,
         links: s.st_nlink as u64,
         mtime: (s.st_mtime, s.st_mtime_nsec),
+        ctime: (s.st_ctime, s.st_ctime_nsec),
     })
 }
 
@@ -351,6 +354,24 @@ pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
 pub fn renameat(dir: BorrowedFd<'_>, from: &CStr, to_dir: BorrowedFd<'_>, to: &CStr) -> Result<()> {
     // SAFETY: two C strings.
     done(unsafe { libc::renameat(dir.as_raw_fd(), from.as_ptr(), to_dir.as_raw_fd(), to.as_ptr()) })
+}
+
+/// `renameat2(2)` with `RENAME_NOREPLACE`.
+///
+/// # Errors
+/// `EEXIST` where something of that name is there.
+pub fn rename_new(dir: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<()> {
+    let dir = dir.as_raw_fd();
+    // SAFETY: two C strings and an open descriptor.
+    done(unsafe { libc::syscall(libc::SYS_renameat2, dir, from.as_ptr(), dir, to.as_ptr(), libc::RENAME_NOREPLACE) })
+}
+
+/// `futimens(2)`, or of a name that is not followed `utimensat(2)`: the time of the last change of content.
+pub fn set_mtime(dir: BorrowedFd<'_>, name: &CStr, mtime: (i64, i64)) -> Result<()> {
+    let time = |seconds, nanos| libc::timespec { tv_sec: seconds, tv_nsec: nanos };
+    let times = [time(0, libc::UTIME_OMIT), time(mtime.0, mtime.1)];
+    // SAFETY: a C string, and two times.
+    done(unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW) })
 }
 
 /// `faccessat(2)`: whether the effective user may execute it.

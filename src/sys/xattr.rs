@@ -44,6 +44,17 @@ pub fn list(of: BorrowedFd<'_>) -> Result<Vec<CString>> {
     Ok(names)
 }
 
+/// `setxattr(2)`
+///
+/// # Errors
+/// As [`get`], `ENOSPC`, `EDQUOT`.
+pub fn set(of: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<()> {
+    let path = path(of);
+    // SAFETY: two C strings, and a slice with its length.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    ok(set.into()).map(drop)
+}
+
 /// Asks for the length first: most have none.
 fn take(call: impl Fn(*mut u8, usize) -> isize) -> Result<Vec<u8>> {
     if ok(call(std::ptr::null_mut(), 0) as i64)? == 0 {

@@ -1,0 +1,130 @@
+//! `sbx apply` and `sbx discard`: what a sandbox that has ended has changed is taken over into the host's directories, or
+//! dropped.
+
+use super::command::{command, each, flag, names, parse, state, value, values};
+use super::diff::{Out, layered, upper};
+use clap::Arg;
+use sbx::error::{Error, Result, visible};
+use sbx::host;
+use sbx::host::all_ids::{self, Ids};
+use sbx::state::apply::{Outcome, Wanted, apply as take, may_write};
+use sbx::state::changes::Sides;
+use sbx::state::{Found, Layer, Record, StateDir};
+use sbx::sys::cred;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Runs `apply`.
+pub fn apply(words: &[OsString]) -> Result<u8> {
+    let asked = command(
+        "apply",
+        "Take over what a sandbox has changed, into the directories that its layers lie on",
+        "sbx apply [--all] NAME [PATH…]",
+    )
+    .arg(flag("all", "Also git hooks, dotfiles, executables, set-id files and links that lead out"))
+    .arg(names(1).num_args(1).help("The sandbox"))
+    .arg(Arg::new("PATH").num_args(0..).help("Only these, and what lies below them"));
+    let Some(matches) = parse(asked, words)? else { return Ok(0) };
+    let name = value(&matches, "NAME").unwrap_or_default();
+    let state = state(&matches)?;
+    let paths = values(&matches, "PATH");
+    Ok(taken(&state, name, matches.get_flag("all"), &paths).unwrap_or_else(|error| {
+        super::fail(&error);
+        1
+    }))
+}
+
+fn taken(state: &StateDir, name: &str, all: bool, paths: &[&str]) -> Result<u8> {
+    let found = ended(state, name)?;
+    let record = layered(name, found.record.as_ref())?;
+    let layers = on_disk(record)?;
+    let cwd = host::caller()?.cwd;
+    let wanted = Wanted::of(all, paths, &cwd, record.began, name);
+    if cred::geteuid() == 0 {
+        return all_layers(record, &layers, &wanted);
+    }
+    let status = all_ids::act(Ids::AllOrOwn, "read", &layers[0].upper, || {
+        all_layers(record, &layers, &wanted).map_or_else(
+            |error| {
+                super::fail(&error);
+                1
+            },
+            i32::from,
+        )
+    })?;
+    Ok(status as u8)
+}
+
+/// A sandbox that has ended, and what is known of it.
+fn ended(state: &StateDir, name: &str) -> Result<Found> {
+    let found = state.find(name)?;
+    if found.lives() {
+        let hint = Some(format!("sbx stop {name}"));
+        return Err(Error::State { on: name.into(), why: "it is running, and changes still".into(), hint });
+    }
+    Ok(found)
+}
+
+fn on_disk(record: &Record) -> Result<Vec<Layer>> {
+    let layers: Vec<Layer> = record.layers.iter().filter(|layer| layer.upper.is_absolute()).cloned().collect();
+    if layers.is_empty() {
+        let why = "its changes were in memory, and went when it ended".to_owned();
+        let hint = Some("--name NAME, --upper disk or --upper DIR keeps them".into());
+        return Err(Error::State { on: record.name.clone(), why, hint });
+    }
+    Ok(layers)
+}
+
+/// Status 1 where something that was wanted was not taken over.
+fn all_layers(record: &Record, layers: &[Layer], wanted: &Wanted) -> Result<u8> {
+    let root = record.layers.iter().find(|layer| layer.at == Path::new("/"));
+    let root = root.map_or(Path::new("/"), |layer| layer.lower.as_path());
+    let (mut out, mut held, mut refused) = (Out::new(false), 0, 0);
+    for layer in layers {
+        let sides = Sides::open(layer, upper(layer, None)?, root, &record.own)?;
+        // Of `@host` most is root's own.
+        let writable = may_write(&sides);
+        let mut first = true;
+        take(&sides, wanted, &mut |change, path, outcome| {
+            match outcome {
+                Outcome::Taken => return out.put(change, path),
+                Outcome::Left => return Ok(()),
+                _ if writable.is_err() && layers.len() > 1 => {
+                    if std::mem::take(&mut first) {
+                        super::say(&format!(
+                            "left alone: what has changed in {}, which is not yours",
+                            layer.at.display()
+                        ));
+                    }
+                    return Ok(());
+                }
+                Outcome::Held(what) => {
+                    held += 1;
+                    super::say(&format!("held back: {}: {what}", visible(&path.to_string_lossy())));
+                }
+                Outcome::Refused(why) => {
+                    refused += 1;
+                    super::say(&format!("not taken over: {}: {why}", visible(&path.to_string_lossy())));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    out.end()?;
+    if held > 0 {
+        super::say(&format!("{held} held back; when you have read them (sbx diff -p {}): --all", wanted.name));
+    }
+    Ok(u8::from(held + refused > 0))
+}
+
+/// Runs `discard`.
+pub fn discard(words: &[OsString]) -> Result<u8> {
+    let asked =
+        command("discard", "Drop what sandboxes that have ended have changed", "sbx discard NAME…").arg(names(1));
+    let Some(matches) = parse(asked, words)? else { return Ok(0) };
+    let state = state(&matches)?;
+    each(&values(&matches, "NAME"), |name| {
+        ended(&state, name)?;
+        state.discard(name)
+    })
+}

@@ -1,0 +1,363 @@
+//! Taking over what a layer holds into the directory that lies below it.
+//!
+//! Every name is looked up beneath the descriptor of that directory, no link is followed, and a file stands there either
+//! as it was or as it is to be, whenever this is killed: it is written under a name of its own first. What was changed on
+//! the host since the sandbox began is refused. Done again, it goes on where it was.
+
+use super::changes::{Change, Sides};
+use crate::error::{Error, Result};
+use crate::host::files::c_path;
+use crate::sys::fs::{self, Entries, Kind, Open, Stat};
+use crate::sys::{EEXIST, ELOOP, ENOENT, ENOTDIR, Errno, Result as SysResult, xattr};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+/// What became of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was taken over.
+    Taken,
+    /// It was not asked for.
+    Left,
+    /// It is of a kind that has to be asked for; what it is.
+    Held(&'static str),
+    /// It cannot be taken over, for this reason.
+    Refused(String),
+}
+
+/// What is to be taken over.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Also what has things executed: see [`Outcome::Held`].
+    pub all: bool,
+    /// Only these, and what lies below them; none means everything. Paths inside.
+    pub paths: Vec<PathBuf>,
+    /// When the sandbox began: what has changed on the host later is refused.
+    pub since: (i64, i64),
+    /// The sandbox's name.
+    pub name: String,
+}
+
+/// What is told of each change.
+pub type Tell<'a> = dyn FnMut(Change, &Path, Outcome) -> Result<()> + 'a;
+
+/// Takes a layer over, as far as it is wanted.
+///
+/// # Errors
+/// Of what cannot be read of the layer, and of `tell`. What cannot be written is an [`Outcome`].
+pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<()> {
+    let temporary = c_path(Path::new(&format!(".sbx-apply.{}", wanted.name)));
+    let mut taking = Taking { sides, wanted, temporary, directories: Vec::new() };
+    sides.tell(&mut |change, path| {
+        let outcome = taking.one(change, path);
+        tell(change, path, outcome)
+    })?;
+    taking.close();
+    Ok(())
+}
+
+struct Taking<'a> {
+    sides: &'a Sides,
+    wanted: &'a Wanted,
+    /// Under which name a file is written before it stands in its place.
+    temporary: CString,
+    /// Directories whose modes and times are set when all is in them.
+    directories: Vec<(PathBuf, Stat)>,
+}
+
+/// Why something is not taken over, in words.
+type Refusal = String;
+
+fn words(doing: &str) -> impl Fn(Errno) -> Refusal {
+    move |errno| match errno {
+        ENOENT | ENOTDIR | ELOOP => "its directory on the host is gone, or was not taken over".into(),
+        errno => format!("{doing}: {errno}"),
+    }
+}
+
+impl Taking<'_> {
+    fn one(&mut self, change: Change, inside: &Path) -> Outcome {
+        let wanted = &self.wanted.paths;
+        let named = wanted.is_empty() || wanted.iter().any(|path| inside.starts_with(path));
+        // What is wanted may lie in a directory that is new.
+        let leads = change == Change::Added && wanted.iter().any(|path| path.starts_with(inside));
+        if !named && !leads {
+            return Outcome::Left;
+        }
+        let below = inside.strip_prefix(&self.sides.at).unwrap_or(inside).to_owned();
+        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return Outcome::Left };
+        let name = c_path(Path::new(name));
+        let upper = match change {
+            Change::Deleted => None,
+            _ => match self.layer(parent).and_then(|dir| fs::lstat(dir.as_fd(), &name)) {
+                Ok(stat) => Some(stat),
+                Err(errno) => return Outcome::Refused(words("read the layer")(errno)),
+            },
+        };
+        if !named && upper.is_none_or(|upper| upper.kind != Kind::Directory) {
+            return Outcome::Left;
+        }
+        if let Some(held) = self.held(&below, upper.as_ref()).filter(|_| !self.wanted.all) {
+            return Outcome::Held(held);
+        }
+        match self.take(change, &below, parent, &name, upper.as_ref()) {
+            Ok(()) => Outcome::Taken,
+            Err(why) => Outcome::Refused(why),
+        }
+    }
+
+    fn layer(&self, dir: &Path) -> SysResult<OwnedFd> {
+        beneath(self.sides.upper.as_fd(), dir)
+    }
+
+    /// What has things executed, by git, a shell, the user or the kernel, or leads to where the sandbox could not write.
+    fn held(&self, path: &Path, upper: Option<&Stat>) -> Option<&'static str> {
+        let mut parts = path.components().map(Component::as_os_str);
+        let hook = parts.clone().zip(parts.clone().skip(1)).any(|(one, other)| one == ".git" && other == "hooks");
+        match upper {
+            _ if hook => Some("a git hook"),
+            _ if parts.any(|part| part.as_bytes().starts_with(b".")) => Some("a dotfile"),
+            Some(stat) if stat.kind == Kind::File && stat.mode & 0o6000 != 0 => Some("a set-id file"),
+            Some(stat) if stat.kind == Kind::File && stat.mode & 0o111 != 0 => Some("an executable"),
+            Some(stat) if stat.kind == Kind::Symlink && self.leads_out(path) => Some("a link that leads out"),
+            _ => None,
+        }
+    }
+
+    /// Whether a link of the layer leads out of the tree, as it is spelled. One that cannot be read does.
+    fn leads_out(&self, path: &Path) -> bool {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
+        let mut buffer = [0; 4096];
+        let target = self.layer(parent).and_then(|dir| {
+            let target = fs::readlinkat(dir.as_fd(), &c_path(Path::new(name)), &mut buffer)?;
+            Ok(PathBuf::from(OsStr::from_bytes(target)))
+        });
+        let Ok(target) = target else { return true };
+        let whole = if target.is_absolute() { target } else { self.sides.at.join(parent).join(target) };
+        let mut depth: Vec<&OsStr> = Vec::new();
+        for part in whole.components() {
+            match part {
+                Component::Normal(name) => depth.push(name),
+                Component::ParentDir if depth.pop().is_none() => return true,
+                _ => {}
+            }
+        }
+        !depth.iter().collect::<PathBuf>().starts_with(self.sides.at.strip_prefix("/").unwrap_or(Path::new("")))
+    }
+
+    fn take(
+        &mut self,
+        change: Change,
+        below: &Path,
+        parent: &Path,
+        name: &CStr,
+        upper: Option<&Stat>,
+    ) -> std::result::Result<(), Refusal> {
+        let dir = beneath(self.sides.lower.as_fd(), parent).map_err(words("open its directory"))?;
+        let dir = dir.as_fd();
+        let lower = match fs::lstat(dir, name) {
+            Ok(stat) => Some(stat),
+            Err(ENOENT) => None,
+            Err(errno) => return Err(words("look at the host's")(errno)),
+        };
+        // Left by one that was killed.
+        let _ = fs::unlinkat(dir, &self.temporary, Kind::File);
+        self.unchanged(dir, name, lower.as_ref(), upper)?;
+        match (upper, lower, change) {
+            (None, None, _) => Ok(()),
+            (None, Some(lower), _) => remove(dir, name, lower.kind).map_err(words("remove")),
+            (Some(_), None, Change::Changed) => Err("it is gone on the host".into()),
+            (Some(upper), lower, _) => match upper.kind {
+                Kind::Directory => self.directory(dir, name, below, upper, lower),
+                Kind::File | Kind::Symlink => self.file(dir, name, parent, upper, lower),
+                _ => Err("neither a file, a directory nor a link".into()),
+            },
+        }
+    }
+
+    /// Refuses what was changed on the host since the sandbox began. Of a directory that stays one its content counts,
+    /// name by name.
+    fn unchanged(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        lower: Option<&Stat>,
+        upper: Option<&Stat>,
+    ) -> std::result::Result<(), Refusal> {
+        let Some(lower) = lower else { return Ok(()) };
+        let both = lower.kind == Kind::Directory && upper.is_some_and(|upper| upper.kind == Kind::Directory);
+        let changed = match lower.kind {
+            _ if both => false,
+            Kind::Directory => newer_within(dir, name, self.wanted.since).map_err(words("look into the host's"))?,
+            _ => lower.ctime > self.wanted.since,
+        };
+        if changed { Err("changed on the host since the sandbox began".into()) } else { Ok(()) }
+    }
+
+    fn directory(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        below: &Path,
+        upper: &Stat,
+        lower: Option<Stat>,
+    ) -> std::result::Result<(), Refusal> {
+        let is_there = lower.is_some_and(|lower| lower.kind == Kind::Directory);
+        if let (false, Some(lower)) = (is_there, lower) {
+            remove(dir, name, lower.kind).map_err(words("remove"))?;
+        }
+        if !is_there {
+            fs::mkdirat(dir, name, upper.mode & 0o777 | 0o700).map_err(words("make"))?;
+        }
+        self.directories.push((below.to_owned(), *upper));
+        Ok(())
+    }
+
+    fn file(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        parent: &Path,
+        upper: &Stat,
+        lower: Option<Stat>,
+    ) -> std::result::Result<(), Refusal> {
+        let layer = self.layer(parent).map_err(words("read the layer"))?;
+        let made = match upper.kind {
+            Kind::Symlink => {
+                let mut buffer = [0; 4096];
+                fs::readlinkat(layer.as_fd(), name, &mut buffer).and_then(|target| {
+                    let target = c_path(Path::new(OsStr::from_bytes(target)));
+                    fs::symlinkat(&target, dir, &self.temporary)
+                })
+            }
+            _ => copy(layer.as_fd(), name, dir, &self.temporary, upper),
+        };
+        let placed = made.and_then(|()| fs::set_mtime(dir, &self.temporary, upper.mtime)).and_then(|()| match lower {
+            Some(lower) if lower.kind == Kind::Directory => {
+                remove(dir, name, lower.kind)?;
+                fs::rename_new(dir, &self.temporary, name)
+            }
+            Some(_) => fs::rename(dir, &self.temporary, name),
+            None => fs::rename_new(dir, &self.temporary, name),
+        });
+        placed.map_err(|errno| {
+            let _ = fs::unlinkat(dir, &self.temporary, Kind::File);
+            if errno == EEXIST { "it has come to be on the host meanwhile".into() } else { words("write")(errno) }
+        })
+    }
+
+    /// Modes and times of the directories, the deepest first: a mode may keep everybody out, and what is put into one
+    /// changes its time.
+    fn close(&mut self) {
+        while let Some((path, stat)) = self.directories.pop() {
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let Ok(parent) = beneath(self.sides.lower.as_fd(), parent) else { continue };
+            let name = c_path(Path::new(name));
+            if let Ok(dir) = fs::open_beneath(parent.as_fd(), &name, Open::List) {
+                let _ = fs::chmod_open(dir.as_fd(), stat.mode & 0o1777);
+                let _ = fs::set_mtime(parent.as_fd(), &name, stat.mtime);
+            }
+        }
+    }
+}
+
+fn beneath(top: BorrowedFd<'_>, dir: &Path) -> SysResult<OwnedFd> {
+    let dir = if dir.as_os_str().is_empty() { c".".to_owned() } else { c_path(dir) };
+    fs::open_beneath(top, &dir, Open::Directory)
+}
+
+/// Copies a regular file with its mode and the attributes that a user can give.
+fn copy(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new: &CStr, stat: &Stat) -> SysResult<()> {
+    let source = fs::open_beneath(from, name, Open::Read)?;
+    let target = fs::openat(to, new, Open::New)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match fs::read(source.as_fd(), &mut buffer)? {
+            0 => break,
+            count => fs::write_all(target.as_fd(), &buffer[..count])?,
+        }
+    }
+    for attribute in xattr::list(source.as_fd()).unwrap_or_default() {
+        let bytes = attribute.to_bytes();
+        if bytes.starts_with(b"user.")
+            && !bytes.starts_with(b"user.overlay.")
+            && !bytes.starts_with(b"user.fuseoverlayfs.")
+        {
+            let value = xattr::get(source.as_fd(), &attribute)?;
+            // Where the host's file system has none, the content is what counts.
+            let _ = xattr::set(target.as_fd(), &attribute, &value);
+        }
+    }
+    // The mode last: with set-id bits no byte may be written any more.
+    fs::chmod_open(target.as_fd(), stat.mode)
+}
+
+/// Whether a file in a tree is younger than that. Directories change with what is in them.
+fn newer_within(dir: BorrowedFd<'_>, name: &CStr, since: (i64, i64)) -> SysResult<bool> {
+    let top = fs::open_beneath(dir, name, Open::List)?;
+    let mut open = vec![top];
+    while let Some(dir) = open.pop() {
+        let mut newer = false;
+        each(dir.as_fd(), |entry| {
+            let stat = fs::lstat(dir.as_fd(), entry)?;
+            match stat.kind {
+                Kind::Directory => open.push(fs::open_beneath(dir.as_fd(), entry, Open::List)?),
+                _ => newer |= stat.ctime > since,
+            }
+            Ok(())
+        })?;
+        if newer {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes an entry, and of a directory all that is in it.
+fn remove(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
+    if kind == Kind::Directory {
+        let inner = fs::open_beneath(dir, name, Open::List)?;
+        let mut entries = Vec::new();
+        each(inner.as_fd(), |entry| {
+            entries.push(entry.to_owned());
+            Ok(())
+        })?;
+        for entry in entries {
+            let stat = fs::lstat(inner.as_fd(), &entry)?;
+            remove(inner.as_fd(), &entry, stat.kind)?;
+        }
+    }
+    fs::unlinkat(dir, name, kind)
+}
+
+fn each(dir: BorrowedFd<'_>, mut act: impl FnMut(&CStr) -> SysResult<()>) -> SysResult<()> {
+    let mut buffer = Entries::new();
+    loop {
+        let mut batch = fs::getdents(dir, &mut buffer)?;
+        if batch.is_end() {
+            return Ok(());
+        }
+        batch.try_for_each(&mut act)?;
+    }
+}
+
+impl Wanted {
+    /// Paths as they were typed: from the caller's directory where they are not absolute.
+    pub fn of(all: bool, paths: &[&str], cwd: &Path, since: (i64, i64), name: &str) -> Wanted {
+        let whole = |path: &&str| cwd.join(path).components().collect();
+        Wanted { all, paths: paths.iter().map(whole).collect(), since, name: name.into() }
+    }
+}
+
+/// Whether the caller may write into the directory of a layer at all.
+///
+/// # Errors
+/// `State` where it may not.
+pub fn may_write(sides: &Sides) -> Result<()> {
+    fs::may_write(sides.lower.as_fd()).map_err(|errno| {
+        let why = format!("nothing can be taken over into it: {errno}");
+        Error::State { on: sides.at.display().to_string(), why, hint: None }
+    })
+}
