@@ -396,7 +396,7 @@ fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
         },
         upper: plan.layers.as_ref().map(|path| crate::host::files::without_links(path.as_path())),
         keeps: plan.keeps,
-        began: event::file_time(),
+        began: event::real_time(),
         layers: sources::layers(script),
         own: places::own(plan),
         detached: plan.is_detached(),

@@ -64,7 +64,7 @@ pub struct Record {
     /// Whether its record stays when it has ended.
     #[serde(default)]
     pub keeps: bool,
-    /// The kernel's time when it began, as of files: seconds and nanoseconds.
+    /// When it began: seconds and nanoseconds since 1970.
     #[serde(default)]
     pub began: (i64, i64),
     /// When its program started, as RFC 3339 writes it.

@@ -196,11 +196,11 @@ pub fn poll(watches: &mut [Watch], timeout: Option<u64>) -> Result<usize> {
     ok(n.into()).map(|n| n as usize)
 }
 
-/// The time that the kernel gives to files, by `CLOCK_REALTIME_COARSE`: seconds and nanoseconds.
-pub fn file_time() -> (i64, i64) {
+/// The time by `CLOCK_REALTIME`, which that of a file changed before it never exceeds: seconds and nanoseconds.
+pub fn real_time() -> (i64, i64) {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &mut time) };
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut time) };
     (time.tv_sec, time.tv_nsec)
 }
 
