@@ -25,7 +25,7 @@
 //!     print!("{plan}");
 //!
 //!     let state = StateDir::open("/run/user/1000/sbx".as_ref())?;
-//!     let request = Request { state: &state, told: Told::default(), words: None };
+//!     let request = Request { state: &state, told: Told::default(), exposed: Vec::new(), words: None };
 //!     let exit = sbx::launch::launch(&plan, &host, &request, &mut |event: &Event<'_>| {
 //!         if let Event::Skipped(step) = event {
 //!             eprintln!("skipped: {}", step.step);

@@ -34,7 +34,7 @@ fn run_layer(mut layer: Layer, state: &Path, command: &[&str], heard: &mut Vec<S
     let host = Host::look(&spec, caller)?;
     let plan = plan(&spec, &host, "from-a-library")?;
     let state = StateDir::open(state)?;
-    let request = Request { state: &state, told: Told::default(), words: None };
+    let request = Request { state: &state, told: Told::default(), exposed: Vec::new(), words: None };
     launch(&plan, &host, &request, &mut |event: &Event<'_>| heard.push(format!("{event:?}")))
 }
 

@@ -217,3 +217,41 @@ fn bad_rules_are_refused_by_what_is_wrong() {
     let many = format!("{{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [{}]}}", many.join(", "));
     sandbox(&["--seccomp"]).option(scratch.file("many.json", &many)).sh("true").run().refused().says("at most 4096");
 }
+
+#[test]
+fn each_weakness_raises_the_number_of_the_audit() {
+    let scratch = Scratch::new();
+    let audit = |name: &str| {
+        let output = Command::new(sbx()).args(["check", "--json", "--audit", name]).output();
+        let output = output.expect("sbx");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let of =
+        |text: &str| audit(scratch.file("p.toml", text).to_str().expect("UTF-8"))["score"].as_f64().expect("a number");
+    let plain = of("");
+    for text in [
+        "net.mode = \"host\"",
+        "seccomp.filter = \"off\"",
+        "hardening.nest = true",
+        "caps.add = [\"SYS_ADMIN\"]\nidentity.user = \"0\"\nidentity.map = [\"root\"]",
+        "seccomp.allow = [\"@io-uring\"]",
+        "landlock.mode = \"off\"",
+        "namespaces.share = [\"ipc\"]",
+        "[[mount]]\nsrc = \"~\"\naccess = \"rw\"",
+    ] {
+        assert!(of(text) > plain, "{text}: {} and {plain}", of(text));
+    }
+    assert!(of("limits.mem = \"1G\"\nlimits.cpus = 1\nroot.read-only = true") < plain);
+    let nest = audit("nest");
+    assert_eq!(nest["worst"].as_array().map(Vec::len), Some(3));
+    assert_eq!(nest["worst"][0]["fix"], "without --nest");
+    // Of one that runs, or has run.
+    let state = scratch.join("state").display().to_string();
+    let words = ["--state", &state, "--name", "n", "--net", "host"];
+    sandbox(&words).env("XDG_DATA_HOME", scratch.join("data")).sh("true").run().exits(0);
+    let words = ["--state", &state, "check", "--audit", "n"];
+    let output = Command::new(sbx()).args(words).output().expect("sbx");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("--net none (the host's network)"), "{output:?}");
+}

@@ -11,8 +11,10 @@ const HELP: &str = "\
 What this machine lets you do, tried by doing it, and what helps where it does not
 
 Usage: sbx check [--json]
+       sbx check --audit POLICY|NAME [--json]
 
 Options:
+      --audit how much a sandbox under a policy, or one of this name, is exposed
       --json  one JSON document instead of the table
   -q, --quiet only what is not ok
   -h, --help  this help
@@ -34,6 +36,9 @@ enum Form {
 
 /// Runs the subcommand; the result is the exit status.
 pub fn check(words: &[OsString]) -> Result<u8> {
+    if words.iter().any(|word| word == "--audit" || word.to_str().is_some_and(|word| word.starts_with("--audit="))) {
+        return super::audit::audit(words);
+    }
     let form = parse(words)?;
     if form == Form::Help {
         return print(HELP);

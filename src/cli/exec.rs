@@ -53,7 +53,7 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
     let pid_file = parsed.value("pid-file").map(PathBuf::from);
     let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd(&parsed)?, pid_file, false)?;
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: false };
-    let request = Request { state: &state, told, words: None };
+    let request = Request { state: &state, told, exposed: Vec::new(), words: None };
     let init = found.record.as_ref().and_then(|record| record.pid).unwrap_or(0);
     let place = Place { init, name: &found.name };
     let exit =

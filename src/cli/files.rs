@@ -54,7 +54,7 @@ const SMALL: [Small; 18] = [
     ("rm", &[("force", Some('f'))], &[], true),
     ("prune", &[], &[], false),
     ("why", &[("json", None)], &[], true),
-    ("check", &[("json", None)], &[], false),
+    ("check", &[("json", None)], &[("audit", None)], false),
     ("policy", &[("json", None)], &[], false),
 ];
 

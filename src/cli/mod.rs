@@ -4,6 +4,7 @@
 mod apply;
 mod args;
 mod attach;
+mod audit;
 mod check;
 mod command;
 mod detach;
@@ -58,6 +59,7 @@ Commands:
   why [NAME] [--json]                    what a run with --explain was denied
   policy ls|show|check|trust …           the ready policies; one as resolved; what is wrong; accept a project's own
   check [--json]                         what this host can do, and what helps where it cannot (also: doctor)
+  check --audit POLICY|NAME              how much a sandbox is exposed, as a number
   completions SHELL                      completions for bash, zsh, fish or elvish
   man DIR                                write the man pages into DIR
 

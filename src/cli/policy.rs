@@ -7,7 +7,7 @@ use sbx::front::policy::{self, Source};
 use sbx::front::{audit, project, ready, shown};
 use sbx::host::files::{without_links, writable_by_group};
 use sbx::host::{self, Host};
-use sbx::plan::seccomp;
+use sbx::plan::{Plan, seccomp};
 use sbx::spec::layer::Layer;
 use sbx::spec::{Caller, Spec};
 use serde_json::json;
@@ -144,14 +144,20 @@ fn listed(name: &str, warnings: &[String]) -> String {
     warnings.iter().map(|warning| format!("{}: warning: {}\n", visible(name), visible(warning))).collect()
 }
 
-/// Plans a run under it, as far as this host goes, and looks at what it grants.
-fn warned(sources: &[Source], caller: &Caller) -> Result<Vec<String>> {
+/// A run of a program that does nothing, under a policy, in this machine's own root.
+pub(super) fn planned(sources: &[Source], caller: &Caller) -> Result<(Spec, Host, Plan)> {
     let mut layers: Vec<Layer> = sources.iter().map(|source| source.layer.clone()).collect();
     policy::refuse_home(&layers, caller)?;
     layers.push(Layer { rootfs: Some("@host".into()), command: vec!["true".into()], ..Layer::default() });
     let spec = Spec::resolve(&layers, caller)?;
     let host = Host::look(&spec, caller.clone())?;
-    sbx::plan::plan(&spec, &host, "check")?;
+    let plan = sbx::plan::plan(&spec, &host, "check")?;
+    Ok((spec, host, plan))
+}
+
+/// Plans a run under it, as far as this host goes, and looks at what it grants.
+fn warned(sources: &[Source], caller: &Caller) -> Result<Vec<String>> {
+    let (spec, ..) = planned(sources, caller)?;
     let files = sources.iter().filter(|source| policy::is_file(&source.name));
     let files = files.map(|source| Ok(without_links(caller.host_path("FILE", &source.name)?.as_path())));
     let files = files.collect::<Result<Vec<PathBuf>>>()?;

@@ -7,7 +7,7 @@ use sbx::error::{Error, Result};
 use sbx::front::explain::Explained;
 use sbx::front::policy::Source;
 use sbx::front::project::{self, Project};
-use sbx::front::{env_file, policy};
+use sbx::front::{env_file, policy, score};
 use sbx::host::{self, Host};
 use sbx::launch::{Request, Told, Words, launch};
 use sbx::plan::plan;
@@ -57,7 +57,8 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: reporter.wants_usage() };
     let words = parsed.value("explain").map(|_| Explained::new(&spec, &plan, &caller, &sources));
     let words = words.as_ref().map(|words| words as &dyn Words);
-    let request = Request { state: &state, told, words };
+    let exposed = if plan.keeps() { score::rows(&spec, &plan, &host, &caller) } else { Vec::new() };
+    let request = Request { state: &state, told, exposed, words };
     let exit = if plan.is_detached() {
         let leaving = match detach::part(&name, inherited)? {
             Side::Caller(status) => return Ok(status),

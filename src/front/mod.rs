@@ -6,5 +6,6 @@ pub mod explain;
 pub mod policy;
 pub mod project;
 pub mod ready;
+pub mod score;
 pub mod seccomp_json;
 pub mod shown;

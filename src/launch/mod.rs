@@ -49,7 +49,7 @@ use crate::host::Host;
 use crate::plan::explain::Attempt;
 use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step};
-use crate::state::{Claim, Denied, Record, Scope, Skipped, StateDir};
+use crate::state::{Claim, Denied, Exposure, Record, Scope, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
 use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -87,6 +87,8 @@ pub struct Request<'a> {
     pub state: &'a StateDir,
     /// What the observer wants to be told.
     pub told: Told,
+    /// How much the sandbox is exposed, for its record.
+    pub exposed: Vec<Exposure>,
     /// The words for what was refused.
     pub words: Option<&'a dyn Words>,
 }
@@ -162,7 +164,7 @@ fn attempt(
     observer.event(&Event::Step(plan.number(|s| matches!(s, Step::Claim(_)))));
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
-    let mut record = record(plan, host, &script);
+    let mut record = Record { exposed: request.exposed.clone(), ..record(plan, host, &script) };
     let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
     if leaves || !record.trees.is_empty() || record.keeps {
         claim.write(&record)?;
@@ -404,6 +406,7 @@ fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
         exited_at: None,
         exit_status: None,
         exit_why: None,
+        exposed: Vec::new(),
         denied: Vec::new(),
         log_lost: 0,
     }

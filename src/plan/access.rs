@@ -299,6 +299,17 @@ pub(super) fn filters(
     Ok((filters, heard))
 }
 
+/// Whether the filter of a sandbox lets a call by for any arguments.
+pub fn allows(spec: &Spec, host: &Host, call: &str) -> bool {
+    let added = spec.capabilities.without(Capabilities::default_set());
+    let nesting = match spec.nesting {
+        Nesting::Refused => rules::Nesting::Refuse,
+        Nesting::Allowed => rules::Nesting::Allow,
+    };
+    let cap_add = added.names().map(str::to_owned).collect();
+    spec.seccomp.filter == Filter::Off || may_run(&Policy { cap_add, nesting, ..asked(spec, host) }, call)
+}
+
 /// What is asked of the system call policy by name.
 fn asked(spec: &Spec, host: &Host) -> Policy {
     let applied = |profile| call_rules::applied(profile, spec.capabilities, host.kernel);

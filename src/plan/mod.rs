@@ -22,7 +22,7 @@ mod steps;
 pub mod syscalls;
 mod way;
 
-pub use access::{Grant, LandlockPlan, Scopes};
+pub use access::{Grant, LandlockPlan, Scopes, allows};
 pub use identity::{GroupSet, Identities, MapsBy, ROOT_BASE, ROOT_COUNT};
 pub use kept::{Kept, enter};
 pub use steps::{Etc, EtcWay, Layers, Masked, Step, SysKind, UpperAt};
@@ -298,6 +298,21 @@ impl Plan {
     /// Whether this is one more program of a sandbox that runs, to whose processes it can be seen before it is executed.
     pub fn joins(&self) -> bool {
         self.steps.iter().any(|planned| matches!(planned.step, Step::Join(_)))
+    }
+
+    /// Whether more ids than one are mapped.
+    pub fn maps_ranges(&self) -> bool {
+        self.identities.uids.iter().map(|extent| u64::from(extent.count)).sum::<u64>() > 1
+    }
+
+    /// Whether the program keeps supplementary groups of the caller's.
+    pub fn keeps_groups(&self) -> bool {
+        matches!(&self.identities.groups, GroupSet::Kept(count) if *count > 0)
+    }
+
+    /// Whether its record, and what it changes, stays when it has ended.
+    pub fn keeps(&self) -> bool {
+        self.keeps
     }
 
     /// The steps in order; the first has number 1.

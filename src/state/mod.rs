@@ -20,7 +20,7 @@ pub mod time;
 pub use list::{Found, Standing};
 pub use names::generate;
 pub(crate) use record::short;
-pub use record::{Denied, Layer, Limit, Made, Own, Record, Scope, Skipped, Tree, VERSION};
+pub use record::{Denied, Exposure, Layer, Limit, Made, Own, Record, Scope, Skipped, Tree, VERSION};
 
 use crate::error::{Error, Result};
 use crate::host::files::c_path;

@@ -82,9 +82,27 @@ pub struct Record {
     /// Bytes of its output that the log had no room for.
     #[serde(default)]
     pub log_lost: u64,
+    /// How much it is exposed, of one whose record stays.
+    #[serde(default)]
+    pub exposed: Vec<Exposure>,
     /// What the sandbox has refused, where that was to be explained.
     #[serde(default)]
     pub denied: Vec<Denied>,
+}
+
+/// A setting, and how much a sandbox is exposed by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exposure {
+    /// What it is about.
+    pub heading: String,
+    /// The setting, in words of what it opens.
+    pub setting: String,
+    /// How much it counts.
+    pub weight: u32,
+    /// From 0 to 100.
+    pub exposure: u32,
+    /// What would lower it.
+    pub fix: String,
 }
 
 /// Something that was tried, and what has refused it.
