@@ -63,7 +63,7 @@ pub(super) struct Monitor<'a> {
     ended: Option<(Ended, Fullness)>,
     /// Monotonic milliseconds at which TERM, then KILL is due.
     deadline: Option<u64>,
-    timed_out: bool,
+    pub(super) timed_out: bool,
     pub(super) killed: bool,
     /// Monotonic milliseconds at which KILL follows the signal of `sbx stop`.
     pub(super) stop_at: Option<u64>,
@@ -474,31 +474,6 @@ impl<'a> Monitor<'a> {
         let layer_full = in_store && full == Fullness::Full;
         let typed = matches!(ended, Ended::Signal(signal) if self.typed == Some(signal));
         Exit { ended, timed_out: self.timed_out, layer_full, limit: self.limit, usage: None, typed }
-    }
-
-    /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
-    fn drain(&mut self) {
-        // A reader that stands still is waited for, but not beyond a time limit, nor by who wants it to end.
-        let hurry = self.timed_out || self.killed || self.stop_at.is_some();
-        let patience = if hurry { 500 } else { 10_000 };
-        let Some(terminal) = &mut self.terminal else { return };
-        let copies = &mut self.service.copies;
-        while !terminal.drained(copies, patience) {
-            let [_, output] = terminal.watches(copies);
-            let mut watches = [output, Watch::read(self.sandbox.signals)];
-            match event::poll(&mut watches, Some(patience)) {
-                Ok(0) => return,
-                Ok(_) | Err(sys::EINTR) => {}
-                Err(_) => return,
-            }
-            if watches[1].ready()
-                && let Ok(Some(signal)) = event::next_signal(self.sandbox.signals)
-                && ends(signal)
-            {
-                return;
-            }
-            terminal.work([false, watches[0].ready()], copies);
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::copies::{Copies, STREAMS};
 use super::exit::Exit;
+use super::monitor::{Monitor, ends};
 use super::relay::Terminal;
 use super::script::Script;
 use crate::error::{Error, Result};
@@ -12,7 +13,7 @@ use crate::spec::Stdin;
 use crate::state::log::{Log, PIECE, Stream, Tag};
 use crate::state::time::Moment;
 use crate::state::{Claim, Record};
-use crate::sys::event::{Watch, monotonic_ms, poll};
+use crate::sys::event::{Watch, monotonic_ms, next_signal, poll};
 use crate::sys::{EAGAIN, EINTR, fs, tty};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -261,6 +262,33 @@ impl Source {
         if self.filled > 0 {
             log.add(Moment::now(), self.stream, Tag::Partial, &self.line[..self.filled]);
             self.filled = 0;
+        }
+    }
+}
+
+impl Monitor<'_> {
+    /// What the program wrote last is still in the terminal when it ends. Who asks sbx to end gets less of it.
+    pub(super) fn drain(&mut self) {
+        // A reader that stands still is waited for, but not beyond a time limit, nor by who wants it to end.
+        let hurry = self.timed_out || self.killed || self.stop_at.is_some();
+        let patience = if hurry { 500 } else { 10_000 };
+        let Some(terminal) = &mut self.terminal else { return };
+        let copies = &mut self.service.copies;
+        while !terminal.drained(copies, patience) {
+            let [_, output] = terminal.watches(copies);
+            let mut watches = [output, Watch::read(self.sandbox.signals)];
+            match poll(&mut watches, Some(patience)) {
+                Ok(0) => return,
+                Ok(_) | Err(EINTR) => {}
+                Err(_) => return,
+            }
+            if watches[1].ready()
+                && let Ok(Some(signal)) = next_signal(self.sandbox.signals)
+                && ends(signal)
+            {
+                return;
+            }
+            terminal.work([false, watches[0].ready()], copies);
         }
     }
 }
