@@ -704,7 +704,7 @@ fn one_name_is_given_once() {
     let place = Place::new();
     for _ in 0..5 {
         // The winner holds the name until all others have tried.
-        let words = ["--name", "only", &text(place.rootfs()), "sh", "-c", "echo won; sleep 3"];
+        let words = ["--upper", "tmpfs", "--name", "only", &text(place.rootfs()), "sh", "-c", "echo won; sleep 3"];
         let all: Vec<_> = (0..30).map(|_| place.sbx_run(words).start()).collect();
         let ends: Vec<Done> = all.into_iter().map(|running| running.done()).collect();
         let won = ends.iter().filter(|done| done.code() == 0 && done.text() == "won\n").count();

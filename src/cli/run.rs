@@ -45,13 +45,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let status_fd = status_fd(&parsed)?;
     // Before the pid file, which an error would leave empty.
     let state = StateDir::open(&state)?;
-    let mut reporter = Reporter::new(
-        voice(&parsed),
-        &plan,
-        status_fd,
-        parsed.value("pid-file").map(PathBuf::from),
-        parsed.flag("cgroup-report"),
-    )?;
+    let pid_file = parsed.value("pid-file").map(PathBuf::from);
+    let counted = parsed.flag("cgroup-report");
+    let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd, pid_file, counted)?;
     reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: reporter.wants_usage() };

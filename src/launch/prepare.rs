@@ -254,7 +254,6 @@ impl Context<'_> {
             | Step::Scope(_)
             | Step::Watch(_)
             | Step::Filter(..)
-            | Step::Listen
             | Step::Exec(_) => Err(Error::Bug(format!("{step} is no operation of the child's"))),
         }
     }

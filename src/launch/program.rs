@@ -3,6 +3,7 @@
 use super::prepare::{c_text, resource};
 use super::script::Program;
 use crate::error::{Error, Result};
+use crate::plan::explain::LISTENING;
 use crate::plan::limits::Way;
 use crate::plan::seccomp::{default_program, is_own, unguarded};
 use crate::plan::{Plan, Stage, Step, Terminal, bpf};
@@ -64,7 +65,7 @@ pub(super) fn program(plan: &Plan, want_pidfd: bool) -> Result<Program> {
         limits: limits.map(limit).collect::<Result<_>>()?,
         filters: steps.zip(own).map(|(step, filter)| (step, instructions(filter))).collect(),
         listening: plan.heard.as_ref().map(|heard| {
-            let step = plan.number(|step| *step == Step::Listen) as u16;
+            let step = plan.number(|step| matches!(step, Step::Filter(LISTENING, _))) as u16;
             (step, instructions(&heard.listening), heard.gap.as_deref().map(instructions))
         }),
         inherits_filter,

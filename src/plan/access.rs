@@ -194,21 +194,7 @@ fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPl
         return Err(too_old(host, "--landlock require", format!("has {missing}; sbx uses ABI 6"), Some(hint)));
     }
     let rules = &spec.landlock_rules;
-    for (key, asked, least) in [
-        ("exec", rules.exec.is_some(), OLDEST_ABI),
-        ("tcp-bind", rules.bind.is_some(), 4),
-        ("tcp-connect", rules.connect.is_some(), 4),
-        ("scope", rules.scope.is_some_and(|scope| scope != (false, false)), 6),
-    ] {
-        if asked && host.landlock < least {
-            return Err(too_old(
-                host,
-                &format!("[landlock] {key}"),
-                format!("has none of it before ABI {least}"),
-                None,
-            ));
-        }
-    }
+    young_enough(rules, host)?;
     if host.landlock < OLDEST_ABI {
         return Ok(None);
     }
@@ -227,6 +213,23 @@ fn landlock(steps: &Steps, spec: &Spec, host: &Host) -> Result<Option<LandlockPl
         },
     };
     Ok(Some(plan).filter(|plan| plan.has_rules() || plan.scopes != Scopes::None))
+}
+
+/// Refuses a rule that was asked for by name where the kernel has none of it (S45).
+fn young_enough(rules: &LandlockRules, host: &Host) -> Result<()> {
+    let kinds = [
+        ("exec", rules.exec.is_some(), OLDEST_ABI),
+        ("tcp-bind", rules.bind.is_some(), 4),
+        ("tcp-connect", rules.connect.is_some(), 4),
+        ("scope", rules.scope.is_some_and(|scope| scope != (false, false)), 6),
+    ];
+    match kinds.iter().find(|(_, asked, least)| *asked && host.landlock < *least) {
+        None => Ok(()),
+        Some((key, _, least)) => {
+            let what = format!("has none of it before ABI {least}");
+            Err(too_old(host, &format!("[landlock] {key}"), what, None))
+        }
+    }
 }
 
 fn too_old(host: &Host, feature: &str, what: String, hint: Option<&str>) -> Error {
@@ -293,8 +296,8 @@ pub(super) fn filters(
     if spec.explain != Explain::No && heard.is_none() {
         notes.push("--explain hears nothing without a system call policy (--seccomp off)".into());
     }
-    if heard.is_some() {
-        steps.must(Stage::Exec, Step::Listen);
+    if let Some(heard) = &heard {
+        steps.must(Stage::Exec, Step::Filter(explain::LISTENING, heard.listening.len()));
     }
     Ok((filters, heard))
 }

@@ -108,6 +108,9 @@ pub const FILES: [&str; 40] = [
     "utimes",
 ];
 
+/// The name of the listening filter, which takes the place of the others.
+pub const LISTENING: &str = "listening";
+
 /// What the program's process itself does between the two filters.
 const BETWEEN: [&str; 2] = ["seccomp", "sendmsg"];
 

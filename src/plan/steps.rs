@@ -128,8 +128,6 @@ pub enum Step {
     Gate,
     /// A filter of this name and number of instructions.
     Filter(&'static str, usize),
-    /// The calls that the policy denies are answered by sbx.
-    Listen,
     /// The program.
     Exec(Vec<OsString>),
 }
@@ -361,7 +359,6 @@ impl fmt::Display for Step {
             Step::Landlock(plan) => landlock(f, plan),
             Step::Workdir(path) => write!(f, "enter the working directory {}", path.display()),
             Step::Gate => write!(f, "wait for the word to start"),
-            Step::Listen => write!(f, "listen to what the policy denies"),
             Step::Filter(name, length) => write!(f, "load the seccomp filter {name} ({length} instructions)"),
             Step::Group(..)
             | Step::Scope(_)
