@@ -144,6 +144,11 @@ fn what_has_changed_is_listed_wherever_the_layer_lies() {
         }
         end(&place, &name);
         running.done().exits(0);
+        // What a name keeps is the same when it has ended; of a read-only root nothing is kept.
+        if !read_only {
+            assert_changed(&place, &name, &format!("{options:?}, ended"));
+            place.sbx(["rm", &name]).done().exits(0);
+        }
     }
     place.assert_clean();
 }
@@ -199,6 +204,7 @@ fn json_has_the_same_and_every_byte() {
     assert_eq!(diff(&place, &["y", "--json"]).exits(0).text(), "[]\n");
     end(&place, "y");
     running.done().exits(0);
+    place.sbx(["rm", "x", "y"]).done().exits(0);
     place.assert_clean();
 }
 
@@ -222,6 +228,8 @@ fn of_the_host_the_layers_over_its_directories_are_read() {
     assert_eq!(done.text().lines().collect::<Vec<_>>(), sorted(&expected), "{}", done.err);
     place.sbx(["exec", "h", "touch", "/tmp/end"]).done().exits(0);
     running.done().exits(0);
+    assert_eq!(diff(&place, &["h"]).exits(0).text().lines().collect::<Vec<_>>(), sorted(&expected));
+    place.sbx(["rm", "h"]).done().exits(0);
     place.assert_clean();
 }
 
@@ -274,5 +282,6 @@ open('bottom', 'w').close()";
     assert!(done.err.contains("1 added directories"), "{}", done.err);
     end(&place, "x");
     running.done().exits(0);
+    place.sbx(["rm", "x"]).done();
     place.assert_clean();
 }

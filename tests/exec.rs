@@ -28,7 +28,7 @@ fn start(sandbox: Sandbox, script: &str) -> Living {
     let sandbox = common::in_session(sandbox).option("--state").option(state.join("state"));
     static NAMES: AtomicU32 = AtomicU32::new(0);
     let name = format!("x{}", NAMES.fetch_add(1, Ordering::Relaxed));
-    let running = sandbox.options(&["--name", &name]).bring_probe().sh(&script).start();
+    let running = sandbox.options(&["--upper", "tmpfs", "--name", &name]).bring_probe().sh(&script).start();
     let living = Living { name, running: Some(running), state };
     let begin = Instant::now();
     while !living.exec(&["test", "-e", "/tmp/up"]).status.success() {

@@ -258,5 +258,6 @@ fn its_changes_are_listed() {
     assert_eq!((done.text().as_str(), done.err.as_str()), (expected, ""));
     place.sbx(["exec", "f", "touch", "/run/end"]).done().exits(0);
     running.done().exits(0);
+    place.sbx(["rm", "f"]).done().exits(0);
     place.assert_clean();
 }

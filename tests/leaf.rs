@@ -135,7 +135,8 @@ fn sbx_stands_in_a_leaf_of_its_own_meanwhile() {
         return;
     }
     let place = Place::new();
-    let mut running = place.alone(&["--mem", "64M", "--name", "inner"]).sh("echo; read x; exit 4").start();
+    let mut running =
+        place.alone(&["--mem", "64M", "--upper", "tmpfs", "--name", "inner"]).sh("echo; read x; exit 4").start();
     soon("two groups", || place.groups().len() == 2 && !place.value("sbx-inner/cgroup.procs").is_empty());
     assert_eq!(place.groups(), ["sbx-inner", "sbx-inner.self"].map(String::from).into());
     assert_eq!(place.value("sbx-inner.self/cgroup.procs"), running.pid().to_string());
@@ -168,7 +169,7 @@ fn after_a_kill_the_next_command_clears_and_switches_off() {
     }
     let (place, scratch) = (Place::new(), Scratch::new());
     let state = scratch.join("state");
-    let options = ["--mem", "64M", "--pids", "9", "--name", "gone", "--state"];
+    let options = ["--mem", "64M", "--pids", "9", "--upper", "tmpfs", "--name", "gone", "--state"];
     let killed = place.alone_among_all(&options).option(&state);
     let mut running = killed.sh("sleep 60").start();
     soon("a group", || place.groups().contains("sbx-gone") && !place.value("sbx-gone/cgroup.procs").is_empty());

@@ -242,7 +242,7 @@ fn stop_more_than_once_and_while_it_starts() {
     patient.into_iter().for_each(|stop| drop(stop.done().exits(0)));
     ended_by(&place, running, 9);
     for wait in [0, 0, 1, 2, 4, 8, 15, 30, 40, 50, 60, 80] {
-        let running = place.shell(&["--name", "x"], "exec sleep 1000").start();
+        let running = place.shell(&["--upper", "tmpfs", "--name", "x"], "exec sleep 1000").start();
         assert!(soon(|| place.state().join("x").exists()));
         std::thread::sleep(Duration::from_millis(wait));
         sbx(&place, &["stop", "x"]).done().exits(0);
@@ -431,7 +431,7 @@ fn records_that_are_damaged_newer_or_planted() {
         sbx(&place, &["rm", name]).done().says_among("newer sbx").exits(1);
         sbx(&place, &["stop", name]).done().exits(0);
         sbx(&place, &["kill", name]).done().exits(1);
-        place.shell(&["--name", name], "true").done().says_among("newer sbx").exits(125);
+        place.shell(&["--upper", "tmpfs", "--name", name], "true").done().says_among("newer sbx").exits(125);
     }
     for name in ["file", "link", "alias", "fifo", "closed"] {
         assert_eq!(sbx(&place, &["inspect", name]).done().code(), 1, "{name}");
@@ -653,7 +653,7 @@ fn what_a_cgroup_counts_is_shown_against_its_limits() {
     let state = state.to_str().expect("utf-8");
     let name = format!("stats-{}", std::process::id());
     let limits = ["--mem", "256M", "--pids", "20", "--cpus", "0.5", "--limits", "cgroup"];
-    let words = [&["run", "--state", state, "--name", &name][..], &limits].concat();
+    let words = [&["run", "--state", state, "--upper", "tmpfs", "--name", &name][..], &limits].concat();
     let rootfs = place.rootfs();
     let script = "dd if=/dev/zero of=/tmp/x bs=1M count=50 2>/dev/null; while :; do :; done";
     let words = [&words[..], &[rootfs.to_str().expect("utf-8"), "sh", "-c", script]].concat();

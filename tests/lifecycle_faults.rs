@@ -26,7 +26,7 @@ fn gone(place: &Place, name: &str, what: &str) -> Duration {
     let all = place.sbx(["ps", "-a", "--json"]).done().exits(0);
     assert_eq!((all.text().trim(), all.err.as_str()), ("[]", ""), "{what}");
     assert_eq!(place.records(), [""; 0], "{what}");
-    place.shell(&["--name", name], "exit 4").done().exits(4);
+    place.shell(&["--upper", "tmpfs", "--name", name], "exit 4").done().exits(4);
     place.assert_clean();
     took
 }
@@ -40,7 +40,7 @@ fn each_party_is_killed_at_many_points() {
     let (mut longest, points) = (Duration::ZERO, u64::from(loops() / 20).max(1));
     for victim in ["sbx", "sbx-init", "sleep", "sh"] {
         for point in 0..points {
-            let mut running = place.shell(&["--name", "x"], SLEEP).start();
+            let mut running = place.shell(&["--upper", "tmpfs", "--name", "x"], SLEEP).start();
             std::thread::sleep(Duration::from_millis(point * 120 / points));
             let first = place.processes().into_iter().find(|process| process.name == victim);
             match (first, victim) {
@@ -327,7 +327,16 @@ fn few_descriptors_are_enough_to_be_served_with() {
     let place = Place::new();
     let state = place.state();
     let words = ["-c", "ulimit -n 70; exec \"$@\"", "sh"].map(OsString::from);
-    let run = [support::sbx().into(), "run".into(), "--state".into(), state.into(), "--name".into(), "x".into()];
+    let run = [
+        support::sbx().into(),
+        "run".into(),
+        "--state".into(),
+        state.into(),
+        "--upper".into(),
+        "tmpfs".into(),
+        "--name".into(),
+        "x".into(),
+    ];
     let program: [OsString; 3] = [place.rootfs().into(), "sleep".into(), "1".into()];
     let running = place.run("sh", words.into_iter().chain(run).chain(program)).start();
     assert!(soon(|| place.state().join("x/control").exists()));
@@ -528,7 +537,7 @@ fn to_stop_one_that_is_killed_reaches_no_later_bearer_of_its_name() {
     // They try for the name without a pause, so that one has it the moment the first is gone, and its directory too.
     let next = |round| {
         let (sbx, root, over) = (support::sbx(), place.rootfs(), dir.join(format!("over{round}")));
-        let run = format!("{} run --name x {} sleep 1000 2>/dev/null", sbx.display(), root.display());
+        let run = format!("{} run --upper tmpfs --name x {} sleep 1000 2>/dev/null", sbx.display(), root.display());
         place
             .run("sh", ["-c", &format!("while {run}; [ $? = 125 ] && [ ! -e {} ]; do :; done", over.display())])
             .start()
@@ -570,8 +579,9 @@ fn one_of_a_hundred_gets_the_name() {
     }
     let place = Place::new();
     for _ in 0..2 {
-        let all: Vec<Running> =
-            (0..100).map(|_| place.shell(&["--name", "x"], "echo won; exec sleep 1000").start()).collect();
+        let all: Vec<Running> = (0..100)
+            .map(|_| place.shell(&["--upper", "tmpfs", "--name", "x"], "echo won; exec sleep 1000").start())
+            .collect();
         let mut all = all;
         assert!(within(SOON * 3, || all.iter_mut().filter_map(Running::ended).count() == 99));
         place.sbx(["stop", "x"]).done().exits(0);
@@ -621,7 +631,7 @@ fn rounds(place: &Place, seed: u64, rounds: u32) -> Vec<Running> {
         let words = COMMANDS[dice.roll(COMMANDS.len())];
         match words[0] {
             "run" => {
-                started.push(place.shell(&["--name", &name], SLEEP).start().limit_more(3_000));
+                started.push(place.shell(&["--upper", "tmpfs", "--name", &name], SLEEP).start().limit_more(3_000));
                 // Else nearly all meet a sandbox of less than a moment.
                 std::thread::sleep(Duration::from_millis(dice.roll(120) as u64));
             }

@@ -69,7 +69,10 @@ fn a_hog_ends_at_the_limit_and_its_neighbour_goes_on() {
     let count = scratch.dir("count");
     let script = "n=0; while [ $n -lt 40 ]; do n=$((n+1)); echo $n > /count/n; sleep 0.05; done; echo $n";
     let neighbour = limited(&["--mem", "64M", "-v"]).option(volume(&count, "/count")).sh(script).start();
-    over(limited(&["--mem", "64M", "--name", "hog"]).probe_with("fill", &["300", "0", "5000"]).run(), "64M");
+    over(
+        limited(&["--mem", "64M", "--upper", "tmpfs", "--name", "hog"]).probe_with("fill", &["300", "0", "5000"]).run(),
+        "64M",
+    );
     neighbour.wait().exits(0).prints("40");
     goes("sbx-hog");
 }
@@ -128,7 +131,9 @@ fn a_bomb_is_held_counted_and_leaves_nothing() {
     if !has("cgroup") {
         return;
     }
-    let bomb = limited(&["--pids", "64", "--name", "bomb", "--status-fd", "1"]).probe_with("bomb", &["3000"]).start();
+    let bomb = limited(&["--pids", "64", "--upper", "tmpfs", "--name", "bomb", "--status-fd", "1"])
+        .probe_with("bomb", &["3000"])
+        .start();
     std::thread::sleep(Duration::from_millis(1500));
     // The host still answers.
     assert!(std::process::Command::new("true").status().expect("a process of the host").success());
@@ -213,7 +218,7 @@ fn what_the_program_made_of_its_group_goes_too() {
     }
     let nested = "cd /sys/fs/cgroup; mkdir -p a/b/c d; sleep 60 & echo $! >a/b/c/cgroup.procs; echo $$ >d/cgroup.procs; \
         ls -d a/b/c";
-    let options = ["--mem", "64M", "--mount", "type=cgroup", "--name", "deep"];
+    let options = ["--mem", "64M", "--mount", "type=cgroup", "--upper", "tmpfs", "--name", "deep"];
     limited(&options).sh(nested).run().exits(0).prints("a/b/c");
     goes("sbx-deep");
 }
@@ -323,7 +328,7 @@ fn killed_at_many_points_it_leaves_no_group() {
         let state = scratch.join("state");
         let mut running = limited(&["--mem", "64M", "--pids", "9", "--state"])
             .option(&state)
-            .options(&["--name", &name])
+            .options(&["--upper", "tmpfs", "--name", &name])
             .sh("sleep 60")
             .start();
         std::thread::sleep(Duration::from_millis(point * 12));
@@ -349,7 +354,11 @@ fn many_at_once_leave_the_groups_as_they_were() {
     }
     let count = 100;
     let all: Vec<_> = (0..count)
-        .map(|n| limited(&["--mem", "16M", "--pids", "9", "--name", &format!("many-{n}")]).sh("read x").start())
+        .map(|n| {
+            limited(&["--mem", "16M", "--pids", "9", "--upper", "tmpfs", "--name", &format!("many-{n}")])
+                .sh("read x")
+                .start()
+        })
         .collect();
     for running in all {
         let mut running = running;
@@ -364,8 +373,9 @@ fn systemd_knows_the_scope_and_its_limits() {
     if lacks(&["cgroup", "cpu", "systemd"]) {
         return;
     }
-    let mut running =
-        limited(&["--mem", "64M", "--cpus", "0.5", "--pids", "9", "--name", "known"]).sh("echo up; read x").start();
+    let mut running = limited(&["--mem", "64M", "--cpus", "0.5", "--pids", "9", "--upper", "tmpfs", "--name", "known"])
+        .sh("echo up; read x")
+        .start();
     let show = || {
         let properties = "MemoryMax,MemorySwapMax,TasksMax,CPUQuotaPerSecUSec,Delegate,ActiveState,Description";
         common::user_systemctl(&["show", "sbx-known.scope", "-p", properties])

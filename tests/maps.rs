@@ -72,8 +72,12 @@ fn the_record_lists_the_groups_that_stay() {
     let status = fs::read_to_string("/proc/self/status").expect("status");
     let own = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("groups");
     let own: Vec<u32> = own.split_whitespace().map(|gid| gid.parse().expect("a number")).collect();
-    let running =
-        plain().option("--state").option(&state).option("--name").option("listed").sh("echo up; read x").start();
+    let running = plain()
+        .option("--state")
+        .option(&state)
+        .options(&["--upper", "tmpfs", "--name", "listed"])
+        .sh("echo up; read x")
+        .start();
     let record =
         || -> Option<Value> { serde_json::from_str(&fs::read_to_string(state.join("listed/record.json")).ok()?).ok() };
     let record = loop {

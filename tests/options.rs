@@ -63,10 +63,11 @@ fn hosts_and_kernel_settings_are_its_own() {
 fn labels_stand_in_the_record_while_it_runs() {
     let scratch = Scratch::new();
     let state = scratch.join("state");
-    let mut running = sandbox(&["--name", "labelled", "--label", "team=blue", "--label", "a=b=c", "--state"])
-        .option(&state)
-        .sh("read wait")
-        .start();
+    let mut running =
+        sandbox(&["--upper", "tmpfs", "--name", "labelled", "--label", "team=blue", "--label", "a=b=c", "--state"])
+            .option(&state)
+            .sh("read wait")
+            .start();
     let record = loop {
         let text = fs::read_to_string(state.join("labelled/record.json")).unwrap_or_default();
         if let Ok(record) = serde_json::from_str::<serde_json::Value>(&text) {
@@ -82,7 +83,7 @@ fn labels_stand_in_the_record_while_it_runs() {
 
 #[test]
 fn verbose_prints_each_step_of_the_plan() {
-    let options = ["--name", "told", "-T"];
+    let options = ["--upper", "tmpfs", "--name", "told", "-T"];
     let plan = sandbox(&options).option("--dry-run").command(&["true"]).run().exits(0).stdout;
     let said = sandbox(&options).option("--verbose").command(&["true"]).run().exits(0).stderr;
     for line in plan.lines() {

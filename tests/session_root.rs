@@ -205,7 +205,7 @@ fn without_a_manager_it_is_watched_and_said() {
 /// The end of the last session of a user who does not linger: the manager ends, and with it all that it made.
 fn goes(end: impl Fn(&Session), words: &[&str]) {
     let Some(session) = session() else { return };
-    let run = session.sbx(&["--mem", "64M", "--name", "gone"], words);
+    let run = session.sbx(&["--mem", "64M", "--upper", "tmpfs", "--name", "gone"], words);
     session.group_of("gone");
     end(&session);
     let outcome = run.ends();
@@ -261,7 +261,7 @@ fn a_scope_that_is_stopped_ends_its_sandbox() {
 #[test]
 fn a_manager_that_executes_itself_anew_keeps_the_limits() {
     let Some(session) = session() else { return };
-    let options = ["--mem", "64M", "--pids", "9", "--name", "kept"];
+    let options = ["--mem", "64M", "--pids", "9", "--upper", "tmpfs", "--name", "kept"];
     let hog = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; until [ -e /host/go ]; do sleep 0.1; done; \
         exec /probe fill 300 0 5000";
     let place = tempfile::tempdir_in("/tmp").expect("a directory");
@@ -294,7 +294,7 @@ fn the_limits_of_others_change_nothing() {
     let Some(session) = session() else { return };
     let script = "/probe fill 300 0 5000; sleep 5; echo survived";
     let wait = format!("sleep 2; {script}");
-    let run = session.sbx(&["--mem", "64M", "--name", "first"], &["sh", "-c", &wait]);
+    let run = session.sbx(&["--mem", "64M", "--upper", "tmpfs", "--name", "first"], &["sh", "-c", &wait]);
     let group = session.group_of("first");
     session.sbx(&["--mem", "64M", "--cpus", "0.5", "--cpu-weight", "50"], &["true"]).ends().exits(0);
     session.user(&["set-property", "--runtime", "sbx-first.scope", "CPUWeight=50"]);

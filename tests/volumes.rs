@@ -508,6 +508,13 @@ fn layers_of_one_name_in_two_state_directories_are_two() {
     run("two").sh("true").run().exits(0);
     scratch.file("go/on", "");
     first.wait().exits(0).prints("x");
+    // Both are kept by their names, until they are forgotten.
+    for (state, left) in [("one", 1), ("two", 0)] {
+        assert_eq!(fs::read_dir(home.join("sbx/upper")).expect("layers").count(), left + 1);
+        let mut rm = std::process::Command::new(common::sbx());
+        rm.arg("--state").arg(scratch.join(state)).args(["rm", "twin"]).env("XDG_DATA_HOME", &home);
+        assert!(rm.status().expect("sbx").success());
+    }
     assert_eq!(fs::read_dir(home.join("sbx/upper")).expect("layers").count(), 0);
 }
 

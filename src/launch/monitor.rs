@@ -311,8 +311,9 @@ impl<'a> Monitor<'a> {
         }
         let last = self.plan.steps.iter().enumerate().filter(|(_, p)| p.stage == Stage::Exec);
         last.for_each(|(index, _)| observer.event(&Event::Step(index + 1)));
-        // Who started it in the background is told that it runs, and may want to do something to it at once.
-        if self.plan.is_detached() {
+        // Who started it in the background is told that it runs, and may want to do something to it at once. The record
+        // of one that stays says by now that it was about to start.
+        if self.plan.keeps {
             self.text = Some(0);
             self.settle(observer);
             // What is read of the text from here on is given back too.

@@ -103,7 +103,7 @@ impl Place {
     /// `sbx run --name NAME ROOTFS sh -c SCRIPT`, with options before ROOTFS, that other commands can speak to.
     #[track_caller]
     pub fn named(&self, name: &str, options: &[&str], script: &str) -> Running {
-        let options: Vec<&str> = ["--name", name].iter().chain(options).copied().collect();
+        let options: Vec<&str> = ["--upper", "tmpfs", "--name", name].iter().chain(options).copied().collect();
         let mut running = self.shell(&options, script).start();
         let socket = self.state().join(name).join("control");
         assert!(soon(|| socket.exists() || running.ended().is_some()), "{name} does not come up");
