@@ -262,3 +262,31 @@ fn an_agent_commits_and_gets_nothing_else() {
     assert!(!place.project().join(".claude").exists());
     assert_eq!(std::fs::metadata(place.project()).expect("a directory").permissions().mode(), mode);
 }
+
+#[test]
+fn what_a_hostile_build_tries_is_told_in_a_line_each() {
+    if lacks(&["userns", "tmpfs-xattrs"]) {
+        return;
+    }
+    let place = Place::new();
+    let asked = place.under("build", "bash attack.sh").options(&["--explain=files"]);
+    let outcome = asked.run().exits(0);
+    let home = place.home().display().to_string();
+    for told in [
+        format!("bash: openat {home}/.ssh/id_ed25519: ENOENT: [hide] paths hides it [build]"),
+        format!("bash: openat {home}/.netrc: ENOENT"),
+        "unshare: unshare user: EPERM".to_owned(),
+        "chmod: fchmodat ./set-id: EPERM: set-id bits".to_owned(),
+        format!("bash: openat {home}/project/.git/hooks/pre-commit: EROFS: [protect] git keeps it [build]"),
+        format!("git: rename {home}/project/.git/config: EBUSY"),
+        format!("mv: renameat2 {home}/project/.git: EBUSY"),
+    ] {
+        let line = outcome.stderr.lines().find(|line| line.starts_with("sbx: denied: ") && line.contains(&told));
+        assert!(line.is_some(), "{told}\n{}", outcome.stderr);
+    }
+    assert!(
+        outcome.stderr.lines().filter(|line| line.starts_with("sbx: denied: ")).count() <= 11,
+        "{}",
+        outcome.stderr
+    );
+}

@@ -127,6 +127,7 @@ rows! {
     REPORTING: "pid-file", One("FILE"), "Write the program's pid, as the caller sees it, to this file";
     REPORTING: "cgroup-report", Nothing, "Print at the end what was used: memory, processor time, processes, io, pressure" => |l, _| { l.cgroup_report = true; Ok(()) };
     REPORTING: "explain", Maybe("files"), "Say what was refused, by which rule, and what allows it; =files: files too" => |l, v| some(&mut l.explain, v);
+    REPORTING: "learn", One("FILE"), "Run on copies, watch what is used and denied, and write a policy";
     REPORTING: "log-size", One("SIZE"), "With --detach: size of each of the three files of its log (default: 10M)" => |l, v| some(&mut l.log_size, v);
     REPORTING: "state", One("DIR"), "Where records are kept";
     REPORTING: "verbose", Nothing, "Print each step as it is done";
@@ -210,6 +211,12 @@ impl Parsed {
         let built = self.rows.iter().any(|row| row.long == long && row.takes != Nothing);
         let values = if built { self.matches.get_many::<String>(long) } else { None };
         values.into_iter().flatten().map(String::as_str)
+    }
+
+    /// Whether an option was given, whatever it takes.
+    pub fn flag_or_value(&self, long: &str) -> bool {
+        let row = self.rows.iter().find(|row| row.long == long);
+        row.is_some_and(|row| if row.takes == Nothing { self.flag(long) } else { self.value(long).is_some() })
     }
 
     /// Whether a flag was given.

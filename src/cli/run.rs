@@ -7,12 +7,14 @@ use sbx::error::{Error, Result};
 use sbx::front::explain::Explained;
 use sbx::front::policy::Source;
 use sbx::front::project::{self, Project};
-use sbx::front::{env_file, policy, score};
+use sbx::front::{env_file, learn, policy, score};
 use sbx::host::{self, Host};
 use sbx::launch::{Request, Told, Words, launch};
+use sbx::plan::explain::Attempt;
 use sbx::plan::plan;
 use sbx::spec::layer::{Layer, Origin};
 use sbx::spec::{Caller, Spec};
+use sbx::state::Denied;
 use sbx::state::{self, StateDir};
 use std::ffi::OsString;
 use std::os::fd::IntoRawFd;
@@ -30,7 +32,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     let caller = host::caller()?;
     let sources = policies(&parsed, &caller)?;
     let layers = layers(&parsed, &caller, &sources)?;
+    let learning = learning(&parsed)?;
     let spec = Spec::resolve(&layers, &caller)?;
+    let spec = if learning.is_some() { spec.on_copies() } else { spec };
     let name = spec.name().map_or_else(state::generate, str::to_owned);
     let state = state_path(&parsed, &caller)?;
     let host = Host::look(&spec, caller.clone()).map_err(|error| image_meant(error, &layers))?;
@@ -38,10 +42,7 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     if parsed.flag("dry-run") {
         return dry_run(&parsed, &plan);
     }
-    if parsed.flag("json") {
-        let hint = Some("--dry-run --json, or --status-fd N for JSON about a run".into());
-        return Err(Error::Usage { what: "--json belongs to --dry-run".into(), hint });
-    }
+    json_of_a_run(&parsed)?;
     let status_fd = status_fd(&parsed)?;
     // Before the pid file, which an error would leave empty.
     let state = StateDir::open(&state)?;
@@ -51,8 +52,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     reporter.notes(plan.notes());
     state.sweep();
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: reporter.wants_usage() };
-    let words = parsed.value("explain").map(|_| Explained::new(&spec, &plan, &caller, &sources));
-    let words = words.as_ref().map(|words| words as &dyn Words);
+    let explains = learning.is_some() || parsed.value("explain").is_some();
+    let explained = explains.then(|| Explained::new(&spec, &plan, &caller, &sources));
+    let words = explained.as_ref().map(|words| words as &dyn Words);
     let exposed = if plan.keeps() { score::rows(&spec, &plan, &host, &caller) } else { Vec::new() };
     let request = Request { state: &state, told, exposed, words };
     let exit = if plan.is_detached() {
@@ -69,6 +71,9 @@ pub fn run(words: &[OsString]) -> Result<u8> {
     reporter.ended(&exit);
     if words.is_some() && !plan.is_detached() {
         state.keep_why(&name, reporter.denied());
+    }
+    if let (Some(file), Some(explained)) = (learning, &explained) {
+        learned(&file, &layers, &explained.learned(), reporter.denied(), &caller)?;
     }
     // All is given back by now.
     if let Some(signal) = exit.dies_of() {
@@ -124,11 +129,53 @@ fn layers(parsed: &Parsed, caller: &Caller, sources: &[Source]) -> Result<Vec<La
         Some(word) => argv.seccomp.filter = Some(word.to_owned()),
         None => {}
     }
+    if parsed.value("learn").is_some() {
+        layers.push(learn::layer());
+    }
     for text in parsed.values("set") {
         layers.push(set(text)?);
     }
     layers.push(argv);
     env_files(layers, caller)
+}
+
+/// There is none but of the plan.
+fn json_of_a_run(parsed: &Parsed) -> Result<()> {
+    if !parsed.flag("json") {
+        return Ok(());
+    }
+    let hint = Some("--dry-run --json, or --status-fd N for JSON about a run".into());
+    Err(Error::Usage { what: "--json belongs to --dry-run".into(), hint })
+}
+
+/// The file that a learned policy goes to, which must not be there: a policy is never overwritten unseen.
+fn learning(parsed: &Parsed) -> Result<Option<PathBuf>> {
+    let Some(file) = parsed.value("learn").map(PathBuf::from) else { return Ok(None) };
+    if let Some(other) = ["detach", "rw", "explain"].into_iter().find(|other| parsed.flag_or_value(other)) {
+        let what = format!("--learn and --{other} contradict each other");
+        return Err(Error::Usage { what, hint: Some("leave one of them out".into()) });
+    }
+    if file.symlink_metadata().is_ok() {
+        return Err(Error::spec("--learn", file.display(), "it is there already").or_try("another name, or remove it"));
+    }
+    Ok(Some(file))
+}
+
+/// Writes what was learned, and says what it grants.
+fn learned(file: &Path, layers: &[Layer], used: &[Attempt], denied: &[Denied], caller: &Caller) -> Result<()> {
+    let command = layers.last().map(|argv| argv.command.as_slice()).unwrap_or_default();
+    let learn::Learned { text, beyond, base } = learn::learn(command, used, denied, caller)?;
+    let fail = |error: std::io::Error| Error::Sys {
+        doing: "write the policy".into(),
+        on: file.display().to_string(),
+        errno: error.into(),
+    };
+    std::fs::File::create_new(file)
+        .and_then(|mut made| std::io::Write::write_all(&mut made, text.as_bytes()))
+        .map_err(fail)?;
+    super::say(&format!("learned: {} extends {base}", file.display()));
+    beyond.iter().for_each(|line| super::say(&format!("it grants beyond that: {line}")));
+    Ok(())
 }
 
 /// A key of a policy on the command line, which may lift a policy's denial.

@@ -9,7 +9,7 @@ use crate::spec::{NetMode, Spec};
 use std::path::{Path, PathBuf};
 
 /// Directories and files of a home that hold keys.
-const SECRETS: [&str; 16] = [
+pub(super) const SECRETS: [&str; 16] = [
     ".ssh",
     ".gnupg",
     ".aws",

@@ -1,5 +1,6 @@
 //! Words for what a sandbox has refused: which rule did it, where that stands, and what would allow exactly that.
 
+use super::audit::SECRETS;
 use super::policy::Source;
 use super::shown::{self, Shown};
 use crate::launch::Words;
@@ -15,6 +16,7 @@ use crate::spec::seccomp::{Answer, Rule};
 use crate::spec::text::Caller;
 use crate::spec::{RootSource, Spec, Writes};
 use crate::state::Denied;
+use std::cell::RefCell;
 use std::path::Path;
 
 /// Calls that the kernel lets the host's root alone make, whatever a sandbox allows (capabilities(7)).
@@ -67,6 +69,7 @@ pub struct Explained<'a> {
     plan: &'a Plan,
     caller: &'a Caller,
     shown: Shown,
+    used: RefCell<Vec<Attempt>>,
 }
 
 /// What would allow something.
@@ -111,7 +114,7 @@ impl<'a> Explained<'a> {
     pub fn new(spec: &'a Spec, plan: &'a Plan, caller: &'a Caller, sources: &[Source]) -> Explained<'a> {
         // What cannot be read here could not be resolved either.
         let shown = shown::merge(sources, caller).unwrap_or_default();
-        Explained { spec, plan, caller, shown }
+        Explained { spec, plan, caller, shown, used: RefCell::default() }
     }
 }
 
@@ -131,6 +134,7 @@ impl Words for Explained<'_> {
             Why::ReadOnly => self.read_only(Path::new(&attempt.object)),
             Why::NoExec => self.no_exec(Path::new(&attempt.object)),
             Why::Capability(number) => self.capability(number),
+            Why::Used | Why::Changed => ("it was used".into(), None, Way::default()),
         };
         let errno = errno::name(attempt.errno).map_or_else(|| attempt.errno.to_string(), str::to_owned);
         let Way { option, toml, note } = way;
@@ -146,6 +150,17 @@ impl Words for Explained<'_> {
             toml,
             note,
         }
+    }
+
+    fn used(&self, attempts: Vec<Attempt>) {
+        *self.used.borrow_mut() = attempts;
+    }
+}
+
+impl Explained<'_> {
+    /// What was used, where that was to be learned.
+    pub fn learned(&self) -> Vec<Attempt> {
+        self.used.borrow().clone()
     }
 }
 
@@ -233,7 +248,8 @@ impl Explained<'_> {
             let volume = format!("{text}:{text}{}", if attempt.call == "connect" { "" } else { ":ro" });
             Way::option(format!("-v {}", quoted(&volume)), format!("mounts.volume = [{}]", toml_text(&volume)))
         };
-        (rule.into(), origin, way)
+        let secret = SECRETS.iter().any(|secret| path.starts_with(self.caller.home.join(secret)));
+        (rule.into(), origin, if secret { way.but("a secret: think twice") } else { way })
     }
 
     /// The mount of the user's that a path lies on.

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod env_file;
 pub mod explain;
+pub mod learn;
 pub mod policy;
 pub mod project;
 pub mod ready;

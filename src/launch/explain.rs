@@ -10,7 +10,7 @@ use super::monitor::Monitor;
 use super::{Guard, Observer};
 use crate::error::visible;
 use crate::plan::Plan;
-use crate::plan::explain::{Attempt, Heard};
+use crate::plan::explain::{Attempt, Heard, Why};
 use crate::sys::event::{self, SIGKILL, Watch};
 use crate::sys::{self, daemon, fs, notify, process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -96,6 +96,9 @@ impl Monitor<'_> {
     pub(super) fn tell_denied(&mut self, observer: &mut dyn Observer) {
         let (attempts, more) = self.explainer.finish();
         let Some(words) = self.request.words else { return };
+        let is_used = |attempt: &Attempt| matches!(attempt.why, Why::Used | Why::Changed);
+        let (used, attempts): (Vec<Attempt>, Vec<Attempt>) = attempts.into_iter().partition(is_used);
+        words.used(used);
         self.sandbox.record.denied = attempts.iter().map(|attempt| words.denied(attempt)).collect();
         observer.event(&Event::Denied(&self.sandbox.record.denied, more));
     }
@@ -185,7 +188,9 @@ impl Server<'_> {
                 why: refused.why,
                 count: 1,
             };
-            tell(&attempt);
+            if !matches!(attempt.why, Why::Used | Why::Changed) {
+                tell(&attempt);
+            }
             let object = refused.object.bytes().to_vec();
             self.seen.push(Seen { arch: call.arch, number: call.number, program, object, attempt });
         } else {

@@ -5,27 +5,30 @@
 //!
 //! A program can try the same a million times, so nothing here takes from the heap, which gives nothing back.
 
+use super::seen::{Places, file};
 use crate::plan::bpf::Action;
 use crate::plan::explain::Why;
 use crate::plan::{Plan, Step};
 use crate::spec::access::Capabilities;
 use crate::sys::fs::{self, HERE, Kind, Open};
-use crate::sys::mount;
 use crate::sys::notify::{Call, read_memory};
-use crate::sys::{EACCES, ENOENT, ENOTDIR, Errno};
+use crate::sys::{EACCES, ENOENT, Errno};
 use std::ffi::CStr;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// What is known of the sandbox.
 pub(super) struct Facts<'a> {
     plan: &'a Plan,
     offline: bool,
-    files: bool,
+    pub(super) files: bool,
+    /// The caller's home and directory, as they are to be learned of.
+    pub(super) learns: Option<(&'a [u8], &'a [u8])>,
     held: Capabilities,
     /// Where paths inside are the same outside: `@host`.
-    is_host: bool,
+    pub(super) is_host: bool,
 }
 
 /// What to answer, and what to tell.
@@ -43,20 +46,20 @@ pub(super) struct Refused {
     pub errno: u16,
     pub why: Why,
     /// Whether the answer is given here: nothing else can come of it.
-    early: bool,
+    pub early: bool,
 }
 
 /// Bytes of the longest path, with the one that ends it.
-const PATH_MAX: usize = 4096;
+pub(super) const PATH_MAX: usize = 4096;
 
 /// A text of at most a path's length; what is longer loses its end.
 pub(super) struct Text {
-    bytes: [u8; PATH_MAX],
-    length: usize,
+    pub(super) bytes: [u8; PATH_MAX],
+    pub(super) length: usize,
 }
 
 impl Text {
-    fn new() -> Text {
+    pub(super) fn new() -> Text {
         Text { bytes: [0; PATH_MAX], length: 0 }
     }
 
@@ -66,13 +69,13 @@ impl Text {
         made
     }
 
-    fn formatted(what: fmt::Arguments<'_>) -> Text {
+    pub(super) fn formatted(what: fmt::Arguments<'_>) -> Text {
         let mut made = Text::new();
         let _ = made.write_fmt(what);
         made
     }
 
-    fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         // The last byte stays 0.
         let taken = &bytes[..bytes.len().min(PATH_MAX - 1 - self.length)];
         self.bytes[self.length..self.length + taken.len()].copy_from_slice(taken);
@@ -83,16 +86,16 @@ impl Text {
         &self.bytes[..self.length]
     }
 
-    fn as_c(&self) -> &CStr {
+    pub(super) fn as_c(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
     }
 
-    fn starts_with_slash(&self) -> bool {
+    pub(super) fn starts_with_slash(&self) -> bool {
         self.bytes().first() == Some(&b'/')
     }
 
     /// The directory that a path names something in.
-    fn parent(&self) -> Option<Text> {
+    pub(super) fn parent(&self) -> Option<Text> {
         let end = self.bytes().iter().rposition(|byte| *byte == b'/')?;
         let mut parent = Text::new();
         parent.push(&self.bytes()[..end.max(1)]);
@@ -124,6 +127,9 @@ impl<'a> Facts<'a> {
             plan,
             offline: heard.is_some_and(|heard| heard.offline),
             files: heard.is_some_and(|heard| heard.files),
+            learns: heard
+                .and_then(|heard| heard.learns.as_ref())
+                .map(|(home, cwd)| (home.as_os_str().as_bytes(), cwd.as_os_str().as_bytes())),
             held: held.unwrap_or_default(),
             is_host: plan.root == "@host",
         }
@@ -156,7 +162,7 @@ pub(super) fn comm(pid: i32) -> [u8; 16] {
 }
 
 /// A C string of another process.
-fn text(pid: i32, address: u64) -> Option<Text> {
+pub(super) fn text(pid: i32, address: u64) -> Option<Text> {
     let (mut found, mut buffer) = (Text::new(), [0; PATH_MAX]);
     while address != 0 && found.length < PATH_MAX - 1 {
         let count = read_memory(pid, address.checked_add(found.length as u64)?, &mut buffer).ok()?;
@@ -336,124 +342,4 @@ fn by_capability(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> 
 /// SOCK_RAW of IPv4 and IPv6.
 fn is_raw(call: &Call) -> bool {
     [2, 10].contains(&(call.args[0] as u32)) && call.args[1] & 0xF == 3
-}
-
-/// How a call means a path.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Look,
-    Write,
-    Execute,
-}
-
-/// The directory's and the path's argument of a call on a file, and what it does with it.
-fn means(name: &str, args: &[u64; 6]) -> Option<(Option<usize>, usize, Use)> {
-    // O_ACCMODE, O_CREAT, O_TRUNC
-    let opens = |flags: u64| if flags & 0o3 != 0 || flags & 0o1100 != 0 { Use::Write } else { Use::Look };
-    Some(match name {
-        "open" => (None, 0, opens(args[1])),
-        "openat" => (Some(0), 1, opens(args[2])),
-        "openat2" => (Some(0), 1, Use::Look),
-        "execve" => (None, 0, Use::Execute),
-        "execveat" => (Some(0), 1, Use::Execute),
-        "access" | "chdir" | "lstat" | "readlink" | "stat" => (None, 0, Use::Look),
-        "faccessat" | "faccessat2" | "newfstatat" | "readlinkat" | "statx" => (Some(0), 1, Use::Look),
-        "chmod" | "chown" | "creat" | "lchown" | "mkdir" | "mknod" | "rename" | "rmdir" | "truncate" | "unlink"
-        | "utime" | "utimes" => (None, 0, Use::Write),
-        "fchmodat" | "fchmodat2" | "fchownat" | "mkdirat" | "mknodat" | "renameat" | "renameat2" | "unlinkat"
-        | "utimensat" => (Some(0), 1, Use::Write),
-        "link" | "symlink" => (None, 1, Use::Write),
-        "linkat" => (Some(2), 3, Use::Write),
-        "symlinkat" => (Some(1), 2, Use::Write),
-        _ => return None,
-    })
-}
-
-/// Files: what is hidden, read-only, or on a mount from which nothing is executed.
-fn file(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> {
-    if !facts.files {
-        return None;
-    }
-    let (dir, path, how) = means(name, &call.args)?;
-    let places = Places::of(call.pid)?;
-    let path = text(call.pid, call.args[path])?;
-    let path = places.whole(call.pid, dir.map(|dir| call.args[dir] as i32), &path)?;
-    let (errno, why) = refuses(facts, &places, &path, how)?;
-    Some(Refused { object: path, errno: errno.0 as u16, why, early: false })
-}
-
-const EROFS: Errno = Errno(30);
-
-fn refuses(facts: &Facts<'_>, places: &Places, path: &Text, how: Use) -> Option<(Errno, Why)> {
-    match (places.open(path), how) {
-        (Ok(_), Use::Look) => None,
-        (Ok(file), how) => {
-            let refuses = mount::refuses(file.as_fd()).ok()?;
-            match how {
-                Use::Write if refuses.write && !is_device(&file) => Some((EROFS, Why::ReadOnly)),
-                Use::Execute if refuses.exec => Some((EACCES, Why::NoExec)),
-                _ => None,
-            }
-        }
-        (Err(ENOENT | ENOTDIR), how) => {
-            // Outside the same path is the same file, and it is there.
-            if facts.is_host && fs::lstat(HERE, path.as_c()).is_ok() {
-                return Some((ENOENT, Why::Hidden));
-            }
-            let parent = places.open(&path.parent()?).ok().filter(|_| how == Use::Write)?;
-            mount::refuses(parent.as_fd()).ok()?.write.then_some((EROFS, Why::ReadOnly))
-        }
-        (Err(_), _) => None,
-    }
-}
-
-/// A device can be written wherever it lies.
-fn is_device(file: &OwnedFd) -> bool {
-    fs::fstat(file.as_fd()).is_ok_and(|stat| !matches!(stat.kind, Kind::File | Kind::Directory | Kind::Symlink))
-}
-
-/// How a process sees paths.
-struct Places {
-    root: OwnedFd,
-}
-
-impl Places {
-    fn of(pid: i32) -> Option<Places> {
-        let root = fs::openat(HERE, Text::formatted(format_args!("/proc/{pid}/root")).as_c(), Open::Directory).ok()?;
-        Some(Places { root })
-    }
-
-    /// A path of a call as one from the root: without `.` and `..`, which are taken as they are spelled.
-    fn whole(&self, pid: i32, dir: Option<i32>, path: &Text) -> Option<Text> {
-        let mut from = Text::new();
-        if !path.starts_with_slash() {
-            let link = match dir {
-                None | Some(libc::AT_FDCWD) => Text::formatted(format_args!("/proc/{pid}/cwd")),
-                Some(number) => Text::formatted(format_args!("/proc/{pid}/fd/{number}")),
-            };
-            let mut buffer = [0; PATH_MAX];
-            from.push(fs::readlinkat(HERE, link.as_c(), &mut buffer).ok()?);
-        }
-        let mut whole = Text::new();
-        for part in from.bytes().split(|byte| *byte == b'/').chain(path.bytes().split(|byte| *byte == b'/')) {
-            match part {
-                b"" | b"." => {}
-                b".." => whole.length = whole.bytes().iter().rposition(|byte| *byte == b'/').unwrap_or(0),
-                name => {
-                    whole.push(b"/");
-                    whole.push(name);
-                }
-            }
-        }
-        whole.bytes[whole.length..].fill(0);
-        if whole.length == 0 {
-            whole.push(b"/");
-        }
-        Some(whole)
-    }
-
-    /// What the path leads to inside; nothing of it is opened but its name.
-    fn open(&self, path: &Text) -> Result<OwnedFd, Errno> {
-        fs::open_in_root(self.root.as_fd(), path.as_c(), Open::Path)
-    }
 }

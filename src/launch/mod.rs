@@ -31,6 +31,7 @@ mod relay;
 mod root;
 mod ruleset;
 mod script;
+mod seen;
 mod service;
 mod sources;
 mod upper;
@@ -78,6 +79,9 @@ impl<F: FnMut(&Event<'_>)> Observer for F {
 pub trait Words: std::fmt::Debug {
     /// Which rule has refused it, and what would allow it.
     fn denied(&self, attempt: &Attempt) -> Denied;
+
+    /// Takes what was used, where that is to be learned.
+    fn used(&self, attempts: Vec<Attempt>);
 }
 
 /// What a launch needs to know beside the plan.

@@ -290,7 +290,7 @@ pub(super) fn filters(
             let policy = policy(spec, host, limits, who, guarded);
             let wrong = |error| Error::spec("[seccomp]", "policy", error);
             load("policy", program(&policy).map_err(wrong)?);
-            heard = explain::heard(spec, &policy).map_err(wrong)?;
+            heard = explain::heard(spec, host, &policy).map_err(wrong)?;
         }
     }
     if spec.explain != Explain::No && heard.is_none() {

@@ -5,10 +5,12 @@
 
 use super::bpf::{self, Action, Condition, Insn, Rules, Test, Verdict, Width};
 use super::seccomp::{self, NATIVE, Policy, SeccompError};
+use crate::host::Host;
 use crate::spec::{Explain, NetMode, Spec};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// What the supervisor hears, and by which filters.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Heard {
     pub(crate) gap: Option<Vec<Insn>>,
     /// Whether it hears of files.
     pub(crate) files: bool,
+    /// The caller's home and directory, where it hears of what is used of them.
+    pub(crate) learns: Option<(PathBuf, PathBuf)>,
     /// Whether there is no network that could be reached.
     pub(crate) offline: bool,
     /// Whether set-id bits are refused, for a host directory is writable.
@@ -62,6 +66,10 @@ pub enum Why {
     NoExec,
     /// A capability that the program has not.
     Capability(u8),
+    /// Nothing: it was used.
+    Used,
+    /// Nothing: it was used, and would be changed.
+    Changed,
 }
 
 /// Calls on files that are heard of with `--explain=files`.
@@ -115,13 +123,15 @@ pub const LISTENING: &str = "listening";
 const BETWEEN: [&str; 2] = ["seccomp", "sendmsg"];
 
 /// What is heard under a policy, if anything is asked for.
-pub(super) fn heard(spec: &Spec, policy: &Policy) -> Result<Option<Heard>, SeccompError> {
+pub(super) fn heard(spec: &Spec, host: &Host, policy: &Policy) -> Result<Option<Heard>, SeccompError> {
     if spec.explain == Explain::No {
         return Ok(None);
     }
     let archs = std::iter::once(NATIVE).chain(policy.further.iter().copied());
     let rules = archs.map(|arch| seccomp::rules(policy, arch)).collect::<Result<Vec<_>, _>>()?;
-    let files = spec.explain == Explain::Files;
+    let files = matches!(spec.explain, Explain::Files | Explain::Learn);
+    let places = || (host.caller.home.clone(), host.caller.cwd.clone());
+    let learns = (spec.explain == Explain::Learn).then(places);
     let offline = spec.net.mode == NetMode::None;
     let lacks = |name| spec.capabilities.names().all(|held| held != name);
     let asking = |rules: &Rules| {
@@ -149,7 +159,7 @@ pub(super) fn heard(spec: &Spec, policy: &Policy) -> Result<Option<Heard>, Secco
     let gap: Vec<Rules> = rules.iter().map(between).collect();
     let gap = if gap.iter().all(|rules| rules.calls.is_empty()) { None } else { Some(bpf::compile_all(&gap)?) };
     let guards_set_id = policy.set_id == seccomp::SetId::Deny;
-    Ok(Some(Heard { rules, listening, gap, files, offline, guards_set_id }))
+    Ok(Some(Heard { rules, listening, gap, files, learns, offline, guards_set_id }))
 }
 
 /// The rules on what the listening filter leaves open.

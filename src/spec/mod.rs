@@ -100,6 +100,8 @@ pub enum Explain {
     Calls,
     /// Files too.
     Files,
+    /// And what is used of the caller's home, which is there to be used: `--learn`.
+    Learn,
 }
 
 /// `--detach`: the program runs in the background, and its output goes to a log.
@@ -325,6 +327,18 @@ impl Spec {
     /// What the user should be told before the start: denials that the command line lifted.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The same, with copies of all host directories that it could write: for a first run that is only watched.
+    pub fn on_copies(mut self) -> Spec {
+        for mount in &mut self.mounts {
+            if let mount::Source::Bind { access, .. } = &mut mount.source
+                && *access == mount::Access::Rw
+            {
+                *access = mount::Access::Overlay;
+            }
+        }
+        self
     }
 
     /// The name asked for.

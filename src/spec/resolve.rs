@@ -64,7 +64,7 @@ impl Spec {
 }
 
 fn explain(layers: &[Layer]) -> Result<Explain> {
-    let words = [("calls", Explain::Calls), ("files", Explain::Files)];
+    let words = [("calls", Explain::Calls), ("files", Explain::Files), ("learn", Explain::Learn)];
     scalar(layers, |l| &l.explain).map_or(Ok(Explain::No), |asked| word("--explain", &asked, &words))
 }
 
