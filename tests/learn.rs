@@ -70,6 +70,7 @@ fn make_with_a_tool_of_the_home() {
     place.file("project/Makefile", "out:\n\t$(HOME)/.tools/bin/gen >out\n", 0o644);
     // Under the ready one the tool is not there.
     assert_ne!(place.run(&["--policy", "make"], "make out").status, 0);
+    let _ = std::fs::remove_file(place.home().join("project/out"));
     let text = place.learns("make out", "out");
     assert!(text.contains("extends = [\"make\"]") && text.contains("src = \"~/.tools/bin\""), "{text}");
     assert_eq!(std::fs::read_to_string(place.home().join("project/out")).expect("out"), "data\n");
