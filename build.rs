@@ -2,6 +2,9 @@
 //! statics, for the architecture the crate is built for (which need not be the one this runs on).
 
 #[allow(dead_code)]
+#[path = "src/plan/asking.rs"]
+mod asking;
+#[allow(dead_code)]
 #[path = "src/plan/bpf.rs"]
 mod bpf;
 #[allow(dead_code)]
@@ -77,6 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for input in [
         "build.rs",
         POLICY,
+        "src/plan/asking.rs",
         "src/plan/bpf.rs",
         "src/plan/invariants.rs",
         "src/plan/rules.rs",
@@ -95,7 +99,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for set_id in [SetId::Allow, SetId::Deny] {
         for unmapped in [Unmapped::Allow, Unmapped::DenyFiles, Unmapped::Deny] {
             let policy = Policy { set_id, unmapped, ..Policy::default() };
-            programs.push((set_id, unmapped, bpf::compile(&rules::resolve(&base, &policy, arch)?)?));
+            let rules = rules::resolve(&base, &policy, arch)?;
+            let listening = bpf::compile(&asking::asking(&rules, &asking::Asking::USUAL))?;
+            programs.push((set_id, unmapped, bpf::compile(&rules)?, listening));
         }
     }
     let out = std::env::var("OUT_DIR")?;
@@ -178,7 +184,11 @@ fn condition(comparison: Comparison) -> Result<Condition, String> {
     Ok(Condition { arg, width, mask: mask.unwrap_or(u64::MAX), test })
 }
 
-fn source(base: &Base, arch: Arch, programs: &[(SetId, Unmapped, Vec<Insn>)]) -> Result<String, std::fmt::Error> {
+fn source(
+    base: &Base,
+    arch: Arch,
+    programs: &[(SetId, Unmapped, Vec<Insn>, Vec<Insn>)],
+) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     writeln!(out, "const ARCH: Arch = Arch::{arch:?};")?;
     writeln!(out, "static BASE: Base = Base {{")?;
@@ -202,8 +212,13 @@ fn source(base: &Base, arch: Arch, programs: &[(SetId, Unmapped, Vec<Insn>)]) ->
     }
     writeln!(out, "] }};")?;
     writeln!(out, "static PROGRAMS: [(SetId, Unmapped, &[Insn]); {}] = [", programs.len())?;
-    for (set_id, unmapped, program) in programs {
+    for (set_id, unmapped, program, _) in programs {
         writeln!(out, "(SetId::{set_id:?}, Unmapped::{unmapped:?}, &{program:#?}),")?;
+    }
+    writeln!(out, "];")?;
+    writeln!(out, "static LISTENING: [&[Insn]; {}] = [", programs.len())?;
+    for (.., listening) in programs {
+        writeln!(out, "&{listening:#?},")?;
     }
     writeln!(out, "];")?;
     Ok(out)

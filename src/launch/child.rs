@@ -270,7 +270,7 @@ fn left_out(op: &Op) -> bool {
         Op::Rlimit(..) => c"rlimits",
         Op::Affinity(_) => c"affinity",
         Op::Landlock { .. } => c"landlock",
-        Op::Filter(_) => c"seccomp",
+        Op::Filter(_) | Op::Listen(..) => c"seccomp",
         Op::Verify(_) => {
             return [c"bounding", c"groups", c"capabilities", c"no-new-privs", c"seccomp"]
                 .into_iter()
@@ -306,7 +306,7 @@ impl Child<'_> {
         }
         let Err(failure) = act(self, &prepared.op) else {
             // The filter's step is one of the stage Exec, and told with that.
-            if self.script.followed && !matches!(prepared.op, Op::Filter(_)) {
+            if self.script.followed && !matches!(prepared.op, Op::Filter(_) | Op::Listen(..)) {
                 let _ = tell(self.channel, Message::Done(prepared.step), None);
             }
             return;

@@ -4,6 +4,7 @@
 
 use super::channel::{Call, Message, hear, tell};
 use super::child::Child;
+use super::init::listen;
 use super::script::{Expected, Failure, In, Op};
 use crate::sys::cred::CapSet;
 use crate::sys::fs::{HERE, Open};
@@ -39,6 +40,12 @@ impl Confined {
             Op::NoNewPrivs => process::no_new_privs().called(Call::Prctl),
             Op::Hide => hide(child),
             Op::Filter(filter) => sys::seccomp::load(filter).called(Call::Seccomp),
+            Op::Listen(filter, plain) => {
+                if !listen(child.channel, filter, None)? {
+                    sys::seccomp::load(plain).called(Call::Seccomp)?;
+                }
+                Ok(())
+            }
             Op::Verify(expected) => {
                 let proc = sys::fs::openat(HERE, c"/proc", Open::Directory).called(Call::Open)?;
                 self.ignored = verify(proc.as_fd(), expected)?;

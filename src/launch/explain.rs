@@ -10,7 +10,7 @@ use super::monitor::Monitor;
 use super::{Guard, Observer};
 use crate::error::visible;
 use crate::plan::Plan;
-use crate::plan::explain::{Attempt, Heard, Why};
+use crate::plan::explain::{Answers, Attempt, Why};
 use crate::sys::event::{self, SIGKILL, Watch};
 use crate::sys::{self, daemon, fs, notify, process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -52,7 +52,8 @@ impl Explainer {
         match daemon::fork() {
             Ok(0) => {
                 drop(read);
-                Server { listener, heard, facts: Facts::of(plan), seen: Vec::new(), more: 0 }.run(write, tell)
+                Server { listener, answers: heard.answers(), facts: Facts::of(plan), seen: Vec::new(), more: 0 }
+                    .run(write, tell)
             }
             Ok(pid) => self.server = process::pidfd_open(pid).ok().map(|pidfd| (Guard::new(pidfd), read)),
             Err(_) => {}
@@ -107,7 +108,7 @@ impl Monitor<'_> {
 /// The process that answers.
 struct Server<'a> {
     listener: OwnedFd,
-    heard: &'a Heard,
+    answers: Answers,
     facts: Facts<'a>,
     seen: Vec<Seen>,
     more: u64,
@@ -150,7 +151,7 @@ impl Server<'_> {
     }
 
     fn answer(&mut self, call: &notify::Call, tell: &mut dyn FnMut(&Attempt)) {
-        let (name, action) = self.heard.answer(call.arch, call.number, &call.args);
+        let (name, action) = self.answers.of(call.arch, call.number, &call.args);
         let found = look(&self.facts, call, name, action);
         let program = found.refused.as_ref().map(|_| comm(call.pid)).unwrap_or_default();
         // Its maker may have gone, and its pid be another's by now.

@@ -195,7 +195,7 @@ fn load_filters(launch: &Launch<'_>) -> Result<(), Fault> {
 
 /// Loads the filter that sbx listens to, hands over by what, and shuts what this needed. Whether it could be done: a
 /// process has one listener at most, and the one that was there first stays.
-fn listen(channel: BorrowedFd<'_>, filter: &[Insn], gap: Option<&[Insn]>) -> Result<bool, Failure> {
+pub(super) fn listen(channel: BorrowedFd<'_>, filter: &[Insn], gap: Option<&[Insn]>) -> Result<bool, Failure> {
     let listener = match sys::notify::load_listening(filter) {
         Err(sys::EBUSY) => {
             tell(channel, Message::Unheard, None).called(Call::Send)?;

@@ -156,8 +156,11 @@ impl<'a> Monitor<'a> {
             if watches[6].ready() && self.sandbox.counts.out_of_memory() {
                 let _ = process::pidfd_send_signal(self.sandbox.init.fd(), event::SIGKILL);
             }
-            if watches[7].ready() {
-                self.explain(observer);
+            match &watches[7] {
+                // The last who could ask is gone.
+                asked if asked.hung_up() => self.explainer.hold(None),
+                asked if asked.ready() => self.explain(observer),
+                _ => {}
             }
             self.settle(observer);
             self.serve(&watches[OWN..]);

@@ -118,9 +118,7 @@ impl Context<'_> {
     /// Puts a step's operations where they belong.
     fn step(&mut self, script: &mut Script, number: u16, planned: &Planned) -> Result<()> {
         let ops = match &planned.step {
-            Step::Filter(..) if script.program.inherits_filter => {
-                script.program.init_filter.take().map(Op::Filter).into_iter().collect()
-            }
+            Step::Filter(..) if script.program.inherits_filter => inherited(script).into_iter().collect(),
             Step::Claim(_) | Step::Group(..) | Step::Scope(_) | Step::Watch(_) | Step::Join(_) => Vec::new(),
             _ if planned.stage == Stage::Exec => Vec::new(),
             Step::Clone(words) => {
@@ -439,6 +437,16 @@ fn namespace(word: &str) -> Namespaces {
         "net" => Namespaces::NET,
         _ => Namespaces::NONE,
     }
+}
+
+/// The filter of init's that the program inherits, once.
+fn inherited(script: &mut Script) -> Option<Op> {
+    let listening = script.program.listening.take();
+    let plain = script.program.init_filter.take()?;
+    Some(match listening {
+        Some((_, listening, _)) => Op::Listen(listening, plain),
+        None => Op::Filter(plain),
+    })
 }
 
 /// The operations of the stage `Enter`.

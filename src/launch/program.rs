@@ -24,9 +24,11 @@ fn pointers(texts: &[OsString]) -> Result<Pointers> {
     Ok(Pointers::to(texts.leak()))
 }
 
-/// Whether the program gets one filter, and that may be init's too.
+/// Whether the program gets one filter, and that may be init's too: init itself does nothing that one would ask about, as
+/// long as that is not about files.
 pub(super) fn inherits_filter(plan: &Plan) -> bool {
-    plan.process.init == Init::Own && plan.heard.is_none() && matches!(plan.filters.as_slice(), [one] if is_own(one))
+    let asks = plan.heard.as_ref().is_some_and(|heard| heard.files || heard.gap.is_some());
+    plan.process.init == Init::Own && !asks && matches!(plan.filters.as_slice(), [one] if is_own(one))
 }
 
 /// The filters; a test build may be told to leave out what guards set-id bits.

@@ -282,6 +282,8 @@ pub(crate) enum Op {
     Hide,
     /// Init's filter, which the program inherits.
     Filter(Vec<Insn>),
+    /// The same, listened to; and the plain one, where somebody listens already.
+    Listen(Vec<Insn>, Vec<Insn>),
     Verify(Expected),
     Rlimit(u32, Limit),
     /// The processors that this process and all it makes keep to.

@@ -5,6 +5,7 @@
 //! step's number and text are known to everyone who holds the Plan.
 
 mod access;
+pub mod asking;
 pub mod bpf;
 pub mod call_rules;
 mod environment;

@@ -10,7 +10,7 @@ use super::rules::{self, Base, Group, Guard};
 use super::syscalls::Arch;
 use std::borrow::Cow;
 
-// `BASE`, `ARCH` and `PROGRAMS`.
+// `BASE`, `ARCH`, `PROGRAMS` and in their order `LISTENING`.
 include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
 
 /// The architecture this binary is built for.
@@ -27,6 +27,12 @@ fn made(policy: &Policy) -> Option<&'static [Insn]> {
     let plain = *policy == Policy { set_id, unmapped, ..Policy::default() };
     let of = |known: &&(SetId, Unmapped, &'static [Insn])| (known.0, known.1) == (set_id, unmapped);
     PROGRAMS.iter().find(of).filter(|_| plain).map(|known| known.2)
+}
+
+/// The same that asks where it denies, of a sandbox without options.
+pub fn listening(policy: &Policy) -> Option<&'static [Insn]> {
+    let at = made(policy).and_then(|made| PROGRAMS.iter().position(|known| std::ptr::eq(known.2, made)))?;
+    LISTENING.get(at).copied()
 }
 
 /// Whether a program is one of sbx's own, under which init can be as well.
