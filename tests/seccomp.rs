@@ -2,6 +2,7 @@
 //! with Moby's profile, and with a plain reading of the rules they were compiled from.
 
 use proptest::prelude::*;
+use sbx::plan::asking::{Asking, asking, between};
 use sbx::plan::bpf::{self, Action, Condition, Insn, Rules, Test, Verdict, Width};
 use sbx::plan::rules::CallRule;
 use sbx::plan::seccomp::{self, Affinity, Init, Nesting, Policy, SetId, Unmapped};
@@ -541,6 +542,45 @@ fn every_switch_compiles_to_what_its_rules_say() {
             for number in 0..=LAST + 1 {
                 assert_runs_as_read(&rules, &program, number);
             }
+        }
+    }
+}
+
+/// What asks in place of denying lets nothing by, and is answered as the plain one would have; the two calls that it leaves
+/// open are shut by the filter after it.
+#[test]
+fn a_listening_filter_is_nowhere_wider() {
+    let name = |name: &str| vec![name.to_owned()];
+    let all = Asking { files: true, offline: true, lacks: [true; 3], clone3: true };
+    for policy in [
+        Policy::default(),
+        Policy { nesting: Nesting::Allow, ..Policy::default() },
+        Policy { set_id: SetId::Deny, unmapped: Unmapped::Deny, ..Policy::default() },
+        Policy { deny: ["sendmsg", "seccomp", "getcwd"].map(String::from).to_vec(), ..Policy::default() },
+        Policy { cap_add: name("sys_admin"), deny: name("chroot"), ..Policy::default() },
+    ] {
+        for (arch, what) in Arch::ALL.into_iter().flat_map(|arch| [(arch, Asking::USUAL), (arch, all)]) {
+            let rules = rules(&policy, arch);
+            let plain = bpf::compile(&rules).unwrap();
+            let listening = bpf::compile(&asking(&rules, &what)).unwrap();
+            let gap = bpf::compile(&between(&rules)).unwrap();
+            let mut asked = 0;
+            for number in 0..=LAST + 1 {
+                for args in edges(rules.calls.get(&number)) {
+                    let audit = arch.audit();
+                    let [plain, heard, gap] =
+                        [&plain, &listening, &gap].map(|program| run(program, audit, number, args));
+                    let allowed = [Action::Allow.value(), Action::Log.value()];
+                    let call = arch.name(number).unwrap_or_default();
+                    match heard {
+                        _ if heard == Action::Notify.value() => asked += 1,
+                        // Of the two of one chain the stricter answer counts.
+                        _ if allowed.contains(&heard) => assert_eq!(gap.min(heard), plain, "{call} {args:?}"),
+                        _ => assert_eq!(heard, plain, "{call} {args:?}"),
+                    }
+                }
+            }
+            assert!(asked > 50, "{asked}");
         }
     }
 }
