@@ -145,6 +145,11 @@ pub(super) fn write(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
     written
 }
 
+/// Writes the first record of a sandbox, in a directory that nobody reads for what is to be cleared yet.
+pub(super) fn write_first(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
+    fs::openat(dir, RECORD, Open::New).and_then(|file| fs::write_all(file.as_fd(), text))
+}
+
 fn write_once(dir: BorrowedFd<'_>, text: &[u8]) -> SysResult<()> {
     replace(dir, NEW_RECORD, RECORD, text)
 }

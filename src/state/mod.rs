@@ -51,6 +51,8 @@ pub struct Claim<'a> {
     parent: &'a StateDir,
     dir: OwnedFd,
     path: PathBuf,
+    /// Whether there is a record.
+    written: Cell<bool>,
     /// Whether the record names something that the end has to clear.
     leaves: Cell<bool>,
     /// Whether the record stays, and its last form where that is known.
@@ -189,7 +191,8 @@ impl StateDir {
                     self.take_over(dir.as_fd(), &text, name)?;
                 }
                 let (leaves, kept, last) = Default::default();
-                return Ok(Claim { name: text, parent: self, dir, path, leaves, kept, last });
+                let written = Cell::new(false);
+                return Ok(Claim { name: text, parent: self, dir, path, written, leaves, kept, last });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
@@ -392,7 +395,12 @@ impl Claim<'_> {
         // Before the file has its name: from then on the end has to clear what it holds.
         self.leaves_only(record);
         let fail = |errno| unusable(&self.path, format!("cannot write the record: {errno}"));
-        kept::write(self.dir.as_fd(), &text).map_err(fail)?;
+        // What is torn by a kill has nothing to clear yet, and then names nothing.
+        let first = !self.written.replace(true);
+        match if first { kept::write_first(self.dir.as_fd(), &text) } else { Err(EEXIST) } {
+            Err(EEXIST) => kept::write(self.dir.as_fd(), &text).map_err(fail)?,
+            other => other.map_err(fail)?,
+        }
         self.kept.set(record.is_kept());
         if record.keeps && !record.is_kept() {
             kept::reserve(self.dir.as_fd(), text.len()).map_err(fail)?;
@@ -428,7 +436,12 @@ impl Drop for Claim<'_> {
                 self.parent.settle(dir, name, self.last.take(), self.parent.clear(dir, name, LayerOf::Ended))
             }
             (_, true) => self.parent.forget(dir, name),
-            (_, false) => _ = unlist(self.parent.dir.as_fd(), dir, name),
+            (_, false) => {
+                if self.written.get() {
+                    let _ = fs::unlinkat(dir, RECORD, Kind::File);
+                }
+                let _ = unlist(self.parent.dir.as_fd(), dir, name);
+            }
         }
     }
 }
