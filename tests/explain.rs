@@ -371,6 +371,28 @@ fn the_last_run_is_told_again() {
 }
 
 #[test]
+fn a_mistake_is_one_clear_error() {
+    for word in ["--explain=learn", "--explain=file"] {
+        sandbox(&[word]).sh("true").run().refused().says("--explain=files");
+    }
+    sandbox(&["--set", "seccomp.alow = []"]).sh("true").run().refused().says("did you mean allow");
+    sandbox(&["--set", "extends = [\"build\"]"]).sh("true").run().refused().says("--policy");
+    let scratch = Scratch::new();
+    let state = scratch.join("state").display().to_string();
+    for words in [
+        &["why"][..],
+        &["why", "nobody"],
+        &["check", "--audit", "nobody"],
+        &["apply", "nobody"],
+        &["discard", "nobody"],
+    ] {
+        let output = std::process::Command::new(common::sbx()).args(["--state", &state]).args(words).output();
+        let output = output.expect("sbx");
+        assert_eq!(output.status.code(), Some(1), "{words:?} {output:?}");
+    }
+}
+
+#[test]
 fn without_it_a_failure_has_one_hint() {
     let hints = |outcome: &Outcome| outcome.stderr.lines().filter(|line| line.contains("--explain")).count();
     for (script, wanted) in [("exit 1", 1), ("exit 126", 1), ("exit 127", 1), ("exit 3", 0), ("true", 0)] {

@@ -3,6 +3,7 @@
 use super::command::{command, flag, parse, state, value};
 use super::policy::planned;
 use super::table::{Last, table, width};
+use clap::ArgMatches;
 use sbx::error::{Error, Result, visible};
 use sbx::front::{policy, ready, score};
 use sbx::host;
@@ -23,12 +24,12 @@ pub fn audit(words: &[OsString]) -> Result<u8> {
         );
     let Some(matches) = parse(asked, words)? else { return Ok(0) };
     let name = value(&matches, "audit").unwrap_or_default();
-    let rows = if policy::is_file(name) || ready::find(name).is_some() {
-        let caller = host::caller()?;
-        let (spec, host, plan) = planned(&policy::sources(name, &caller)?, &caller)?;
-        score::rows(&spec, &plan, &host, &caller)
-    } else {
-        of_sandbox(&state(&matches)?, name)?
+    let rows = match rows(&matches, name) {
+        Ok(rows) => rows,
+        Err(error) => {
+            super::fail(&error);
+            return Ok(1);
+        }
     };
     let number = (score::score(&rows) * 10.0).round() / 10.0;
     let worst = score::worst(&rows);
@@ -36,6 +37,15 @@ pub fn audit(words: &[OsString]) -> Result<u8> {
         return super::print(&format!("{:#}\n", json!({"name": name, "score": number, "rows": rows, "worst": worst})));
     }
     super::print(&text(name, number, &rows, &worst))
+}
+
+fn rows(matches: &ArgMatches, name: &str) -> Result<Vec<Exposure>> {
+    if !policy::is_file(name) && ready::find(name).is_none() {
+        return of_sandbox(&state(matches)?, name);
+    }
+    let caller = host::caller()?;
+    let (spec, host, plan) = planned(&policy::sources(name, &caller)?, &caller)?;
+    Ok(score::rows(&spec, &plan, &host, &caller))
 }
 
 fn of_sandbox(state: &sbx::state::StateDir, name: &str) -> Result<Vec<Exposure>> {

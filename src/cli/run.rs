@@ -129,6 +129,10 @@ fn layers(parsed: &Parsed, caller: &Caller, sources: &[Source]) -> Result<Vec<La
         Some(word) => argv.seccomp.filter = Some(word.to_owned()),
         None => {}
     }
+    match parsed.value("explain") {
+        None | Some("calls" | "files") => {}
+        Some(other) => return Err(Error::spec("--explain", other, "not files").or_try("--explain, or --explain=files")),
+    }
     if parsed.value("learn").is_some() {
         layers.push(learn::layer());
     }
