@@ -284,3 +284,30 @@ fn a_link_on_the_host_is_not_followed() {
     assert!(err.contains("not taken over"), "{err}");
     assert_eq!(picture(&canary), before);
 }
+
+/// The program can rename what lies on the way to its layers, and put a link there.
+#[test]
+fn a_program_that_moves_its_layers_away_leads_nobody_elsewhere() {
+    let place = Place::new();
+    let canary = place.scratch.dir("canary/upper");
+    place.scratch.file("canary/upper/key", "secret");
+    place.file("sub/file", "old");
+    let before = picture(&canary);
+    let root = place.scratch.rootfs();
+    let run = |name: &str, options: &[&str], script: &str| {
+        let writable = format!("{}:/rw", place.project.display());
+        let asked = sandbox(&["--state", &place.state, "--name", name, "-v", &writable]).options(options);
+        asked.root(&root).env("XDG_DATA_HOME", place.scratch.join("data")).sh(script).run().exits(0);
+    };
+    let copy = format!("{}/sub:/copy:overlay", place.project.display());
+    let script = format!("echo new >/copy/file; mv /rw/sub /rw/away; ln -s {} /rw/sub", canary.display());
+    run("below", &["-v", &copy], &script);
+    let (out, err) = ends(&place.sbx(&["apply", "--all", "below"]), 1);
+    assert!(err.contains("another directory") && out.is_empty(), "{out}{err}");
+    let kept = place.project.join("kept").display().to_string();
+    let script = format!("echo x >/x; mv /rw/kept /rw/moved; ln -s {}/canary /rw/kept", place.scratch.path().display());
+    run("above", &["--upper", &kept], &script);
+    ends(&place.sbx(&["apply", "--all", "above"]), 1);
+    assert_eq!(picture(&canary), before);
+    assert!(!root.join("key").exists(), "a secret was taken over");
+}

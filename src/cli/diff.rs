@@ -138,6 +138,12 @@ fn show(record: &Record, layers: &[Layer], handles: Option<&Handles>, mut out: O
 pub(super) fn upper(layer: &Layer, handles: Option<&Handles>) -> Result<std::os::fd::OwnedFd> {
     let path = c_path(&layer.upper);
     let opened = match handles.and_then(|handles| handles.fd(STORE)) {
+        // No link on the way: the program may have put one there.
+        _ if layer.upper.is_absolute() && layer.below.is_some() => {
+            let below = layer.upper.strip_prefix("/").unwrap_or(&layer.upper);
+            fs::openat(HERE, c"/", Open::Directory)
+                .and_then(|top| fs::open_beneath(top.as_fd(), &c_path(below), Open::Directory))
+        }
         _ if layer.upper.is_absolute() => fs::openat(HERE, &path, Open::Directory),
         Some(store) => fs::open_beneath(store.as_fd(), &path, Open::Directory),
         None => Err(ENOENT),

@@ -50,7 +50,7 @@ use crate::host::Host;
 use crate::plan::explain::Attempt;
 use crate::plan::limits::Way;
 use crate::plan::{GroupSet, MapsBy, Plan, Step};
-use crate::state::{Claim, Denied, Exposure, Record, Scope, Skipped, StateDir};
+use crate::state::{Claim, Denied, Exposure, Layer, Record, Scope, Skipped, StateDir};
 use crate::sys::event::{Signals, Watch};
 use crate::sys::process::{ChildOf, Forked, Namespaces, WaitFor, Which};
 use crate::sys::{self, event, process};
@@ -371,6 +371,18 @@ fn single_thread() -> Result<()> {
     }
 }
 
+/// The layers, of those that are kept by places that nobody can lead elsewhere later: the program may be able to rename
+/// what lies on the way.
+fn layers(plan: &Plan, script: &Script) -> Vec<Layer> {
+    let mut layers = sources::layers(script);
+    for layer in layers.iter_mut().filter(|layer| plan.keeps && layer.upper.is_absolute()) {
+        let stat = sys::fs::stat(&crate::host::files::c_path(&layer.lower)).ok();
+        layer.below = stat.map(|stat| (stat.dev, stat.ino));
+        layer.upper = crate::host::files::without_links(&layer.upper);
+    }
+    layers
+}
+
 fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
     let groups = match &plan.identities.groups {
         GroupSet::Kept(_) => host.groups.clone(),
@@ -403,7 +415,7 @@ fn record(plan: &Plan, host: &Host, script: &Script) -> Record {
         upper: plan.layers.as_ref().map(|path| crate::host::files::without_links(path.as_path())),
         keeps: plan.keeps,
         began: event::real_time(),
-        layers: sources::layers(script),
+        layers: layers(plan, script),
         own: places::own(plan),
         detached: plan.is_detached(),
         started_at: None,

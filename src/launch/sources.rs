@@ -121,7 +121,7 @@ pub(super) fn layers(script: &Script) -> Vec<Layer> {
             UpperDirs::Store(upper, _) => path(upper),
             UpperDirs::Host(dir) => path(dir).join("upper"),
         };
-        Some(Layer { at, lower, upper, fuse })
+        Some(Layer { at, lower, upper, fuse, below: None })
     };
     let layers = script.root.iter().filter_map(|prepared| match &prepared.op {
         Op::Overlay(overlay) => of(overlay, "/".into(), false),

@@ -83,6 +83,10 @@ impl Sides {
         let own = own.collect();
         let stats = |fd: &OwnedFd, path: &Path| fs::fstat(fd.as_fd()).map_err(fail("look at", path));
         let (above, below) = (stats(&upper, &layer.at)?, stats(&lower, &layer.lower)?);
+        if layer.below.is_some_and(|known| known != (below.dev, below.ino)) {
+            let why = "another directory lies there than when the sandbox began".to_owned();
+            return Err(Error::State { on: layer.lower.display().to_string(), why, hint: None });
+        }
         let shift = match crate::sys::cred::geteuid() {
             0 => (above.uid.wrapping_sub(below.uid), above.gid.wrapping_sub(below.gid)),
             _ => (0, 0),

@@ -198,6 +198,9 @@ pub struct Layer {
     pub upper: PathBuf,
     /// Whether fuse-overlayfs writes it.
     pub fuse: bool,
+    /// Device and inode of the directory below, of one that is kept: what is taken over goes into no other.
+    #[serde(default)]
+    pub below: Option<(u64, u64)>,
 }
 
 /// A place inside that is sbx's own: a mount point, a file, a link.
