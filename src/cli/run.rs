@@ -134,7 +134,7 @@ fn layers(parsed: &Parsed, caller: &Caller, sources: &[Source]) -> Result<Vec<La
         Some(other) => return Err(Error::spec("--explain", other, "not files").or_try("--explain, or --explain=files")),
     }
     if parsed.value("learn").is_some() {
-        layers.push(learn::layer());
+        layers.push(learn::layer(argv.rootfs.as_ref().is_some_and(|rootfs| rootfs == "@host")));
     }
     for text in parsed.values("set") {
         layers.push(set(text)?);

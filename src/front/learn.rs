@@ -26,12 +26,17 @@ pub struct Learned {
     pub base: &'static str,
 }
 
-/// The layer of a run that is learned from: the home is there, as a copy, but for what is secret.
-pub fn layer() -> Layer {
+/// The layer of a run that is learned from: in this machine's own root the home is there, as a copy, but for what is
+/// secret.
+pub fn layer(in_host: bool) -> Layer {
+    if !in_host {
+        return Layer { origin: Origin::Argv, explain: Some("learn".into()), ..Layer::default() };
+    }
     let home = MountTable {
         src: Some("~".into()),
         dst: Some("~".into()),
         access: Some("overlay".into()),
+        optional: Some(true),
         ..MountTable::default()
     };
     let paths = SECRETS.iter().map(|secret| format!("~/{secret}")).collect();

@@ -161,6 +161,18 @@ pub(super) fn comm(pid: i32) -> [u8; 16] {
     name
 }
 
+/// Bytes of another process, also where they lie in two pages; returns how many there are.
+fn memory(pid: i32, address: u64, into: &mut [u8]) -> usize {
+    let mut filled = 0;
+    while filled < into.len() {
+        match address.checked_add(filled as u64).map(|at| read_memory(pid, at, &mut into[filled..])) {
+            Some(Ok(count)) if count > 0 => filled += count,
+            _ => break,
+        }
+    }
+    filled
+}
+
 /// A C string of another process.
 pub(super) fn text(pid: i32, address: u64) -> Option<Text> {
     let (mut found, mut buffer) = (Text::new(), [0; PATH_MAX]);
@@ -277,7 +289,7 @@ fn about(name: &str, call: &Call) -> Text {
 fn connect(facts: &Facts<'_>, call: &Call, address: u64, length: u64) -> Option<Refused> {
     let mut bytes = [0; 128];
     let length = (length as usize).min(bytes.len());
-    let read = read_memory(call.pid, address, &mut bytes[..length]).ok()?;
+    let read = memory(call.pid, address, &mut bytes[..length]);
     if read < 2 {
         return None;
     }
@@ -329,7 +341,9 @@ fn by_capability(facts: &Facts<'_>, name: &str, call: &Call) -> Option<Refused> 
         "chroot" if lacks(SYS_CHROOT) => Some(refused(text(call.pid, call.args[0])?, SYS_CHROOT, crate::sys::EPERM)),
         "bind" if lacks(NET_BIND_SERVICE) => {
             let mut bytes = [0; 4];
-            read_memory(call.pid, call.args[1], &mut bytes).ok().filter(|read| *read == 4)?;
+            if memory(call.pid, call.args[1], &mut bytes) != 4 {
+                return None;
+            }
             let port = u16::from_be_bytes([bytes[2], bytes[3]]);
             let inet = [2, 10].contains(&u16::from_ne_bytes([bytes[0], bytes[1]]));
             (inet && (1..1024).contains(&port))

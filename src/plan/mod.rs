@@ -208,6 +208,8 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
     steps.must(Stage::Exec, Step::Exec(process.command.clone()));
     notes.extend(mounts::notes(spec, host));
     let layers = mounts::layers_at(spec, host, name, &steps.list);
+    // An old kernel may have them on disk where nobody wants to keep them.
+    let wanted = spec.root.others != crate::spec::Place::Memory;
     Ok(Plan {
         name: name.into(),
         root: match &spec.root.source {
@@ -226,8 +228,9 @@ pub fn plan(spec: &Spec, host: &Host, name: &str) -> Result<Plan> {
         limits,
         labels: spec.labels().clone(),
         detach: spec.detach,
-        keeps: spec.detach.is_some() || spec.name.is_some() && (layers.is_some() || spec.root.writes.is_kept()),
-        others_on_disk: spec.root.others != crate::spec::Place::Memory,
+        keeps: spec.detach.is_some()
+            || spec.name.is_some() && (wanted && layers.is_some() || spec.root.writes.is_kept()),
+        others_on_disk: wanted,
         layers,
         or_memory: mounts::or_memory(spec, host),
     })

@@ -4,10 +4,10 @@
 //! as it was or as it is to be, whenever this is killed: it is written under a name of its own first. What was changed on
 //! the host since the sandbox began is refused. Done again, it goes on where it was.
 
-use super::changes::{Change, Sides};
+use super::changes::{Change, Sides, for_each};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
-use crate::sys::fs::{self, Entries, Kind, Open, Stat};
+use crate::sys::fs::{self, Kind, Open, Stat};
 use crate::sys::{EEXIST, ELOOP, ENOENT, ENOTDIR, Errno, Result as SysResult, xattr};
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -300,7 +300,7 @@ fn newer_within(dir: BorrowedFd<'_>, name: &CStr, since: (i64, i64)) -> SysResul
     let mut open = vec![top];
     while let Some(dir) = open.pop() {
         let mut newer = false;
-        each(dir.as_fd(), |entry| {
+        for_each(dir.as_fd(), |entry| {
             let stat = fs::lstat(dir.as_fd(), entry)?;
             match stat.kind {
                 Kind::Directory => open.push(fs::open_beneath(dir.as_fd(), entry, Open::List)?),
@@ -320,7 +320,7 @@ fn remove(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
     if kind == Kind::Directory {
         let inner = fs::open_beneath(dir, name, Open::List)?;
         let mut entries = Vec::new();
-        each(inner.as_fd(), |entry| {
+        for_each(inner.as_fd(), |entry| {
             entries.push(entry.to_owned());
             Ok(())
         })?;
@@ -330,17 +330,6 @@ fn remove(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
         }
     }
     fs::unlinkat(dir, name, kind)
-}
-
-fn each(dir: BorrowedFd<'_>, mut act: impl FnMut(&CStr) -> SysResult<()>) -> SysResult<()> {
-    let mut buffer = Entries::new();
-    loop {
-        let mut batch = fs::getdents(dir, &mut buffer)?;
-        if batch.is_end() {
-            return Ok(());
-        }
-        batch.try_for_each(&mut act)?;
-    }
 }
 
 impl Wanted {

@@ -308,7 +308,8 @@ fn list(top: BorrowedFd<'_>, dir: &Path) -> SysResult<OwnedFd> {
     fs::open_beneath(top, &dir, Open::List)
 }
 
-fn for_each(dir: BorrowedFd<'_>, mut act: impl FnMut(&CStr) -> SysResult<()>) -> SysResult<()> {
+/// Hands each name in a directory over.
+pub(super) fn for_each(dir: BorrowedFd<'_>, mut act: impl FnMut(&CStr) -> SysResult<()>) -> SysResult<()> {
     let mut buffer = Entries::new();
     loop {
         let mut batch = fs::getdents(dir, &mut buffer)?;
