@@ -311,3 +311,16 @@ fn a_program_that_moves_its_layers_away_leads_nobody_elsewhere() {
     assert_eq!(picture(&canary), before);
     assert!(!root.join("key").exists(), "a secret was taken over");
 }
+
+#[test]
+fn two_at_once_do_not_write_into_each_others_files() {
+    let place = Place::new();
+    place.works("job", "echo m >marker");
+    let held =
+        Command::new("flock").arg(layer(&place)).arg(sbx()).args(["--state", &place.state, "apply", "job"]).output();
+    let (out, err) = ends(&held.expect("flock"), 1);
+    assert!(err.contains("another sbx apply") && out.is_empty(), "{out}{err}");
+    assert_eq!(place.read("marker"), None);
+    ends(&place.sbx(&["apply", "job"]), 0);
+    assert_eq!(place.read("marker").as_deref(), Some("m\n"));
+}

@@ -43,7 +43,7 @@ fn taken(state: &StateDir, name: &str, all: bool, paths: &[&str]) -> Result<u8> 
     if cred::geteuid() == 0 {
         return all_layers(record, &layers, &wanted);
     }
-    let status = all_ids::act(Ids::AllOrOwn, "read", &layers[0].upper, || {
+    let status = all_ids::act(Ids::AllOrOwn, "take over", &layers[0].upper, || {
         all_layers(record, &layers, &wanted).map_or_else(
             |error| {
                 super::fail(&error);

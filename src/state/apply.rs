@@ -46,8 +46,16 @@ pub type Tell<'a> = dyn FnMut(Change, &Path, Outcome) -> Result<()> + 'a;
 /// Takes a layer over, as far as it is wanted.
 ///
 /// # Errors
-/// Of what cannot be read of the layer, and of `tell`. What cannot be written is an [`Outcome`].
+/// `State` where another is at work on the layer: both would write under the same name. Of what cannot be read of the
+/// layer, and of `tell`. What cannot be written is an [`Outcome`].
 pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<()> {
+    // It goes with the descriptor, also after a kill.
+    let lock =
+        fs::open_beneath(sides.upper.as_fd(), c".", Open::List).and_then(|dir| Ok((fs::try_lock(dir.as_fd())?, dir)));
+    if !matches!(lock, Ok((true, _))) {
+        let why = "another sbx apply takes its changes over".to_owned();
+        return Err(Error::State { on: wanted.name.clone(), why, hint: Some("wait for it to end".into()) });
+    }
     let temporary = c_path(Path::new(&format!(".sbx-apply.{}", wanted.name)));
     let mut taking = Taking { sides, wanted, temporary, directories: Vec::new() };
     sides.tell(&mut |change, path| {

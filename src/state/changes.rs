@@ -85,7 +85,8 @@ impl Sides {
         let (above, below) = (stats(&upper, &layer.at)?, stats(&lower, &layer.lower)?);
         if layer.below.is_some_and(|known| known != (below.dev, below.ino)) {
             let why = "another directory lies there than when the sandbox began".to_owned();
-            return Err(Error::State { on: layer.lower.display().to_string(), why, hint: None });
+            let hint = Some("move the one that was there back to its place; or sbx discard".into());
+            return Err(Error::State { on: layer.lower.display().to_string(), why, hint });
         }
         let shift = match crate::sys::cred::geteuid() {
             0 => (above.uid.wrapping_sub(below.uid), above.gid.wrapping_sub(below.gid)),
