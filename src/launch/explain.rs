@@ -158,7 +158,8 @@ impl Server<'_> {
         if !notify::is_valid(self.listener.as_fd(), call) {
             return;
         }
-        let _ = notify::answer(self.listener.as_fd(), call, found.answer);
+        let answer = if sys::sabotaged(c"explain-answer") { None } else { found.answer };
+        let _ = notify::answer(self.listener.as_fd(), call, answer);
         if let Some(refused) = found.refused {
             self.count(call, name, &refused, program, tell);
         }

@@ -8,7 +8,7 @@ use super::changes::{Change, Sides, for_each};
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
 use crate::sys::fs::{self, Kind, Open, Stat};
-use crate::sys::{EEXIST, ELOOP, ENOENT, ENOTDIR, Errno, Result as SysResult, xattr};
+use crate::sys::{EEXIST, ELOOP, ENOENT, ENOTDIR, Errno, Result as SysResult, sabotaged, xattr};
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -52,7 +52,7 @@ pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<()> 
     // It goes with the descriptor, also after a kill.
     let lock =
         fs::open_beneath(sides.upper.as_fd(), c".", Open::List).and_then(|dir| Ok((fs::try_lock(dir.as_fd())?, dir)));
-    if !matches!(lock, Ok((true, _))) {
+    if !matches!(lock, Ok((true, _))) && !sabotaged(c"apply-lock") {
         let why = "another sbx apply takes its changes over".to_owned();
         return Err(Error::State { on: wanted.name.clone(), why, hint: Some("wait for it to end".into()) });
     }
@@ -123,6 +123,9 @@ impl Taking<'_> {
     /// What has things executed, by git, a shell, the user or the kernel, or leads to where the sandbox could not write.
     fn held(&self, path: &Path, upper: Option<&Stat>) -> Option<&'static str> {
         let mut parts = path.components().map(Component::as_os_str);
+        if sabotaged(c"apply-held") {
+            return None;
+        }
         let hook = parts.clone().zip(parts.clone().skip(1)).any(|(one, other)| one == ".git" && other == "hooks");
         match upper {
             _ if hook => Some("a git hook"),
@@ -197,7 +200,7 @@ impl Taking<'_> {
         let Some(lower) = lower else { return Ok(()) };
         let both = lower.kind == Kind::Directory && upper.is_some_and(|upper| upper.kind == Kind::Directory);
         let changed = match lower.kind {
-            _ if both => false,
+            _ if both || sabotaged(c"apply-ctime") => false,
             Kind::Directory => newer_within(dir, name, self.wanted.since).map_err(words("look into the host's"))?,
             _ => lower.ctime > self.wanted.since,
         };
@@ -273,6 +276,9 @@ impl Taking<'_> {
 
 fn beneath(top: BorrowedFd<'_>, dir: &Path) -> SysResult<OwnedFd> {
     let dir = if dir.as_os_str().is_empty() { c".".to_owned() } else { c_path(dir) };
+    if sabotaged(c"apply-links") {
+        return fs::openat(top, &dir, Open::Directory);
+    }
     fs::open_beneath(top, &dir, Open::Directory)
 }
 
