@@ -89,7 +89,7 @@ fn what_cannot_be_shown_is_told() {
     logs(&["--since", "yesterday", "a"]).refused(125, &["--since", "yesterday", "10m"]);
     logs(&["--since"]).refused(125, &["--since", "value"]);
     assert!(logs(&["--help"]).exits(0).text().contains("--follow"));
-    let running = place.shell(&["--name", "front", "--upper", "disk"], "sleep 1000").start();
+    let running = place.shell(&["--name", "front", "--upper", "tmpfs"], "sleep 1000").start();
     assert!(soon(|| names(&place.state().join("front")).contains(&"record.json".into())));
     logs(&["front"]).refused(1, &["front", "no log", "--detach"]);
     running.signal("TERM");
