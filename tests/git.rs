@@ -123,3 +123,114 @@ fn what_stands_in_for_hooks_goes_also_after_a_kill() {
     build(&scratch, &main, "true").run().exits(0);
     assert!(!hooks.exists());
 }
+
+/// A sandbox on this machine's own root, without a policy.
+fn host(home: &Path, cwd: &Path, options: &[&str], script: &str) -> Sandbox {
+    sandbox(&["-q"]).options(options).root("@host").cwd(cwd).env("HOME", home).command(&["/bin/sh", "-c", script])
+}
+
+#[test]
+fn what_is_written_is_guarded_without_a_policy_too() {
+    let scratch = Scratch::new();
+    let [main, _] = repository(&scratch);
+    let kept = || ["hooks", "config"].map(|name| picture(&main.join(".git").join(name)));
+    let before = kept();
+    let attacks = ATTACKS.map(|attack| format!("({attack}) 2>/dev/null && echo done;")).join("\n");
+    let elsewhere = scratch.dir("elsewhere");
+    let volume = format!("{}:/p", main.display());
+    // The directory of the caller's, and another one at another place.
+    let own = format!("{0}:{0}", main.display());
+    host(&scratch.dir("home"), &main, &["-v", &own], &format!("G=.git; {attacks} touch .git/x"))
+        .run()
+        .exits(0)
+        .prints("");
+    let script = format!("G=/p/.git; {attacks} touch /p/.git/y");
+    host(&scratch.dir("home"), &elsewhere, &["-v", &volume], &script).run().exits(0).prints("");
+    assert_eq!(kept(), before);
+    assert!(main.join(".git/x").exists() && main.join(".git/y").exists());
+    // Not for who says so.
+    let options = ["-v", &volume, "--set", "protect.git=false"];
+    host(&scratch.dir("home"), &elsewhere, &options, "echo x >/p/.git/hooks/new").run().exits(0);
+    assert!(main.join(".git/hooks/new").exists());
+}
+
+#[test]
+fn a_git_that_is_a_link_stays_and_leads_nowhere() {
+    let scratch = Scratch::new();
+    let [main, linked] = repository(&scratch);
+    std::fs::rename(main.join(".git"), main.join("git")).expect("renamed");
+    std::os::unix::fs::symlink("git", main.join(".git")).expect("a link");
+    let before = picture(&main);
+    let script = "G=git; git log --format=%s; for f in git/hooks/x git/config .git/hooks/x; do (echo x >$f) 2>/dev/null && echo done; done;
+        (mv git old) 2>/dev/null && echo done; (rm .git && mkdir .git) 2>/dev/null && echo done; (mv .git g) 2>/dev/null && echo done; true";
+    build(&scratch, &main, script).run().exits(0).prints("one");
+    assert_eq!(picture(&main), before);
+    // One that leads out shows nothing there, and stays as it is.
+    let stranger = scratch.dir("stranger");
+    std::os::unix::fs::symlink(main.join("git"), stranger.join(".git")).expect("a link");
+    let script = "ls .git/ 2>/dev/null; (rm .git) 2>/dev/null || echo kept";
+    build(&scratch, &stranger, script).run().exits(0).prints("kept");
+    // So does the file of a worktree that nobody names.
+    let other = scratch.dir("other");
+    std::fs::copy(linked.join(".git"), other.join(".git")).expect("a copy");
+    build(&scratch, &other, "(rm .git || mv .git g || echo >.git) 2>/dev/null || echo kept")
+        .run()
+        .exits(0)
+        .prints("kept");
+}
+
+#[test]
+fn what_the_next_shell_runs_cannot_be_changed() {
+    let scratch = Scratch::new();
+    let home = scratch.dir("home");
+    scratch.file("home/.profile", "one");
+    scratch.file("home/dotfiles/bashrc", "one");
+    scratch.file("home/.config/fish/config.fish", "one");
+    std::os::unix::fs::symlink("dotfiles/bashrc", home.join("link")).expect("a link");
+    std::os::unix::fs::symlink("link", home.join(".bashrc")).expect("a link");
+    // Not the times of directories: what is moved to another mount is copied there first.
+    let kept = || {
+        let links = [".bashrc", "link"].map(|name| std::fs::read_link(home.join(name)).expect("a link"));
+        let files = [".profile", "dotfiles/bashrc", ".config/fish"].map(|name| picture(&home.join(name)));
+        (links, files)
+    };
+    let before = kept();
+    let script =
+        "cd; cat .bashrc; for f in .profile .bashrc link dotfiles/bashrc .config/fish/config.fish .config/fish/x; do
+            (echo x >$f) 2>/dev/null && echo written $f; (rm $f) 2>/dev/null && echo removed $f
+            (mv $f g) 2>/dev/null && echo moved $f; (ln -sf /tmp/x $f) 2>/dev/null && echo replaced $f; done
+        (mv .config c) 2>/dev/null && echo moved .config; (rm -r .config) 2>/dev/null && echo removed .config; true";
+    let volume = format!("{0}:{0}", home.display());
+    host(&home, &home, &["-v", &volume], script).run().exits(0).prints("one");
+    assert_eq!(kept(), before);
+    // All else can be, and these for who says so.
+    host(&home, &home, &["-v", &volume], "echo x >~/.config/other; echo x >~/file").run().exits(0);
+    assert!(home.join(".config/other").exists() && home.join("file").exists());
+    let meant = format!("{0}/.profile:{0}/.profile", home.display());
+    host(&home, &home, &["-v", &volume, "-v", &meant], "echo two >~/.profile").run().exits(0);
+    host(&home, &home, &["-v", &volume, "--set", "protect.start-files=false"], "echo two >~/.bashrc").run().exits(0);
+    assert_eq!(
+        ["dotfiles/bashrc", ".profile"].map(|name| std::fs::read_to_string(home.join(name)).expect("it")),
+        ["two\n"; 2]
+    );
+}
+
+#[test]
+fn sockets_that_variables_name_are_out_of_reach_in_a_project() {
+    let scratch = Scratch::new();
+    let project = scratch.dir("project");
+    let listeners =
+        ["agent", "docker"].map(|name| std::os::unix::net::UnixListener::bind(project.join(name)).expect("a socket"));
+    let named = |sandbox: Sandbox| {
+        let docker = format!("unix://{}", project.join("docker").display());
+        sandbox.env("SSH_AUTH_SOCK", project.join("agent")).env("DOCKER_HOST", docker)
+    };
+    let script = "for s in agent docker; do test -S $s && echo $s; done; true";
+    let volume = format!("{0}:{0}", project.display());
+    for options in [&[][..], &["-v", &volume]] {
+        named(host(&scratch.dir("home"), &project, options, script)).run().exits(0).prints("");
+    }
+    let meant = format!("{0}/agent:{0}/agent", project.display());
+    named(host(&scratch.dir("home"), &project, &["-v", &meant], script)).run().exits(0).prints("agent");
+    drop(listeners);
+}

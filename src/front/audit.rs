@@ -1,11 +1,16 @@
 //! What a policy grants that its reader should know of: `sbx policy check`, and before one is accepted.
 //!
-//! A pure look at the Spec: what lies on this machine does not matter, for a policy is read for others too.
+//! A look at the Spec, and at where its mounts' sources lead on this machine; what else lies there does not matter, for
+//! a policy is read for others too.
 
+use crate::plan::invariants::LOCKED;
+use crate::plan::seccomp::{default_answer, groups};
 use crate::spec::access::{DEFAULT, Filter, Landlock, Nesting, SetId};
+use crate::spec::hide::{DOORS, START_FILES, doors};
 use crate::spec::mount::{Access, Devices, Mount, Source};
+use crate::spec::seccomp::{Answer, Rule};
 use crate::spec::text::Caller;
-use crate::spec::{NetMode, Spec};
+use crate::spec::{NetMode, RootSource, Spec};
 use std::path::{Path, PathBuf};
 
 /// Directories and files of a home that hold keys.
@@ -27,18 +32,8 @@ pub(super) const SECRETS: [&str; 16] = [
     ".config/google-chrome",
     ".local/share/keyrings",
 ];
-/// Who can write here has commands run outside, in the caller's next shell or session.
-const STARTED: [&str; 9] = [
-    ".bashrc",
-    ".bash_profile",
-    ".profile",
-    ".zshrc",
-    ".zshenv",
-    ".config/fish",
-    ".config/autostart",
-    ".config/systemd",
-    ".local/bin",
-];
+/// On the caller's PATH, and of no shell's.
+const PROGRAMS: &str = ".local/bin";
 /// Sockets behind which somebody acts for the caller.
 const SOCKETS: [(&str, &str); 7] = [
     ("/run/docker.sock", "the Docker daemon, which is root"),
@@ -49,17 +44,22 @@ const SOCKETS: [(&str, &str); 7] = [
     ("/run/user", "your session: D-Bus, systemd, agents, displays"),
     ("/tmp/.X11-unix", "your display, with its keyboard"),
 ];
-/// Variables that name such a socket.
-const NAMED: [&str; 5] = ["SSH_AUTH_SOCK", "DOCKER_HOST", "DBUS_SESSION_BUS_ADDRESS", "GPG_AGENT_INFO", "XAUTHORITY"];
-
 /// The warnings, as sentences; `files` are those of the policy itself.
 pub fn warnings(spec: &Spec, caller: &Caller, files: &[PathBuf]) -> Vec<String> {
     let mut found = Vec::new();
-    spec.mounts.iter().for_each(|mount| shown(mount, spec, caller, files, &mut found));
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let without_links = Caller { home: real(&caller.home), ..caller.clone() };
+    for mount in &spec.mounts {
+        let Source::Bind { src, .. } = &mount.source else { continue };
+        shown(src.as_path(), mount, spec, caller, files, &mut found);
+        shown(&real(src.as_path()), mount, spec, &without_links, files, &mut found);
+    }
+    let mut told = std::collections::HashSet::new();
+    found.retain(|warning| told.insert(warning.clone()));
     let words = |name: &str| {
         ["TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY"].iter().any(|word| name.to_uppercase().contains(word))
     };
-    for (name, _) in spec.env.set.iter().filter(|(name, _)| words(name) || NAMED.contains(&name.as_str())) {
+    for (name, _) in spec.env.set.iter().filter(|(name, _)| words(name) || DOORS.contains(&name.as_str())) {
         found.push(format!("the variable {name} is passed"));
     }
     let lost = [
@@ -71,14 +71,27 @@ pub fn warnings(spec: &Spec, caller: &Caller, files: &[PathBuf]) -> Vec<String> 
         (spec.nesting == Nesting::Allowed, "user namespaces can be made, the way to most of the kernel's bugs"),
     ];
     found.extend(lost.into_iter().filter(|(is, _)| *is).map(|(_, text)| text.to_owned()));
+    let opened = opened(&spec.seccomp.rules);
+    found.extend(opened.map(|call| format!("a seccomp rule opens {call} whatever its arguments; give it args")));
     let added = spec.capabilities.names().filter(|name| !DEFAULT.contains(name));
     found.extend(added.map(|name| format!("the capability {name} is added")));
     found
 }
 
-fn shown(mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathBuf], found: &mut Vec<String>) {
-    let Source::Bind { src, access, devices, .. } = &mount.source else { return };
-    let src = src.as_path();
+/// Calls that the default policy allows by their arguments, and a rule whatever these are.
+fn opened(rules: &[Rule]) -> impl Iterator<Item = &str> {
+    let whole = rules.iter().filter(|rule| rule.args.is_empty() && matches!(rule.answer, Answer::Allow | Answer::Log));
+    let calls = whole.flat_map(|rule| &rule.calls).flat_map(|name| {
+        match name.strip_prefix('@').and_then(|name| groups().iter().find(|g| g.name == name)) {
+            Some(group) => group.calls.to_vec(),
+            None => vec![name.as_str()],
+        }
+    });
+    calls.filter(|call| !LOCKED.contains(call) && default_answer(call) == "by argument")
+}
+
+fn shown(src: &Path, mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathBuf], found: &mut Vec<String>) {
+    let Source::Bind { access, devices, .. } = &mount.source else { return };
     let written = *access == Access::Rw;
     let path = src.display();
     if written && (src == Path::new("/") || caller.home != Path::new("/") && caller.home.starts_with(src)) {
@@ -94,19 +107,15 @@ fn shown(mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathBuf], found: 
     for (socket, who) in SOCKETS.iter().filter(|(socket, _)| reaches(src, Path::new(socket))) {
         found.push(format!("{path} shows {socket}: {who}"));
     }
-    for name in NAMED {
-        let socket = caller
-            .var(name)
-            .and_then(|value| value.to_str())
-            .map(|value| value.rsplit([':', '=']).next().unwrap_or(value));
-        if let Some(socket) = socket.filter(|socket| socket.starts_with('/') && reaches(src, Path::new(socket))) {
-            found.push(format!("{path} shows {socket}, which {name} leads to"));
-        }
-    }
     let inner = |outside: &Path| outside.strip_prefix(src).ok().map(|below| mount.dst.as_path().join(below));
     let hidden = |outside: &Path| {
         inner(outside).is_some_and(|inner| spec.hide.iter().any(|path| inner.starts_with(path.as_path())))
     };
+    // On this machine's own root what only lies in a mount is hidden there.
+    let shown = |socket: &Path| socket == src || socket.starts_with(src) && spec.root.source != RootSource::Host;
+    for (name, socket) in doors(caller).filter(|(_, socket)| shown(socket) && !hidden(socket)) {
+        found.push(format!("{path} shows {}, which {name} leads to", socket.display()));
+    }
     for secret in SECRETS.iter().map(|secret| caller.home.join(secret)).filter(|secret| reaches(src, secret)) {
         if !hidden(&secret) {
             found.push(format!("{} can be read", secret.display()));
@@ -116,7 +125,7 @@ fn shown(mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathBuf], found: 
         inner(outside).is_some_and(|inner| spec.protect.iter().any(|place| inner.starts_with(place.path.as_path())))
     };
     let open = |outside: &Path| written && reaches(src, outside) && !hidden(outside) && !kept(outside);
-    for file in STARTED.iter().map(|file| caller.home.join(file)).filter(|file| open(file)) {
+    for file in START_FILES.iter().chain([&PROGRAMS]).map(|file| caller.home.join(file)).filter(|file| open(file)) {
         found.push(format!("{} can be written, which your next shell or session runs", file.display()));
     }
     for file in files.iter().filter(|file| open(file)) {
@@ -157,11 +166,12 @@ mod tests {
         says(&mount("/home", "rw"), "your home with it");
         says(&mount("/var/run", "ro"), "the Docker daemon");
         says(&mount("/run/user/1000/bus", "ro"), "your session");
-        says(&mount("/tmp", "ro"), "SSH_AUTH_SOCK leads to");
+        says(&mount("/tmp/agent/sock", "ro"), "SSH_AUTH_SOCK leads to");
         says(&mount("~", "ro"), ".ssh can be read");
         says(&mount("~/.config", "rw"), ".config/autostart can be written");
         says(&mount(".", "rw"), "its own policy");
         says("env.pass = [\"*\"]\n", "MY_TOKEN is passed");
+        says("[[seccomp.rule]]\ncalls = [\"socket\", \"ioctl\"]\naction = \"allow\"\n", "opens socket whatever");
         says("seccomp.filter = \"off\"\n", "not filtered");
         says("net.mode = \"host\"\n", "network is the host's");
         says("caps.add = [\"SYS_ADMIN\"]\n", "SYS_ADMIN is added");

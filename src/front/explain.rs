@@ -11,10 +11,11 @@ use crate::plan::invariants::{HIDDEN_MODES, LOCKED, MODES, SET_ID_BITS, UNMAPPED
 use crate::plan::seccomp::{default_answer, groups};
 use crate::spec::access::Capabilities;
 use crate::spec::errno;
+use crate::spec::hide::START_FILES;
 use crate::spec::mount::{Access, Mount, Source as MountSource};
 use crate::spec::seccomp::{Answer, Rule};
 use crate::spec::text::Caller;
-use crate::spec::{RootSource, Spec, Writes};
+use crate::spec::{Git, RootSource, Spec, StartFiles, Writes};
 use crate::state::Denied;
 use std::cell::RefCell;
 use std::path::Path;
@@ -267,11 +268,13 @@ impl Explained<'_> {
                 Way::none("--sysctl K=V sets those of the sandbox's own"),
             );
         }
-        let protected = self.spec.protect.iter().find(|place| path.starts_with(place.path.as_path()));
-        if protected.is_some() || path.components().any(|part| part.as_os_str() == ".git") {
-            let key = if protected.is_some() { "paths" } else { "git" };
+        if let Some(key) = self.protected(path) {
             let origin = self.shown.origin("protect", key, |_| true);
-            return (format!("[protect] {key} keeps it"), origin, Way::none("take it out of [protect]"));
+            let way = match key {
+                "paths" => Way::none("take it out of [protect]"),
+                key => Way::option(format!("--set protect.{key}=false"), format!("protect.{key} = false")),
+            };
+            return (format!("[protect] {key} keeps it"), origin, way);
         }
         if let Some(mount) = self.mount(path)
             && let MountSource::Bind { src, access: Access::Ro, .. } = &mount.source
@@ -295,6 +298,21 @@ impl Explained<'_> {
         let volume = format!("{parent}:{parent}:overlay");
         let way = Way::option(format!("-v {}", quoted(&volume)), format!("mounts.volume = [{}]", toml_text(&volume)));
         ("it is mounted read-only".into(), None, way.but("changes are dropped at the end"))
+    }
+
+    /// The key of `[protect]` that keeps a path, if it is one of these.
+    fn protected(&self, path: &Path) -> Option<&'static str> {
+        let below = |place: &Path| path.starts_with(place);
+        let start_file = || START_FILES.iter().any(|name| below(&self.caller.home.join(name)));
+        if self.spec.protect.iter().any(|place| below(place.path.as_path())) {
+            Some("paths")
+        } else if self.spec.git == Git::Guarded && path.components().any(|part| part.as_os_str() == ".git") {
+            Some("git")
+        } else if self.spec.start_files == StartFiles::Guarded && start_file() {
+            Some("start-files")
+        } else {
+            None
+        }
     }
 
     fn no_exec(&self, path: &Path) -> Found {

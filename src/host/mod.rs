@@ -15,15 +15,17 @@ mod mountinfo;
 pub(crate) mod ranges;
 mod repository;
 mod rootfs;
+mod written;
 
 pub use repository::Repository;
 pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
+pub use written::Written;
 
 use crate::error::{Error, Result};
 use crate::spec::ids;
 use crate::spec::mount::Source;
 use crate::spec::text::{Caller, HostPath, InnerPath};
-use crate::spec::{Git, Overlay, RootSource, Spec, Writes};
+use crate::spec::{Git, Overlay, RootSource, Spec, StartFiles, Writes};
 use crate::sys;
 use crate::sys::fs::{HERE, Kind, Open};
 use serde::Serialize;
@@ -71,9 +73,15 @@ pub struct Host {
     /// What the patterns among the hidden paths stand for.
     #[serde(skip)]
     pub hidden: Vec<InnerPath>,
-    /// The git repository of the caller's directory, where it is to be guarded.
+    /// The directories that can be changed, where something in them is to be guarded.
     #[serde(skip)]
-    pub repository: Option<Repository>,
+    pub written: Vec<Written>,
+    /// The git repositories of these and of the caller's directory, where they are to be guarded.
+    #[serde(skip)]
+    pub repositories: Vec<Repository>,
+    /// The caller's home without links, where the files that shells start with are to be guarded in it.
+    #[serde(skip)]
+    pub shell_home: Option<PathBuf>,
     /// Hard limits of this process by the lower-case name of getrlimit(2), those that the plan asks for.
     #[serde(skip)]
     pub hard_limits: Vec<(String, u64)>,
@@ -196,6 +204,8 @@ impl Host {
         let limited = spec.wants_group();
         let on_disk =
             spec.root.writes.on_disk() || spec.root.others != crate::spec::Place::Memory || kernel < TMPFS_XATTRS;
+        let (git, shells) = (spec.git == Git::Guarded, spec.start_files == StartFiles::Guarded);
+        let written = if git || shells { written::of(spec) } else { Vec::new() };
         let helper = |name: &str| if ranged { find_program(&caller, name) } else { None };
         Host {
             kernel,
@@ -214,7 +224,9 @@ impl Host {
             root,
             emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
             hidden: Vec::new(),
-            repository: (spec.git == Git::Guarded).then(|| repository::of(&caller.cwd)).flatten(),
+            repositories: if git { repository::all(&caller.cwd, &written) } else { Vec::new() },
+            shell_home: if shells && !written.is_empty() { std::fs::canonicalize(&caller.home).ok() } else { None },
+            written,
             hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),
             missing: missing(spec),

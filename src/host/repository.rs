@@ -1,45 +1,67 @@
-//! The git repository of the caller's directory, so that git can be used in a sandbox without a way into the caller's
-//! next command.
+//! The git repositories of the caller's directory and of what a sandbox can change, so that git can be used in it without
+//! a way into the caller's next command.
 //!
 //! A project may be a stranger's, and so is its `.git`: a file there leads on only where the directory that it names
-//! names it back, which nobody can arrange who could not write there before.
+//! names it back, which nobody can arrange who could not write there before, and a link only to what lies beside it.
 
 use super::files::read_text;
+use super::written::Written;
 use std::path::{Path, PathBuf};
 
 /// See the head of the file. All paths are without links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repository {
-    /// `.git` of the working directory: a directory, or a file in a linked worktree (git-worktree(1)).
+    /// `.git` of a directory: a directory, a link, or a file in a linked worktree (git-worktree(1)).
     pub entry: PathBuf,
-    /// The directory with objects, hooks and configuration: `entry` itself, or that of the main worktree.
-    pub common: PathBuf,
+    /// The directory with objects, hooks and configuration: `entry` itself, what the link leads to, or that of the main
+    /// worktree; `None` where `entry` is believed nothing.
+    pub common: Option<PathBuf>,
 }
 
 impl Repository {
-    /// Whether it is a linked worktree, whose common directory lies elsewhere.
-    pub fn is_linked(&self) -> bool {
-        self.entry != self.common
+    /// Whether `entry` only leads to the repository, and must go on leading there.
+    pub fn is_elsewhere(&self) -> bool {
+        self.common.as_ref() != Some(&self.entry)
     }
 }
 
 /// A line of git's is a path and no more.
 const LINE: usize = 8192;
 
-/// Of the directory itself, not of one above: what stands above is not the project.
-pub(super) fn of(cwd: &Path) -> Option<Repository> {
-    let entry = cwd.join(".git");
-    let meta = std::fs::symlink_metadata(&entry).ok()?;
-    if meta.is_dir() {
-        return Some(Repository { common: entry.clone(), entry });
+/// Those of the caller's directory and of each that is written.
+pub(super) fn all(cwd: &Path, written: &[Written]) -> Vec<Repository> {
+    let mut found: Vec<Repository> = Vec::new();
+    for dir in written.iter().map(|written| written.real.as_path()).chain([cwd]) {
+        if found.iter().all(|known| known.entry.parent() != Some(dir)) {
+            found.extend(of(dir));
+        }
     }
+    found
+}
+
+/// Of the directory itself, not of one above: what stands above is not the project.
+fn of(dir: &Path) -> Option<Repository> {
+    let entry = dir.join(".git");
+    let kind = std::fs::symlink_metadata(&entry).ok()?.file_type();
+    let common = match kind {
+        kind if kind.is_dir() => Some(entry.clone()),
+        kind if kind.is_symlink() => {
+            let leads = std::fs::canonicalize(&entry).ok();
+            leads.filter(|leads| leads.starts_with(dir) && is_repository(leads))
+        }
+        kind if kind.is_file() => linked(dir, &entry),
+        _ => None,
+    };
+    Some(Repository { entry, common })
+}
+
+/// The repository that a linked worktree's file leads to.
+fn linked(dir: &Path, entry: &Path) -> Option<PathBuf> {
     let line = |file: &Path| read_text(file, LINE).ok().map(|text| text.trim_end().to_owned());
-    let dir = cwd.join(line(&entry).filter(|_| meta.is_file())?.strip_prefix("gitdir: ")?);
-    let dir = std::fs::canonicalize(dir).ok()?;
-    let back = std::fs::canonicalize(line(&dir.join("gitdir"))?).ok()?;
-    let common = std::fs::canonicalize(dir.join(line(&dir.join("commondir"))?)).ok()?;
-    let own = back == entry && dir.parent() == Some(&common.join("worktrees")) && is_repository(&common);
-    own.then_some(Repository { entry, common })
+    let own = std::fs::canonicalize(dir.join(line(entry)?.strip_prefix("gitdir: ")?)).ok()?;
+    let back = std::fs::canonicalize(line(&own.join("gitdir"))?).ok()?;
+    let common = std::fs::canonicalize(own.join(line(&own.join("commondir"))?)).ok()?;
+    (back == entry && own.parent() == Some(&common.join("worktrees")) && is_repository(&common)).then_some(common)
 }
 
 /// What git itself asks of one (gitrepository-layout(5)).
@@ -50,6 +72,7 @@ fn is_repository(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::text::InnerPath;
     use std::fs::{create_dir_all, write};
 
     fn main_and_linked() -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -71,8 +94,8 @@ mod tests {
     fn a_linked_worktree_leads_to_the_repository_that_names_it_back() {
         let (_dir, common, linked) = main_and_linked();
         let found = of(&linked).expect("a repository");
-        assert!(found.is_linked() && found.common == common);
-        assert!(!of(common.parent().expect("main")).expect("a repository").is_linked());
+        assert!(found.is_elsewhere() && found.common.as_ref() == Some(&common));
+        assert!(!of(common.parent().expect("main")).expect("a repository").is_elsewhere());
         assert_eq!(of(&common), None);
     }
 
@@ -82,10 +105,24 @@ mod tests {
         let stranger = dir.path().join("stranger");
         create_dir_all(&stranger).expect("a directory");
         std::fs::copy(linked.join(".git"), stranger.join(".git")).expect("a copy");
-        assert_eq!(of(&stranger), None);
+        let leads = |dir: &Path| of(dir).expect("an entry").common;
+        assert_eq!(leads(&stranger), None);
         write(stranger.join(".git"), "gitdir: /etc\n").expect("a file");
-        assert_eq!(of(&stranger), None);
+        assert_eq!(leads(&stranger), None);
+        std::fs::remove_file(stranger.join(".git")).expect("removed");
+        std::os::unix::fs::symlink(&common, stranger.join(".git")).expect("a link");
+        assert_eq!(leads(&stranger), None);
         std::fs::remove_file(common.join("HEAD")).expect("removed");
-        assert_eq!(of(&linked), None);
+        assert_eq!(leads(&linked), None);
+    }
+
+    #[test]
+    fn a_link_leads_to_what_lies_beside_it() {
+        let (_dir, common, _) = main_and_linked();
+        let main = common.parent().expect("main");
+        std::fs::rename(&common, main.join("git")).expect("renamed");
+        std::os::unix::fs::symlink("git", &common).expect("a link");
+        assert_eq!(of(main), Some(Repository { entry: common.clone(), common: Some(main.join("git")) }));
+        assert_eq!(all(main, &[]), all(main, &[Written { real: main.into(), dst: InnerPath::known("/p") }]));
     }
 }

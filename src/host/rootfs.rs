@@ -120,12 +120,16 @@ fn of_host() -> Result<RootFacts> {
     let mounted = mount_points();
     let mut entries = Vec::new();
     let names = std::fs::read_dir("/").map_err(|_| fail(EACCES))?;
-    for name in names.flatten().map(|entry| entry.file_name()) {
+    for entry in names.flatten() {
+        let (name, full) = (entry.file_name(), entry.path());
         let path = c_path(Path::new(&name));
+        // The directory says what it is, and a mount on it is not asked: its server may be dead.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && mounted.iter().any(|point| point.starts_with(&full)) {
+            entries.extend(name.to_str().map(|name| Entry { name: name.to_owned(), kind: EntryKind::Mounted }));
+            continue;
+        }
         let Ok(stat) = lstat(root.as_fd(), &path) else { continue };
-        let full = Path::new("/").join(&name);
         let kind = match stat.kind {
-            Kind::Directory if mounted.iter().any(|point| point.starts_with(&full)) => EntryKind::Mounted,
             Kind::Directory if geteuid() != 0 && stat.uid == 0 && stat.mode & 0o022 == 0 => EntryKind::Fixed,
             Kind::Directory => EntryKind::Plain,
             Kind::Symlink => EntryKind::Link(link(root.as_fd(), &path)),

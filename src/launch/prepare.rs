@@ -220,7 +220,7 @@ impl Context<'_> {
             | Step::Workdir(_)
             | Step::Gate => self.confine(step),
             Step::Mount(mount) => self.mount(mount),
-            Step::Conceal(_) | Step::Protect(_) => self.root(step),
+            Step::Conceal(_) | Step::Pin(_) | Step::Protect(_) => self.root(step),
             Step::Store(_)
             | Step::Overlay(_)
             | Step::BindRoot(_)
@@ -266,7 +266,7 @@ impl Context<'_> {
             Step::HostOverlay(path) => Op::OverlayBind(self.overlay(path)?, target(path)?, PLAIN),
             Step::HostBind(path) => {
                 let attr = PLAIN | Attr::RDONLY;
-                Op::Bind { src: self.source(path, Depth::Recursive, attr)?, target: target(path)?, attr }
+                Op::HostBind { src: self.source(path, Depth::Dormant, attr)?, target: target(path)?, attr }
             }
             Step::Link(path, to) => Op::Link(c_path(to), target(path)?),
             Step::Scratch(path, mode) => {
@@ -278,8 +278,9 @@ impl Context<'_> {
             Step::Conceal(path) => Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")? },
             Step::Protect(place) => {
                 let name = (place.missing == Missing::Directory).then(|| self.fresh("guard")).transpose()?;
-                Op::Protect { target: target(place.path.as_path())?, name }
+                Op::Protect { target: target(place.path.as_path())?, name, attr: PLAIN | Attr::RDONLY }
             }
+            Step::Pin(path) => Op::Protect { target: target(path.as_path())?, name: None, attr: PLAIN },
             Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })

@@ -231,10 +231,12 @@ pub(crate) enum Op {
         path: CString,
         name: CString,
     },
-    /// A path made read-only, and the directory of the store that stands in where it is missing.
+    /// A path as a mount of its own with these attributes, and the directory of the store that stands in where it is
+    /// missing.
     Protect {
         target: Target,
         name: Option<CString>,
+        attr: Attr,
     },
     Sys(Target),
     /// An empty directory, or one with a place for the cgroup.
@@ -244,6 +246,12 @@ pub(crate) enum Op {
     },
     Cgroup(Target),
     Bind {
+        src: Src,
+        target: Target,
+        attr: Attr,
+    },
+    /// A directory of this machine's root as it is.
+    HostBind {
         src: Src,
         target: Target,
         attr: Attr,

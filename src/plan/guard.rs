@@ -1,23 +1,31 @@
-//! What is laid over the mounts: hidden and protected paths, and the caller's git repository between the two.
+//! What is laid over the mounts: hidden and protected paths, those of git repositories and of the caller's shell among them.
 
 use super::steps::Step;
-use crate::host::{Host, Power};
-use crate::spec::Spec;
-use crate::spec::hide::{Missing, Protected};
+use crate::host::{Host, Power, Repository, Written};
+use crate::spec::hide::{Missing, Protected, START_FILES, doors};
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
+use crate::spec::{RootSource, Spec};
 use std::path::Path;
 
-/// The steps, in no order yet.
-pub(super) fn covers(spec: &Spec, host: &Host) -> Vec<Step> {
-    let protected = spec.protect.iter().cloned().chain(repository_places(host));
-    protected.map(Step::Protect).chain(hidden(spec, host).into_iter().map(Step::Conceal)).collect()
+/// For errors.
+const GIT: &str = "[protect] git";
+
+/// The steps, in no order yet; `linked` are the mounts that [`linked`] gave and that are made.
+pub(super) fn covers(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step> {
+    let own = repository_places(host, linked).into_iter().chain(start_files(spec, host));
+    let protected: Vec<Protected> = spec.protect.iter().cloned().chain(own).collect();
+    let pins = pins(spec, &protected).into_iter().map(Step::Pin);
+    pins.chain(protected.into_iter().map(Step::Protect))
+        .chain(hidden(spec, host).into_iter().map(Step::Conceal))
+        .collect()
 }
 
 /// Among mounts, protected and hidden paths the longer one wins, and of equal ones the stricter.
 pub(super) fn rank(step: &Step) -> (usize, u8) {
     match step {
         Step::Mount(mount) => (mount.dst.depth(), 0),
+        Step::Pin(path) => (path.depth(), 1),
         Step::Protect(place) => (place.path.depth(), 1),
         Step::Conceal(path) => (path.depth(), 2),
         _ => (0, 0),
@@ -29,50 +37,113 @@ fn hidden(spec: &Spec, host: &Host) -> Vec<InnerPath> {
     let empty = |path: &InnerPath| host.emptied.iter().any(|(emptied, _)| emptied == path.as_path());
     let named = spec.hide.iter().filter(|path| !path.has_pattern());
     let mut paths: Vec<InnerPath> = named.chain(&host.hidden).filter(|path| !empty(path)).cloned().collect();
+    paths.extend(sockets(spec, host));
     paths.sort();
     paths.dedup();
     paths
 }
 
-/// The repository as a mount of its own, so that it can be neither moved away nor replaced, and so that a linked
-/// worktree's is there at all. Where the project itself is kept from changes, so is it.
-pub(super) fn repository(spec: &Spec, host: &Host) -> Option<Mount> {
-    let repository = host.repository.as_ref()?;
-    let around = spec.mounts.iter().rfind(|mount| host.caller.cwd.starts_with(mount.dst.as_path()));
-    let written = around.is_some_and(|mount| matches!(mount.source, Source::Bind { access: Access::Rw, .. }));
-    let dst = InnerPath::parse("[protect] git", &repository.common).ok()?;
-    let named = spec.mounts.iter().any(|mount| mount.dst == dst);
-    if named || !written && !repository.is_linked() {
-        return None;
+/// On `@host`, the sockets that the caller's variables name: where they lie on the root, and in what is mounted. A mount
+/// of the very socket says that it is meant.
+fn sockets(spec: &Spec, host: &Host) -> Vec<InnerPath> {
+    if spec.root.source != RootSource::Host {
+        return Vec::new();
     }
-    let source = Source::Bind {
-        src: HostPath::new(&repository.common)?,
-        // What is root's own would have to be refused (DESIGN 4.10).
-        access: if written && !(repository.is_linked() && host.power != Power::Ordinary) {
-            Access::Rw
-        } else {
-            Access::Overlay
-        },
-        exec: Exec::Exec,
-        devices: Devices::Nodev,
-        presence: Presence::Required,
+    let source = |mount: &Mount| match &mount.source {
+        Source::Bind { src, .. } => Some(src.as_path().to_owned()),
+        _ => None,
     };
-    Some(Mount { dst, source })
+    let mut found = Vec::new();
+    for (_, socket) in doors(&host.caller) {
+        let meant = |mount: &Mount| source(mount).as_deref() == Some(socket) || mount.dst.as_path() == socket;
+        if spec.mounts.iter().any(meant) {
+            continue;
+        }
+        let below = spec
+            .mounts
+            .iter()
+            .filter_map(|mount| Some(mount.dst.as_path().join(socket.strip_prefix(source(mount)?).ok()?)));
+        let mut emptied = host.emptied.iter().map(|(path, _)| path.as_path()).chain(["/run", "/tmp"].map(Path::new));
+        let empty = !socket.starts_with(&host.caller.cwd) && emptied.any(|path| socket.starts_with(path));
+        let own = (!empty).then(|| socket.to_owned());
+        found.extend(below.chain(own).filter_map(|path| InnerPath::parse("[hide]", path).ok()));
+    }
+    found
 }
 
-/// What of a repository leads to commands in the caller's next use of git: hooks, and the settings that name programs.
-/// Submodules have repositories of their own below `modules`, with the same in each.
-fn repository_places(host: &Host) -> Vec<Protected> {
-    let Some(repository) = &host.repository else { return Vec::new() };
-    let place = |path: &Path, missing| Some(Protected { path: InnerPath::parse("[protect] git", path).ok()?, missing });
-    let mut places = vec![
-        place(&repository.common.join("hooks"), Missing::Directory),
-        place(&repository.common.join("config"), Missing::Free),
-        place(&repository.common.join("config.worktree"), Missing::Free),
-        place(&repository.common.join("modules"), Missing::Free),
-    ];
-    if repository.is_linked() {
-        places.push(place(&repository.entry, Missing::Free));
+/// The repository of a linked worktree, without which git would find nothing in it: writable where the worktree is.
+pub(super) fn linked(spec: &Spec, host: &Host) -> Vec<Mount> {
+    let mount = |repository: &Repository| {
+        let common = repository.common.as_ref().filter(|_| repository.is_elsewhere())?;
+        let dst = InnerPath::parse(GIT, common).ok()?;
+        if spec.mounts.iter().any(|mount| mount.dst == dst) || seen(&host.written, common).next().is_some() {
+            return None;
+        }
+        // What is root's own would have to be refused (DESIGN 4.10).
+        let written = seen(&host.written, &repository.entry).next().is_some() && host.power == Power::Ordinary;
+        let source = Source::Bind {
+            src: HostPath::new(common)?,
+            access: if written { Access::Rw } else { Access::Overlay },
+            exec: Exec::Exec,
+            devices: Devices::Nodev,
+            presence: Presence::Required,
+        };
+        Some(Mount { dst, source })
+    };
+    host.repositories.iter().filter_map(mount).collect()
+}
+
+/// Where the sandbox can change what lies at a path of the host.
+fn seen<'a>(written: &'a [Written], real: &'a Path) -> impl Iterator<Item = InnerPath> + 'a {
+    written.iter().filter_map(|written| written.inside(real))
+}
+
+/// What of the repositories leads to commands in the caller's next use of git: hooks, and the settings that name
+/// programs. Submodules have repositories of their own below `modules`, with the same in each.
+fn repository_places(host: &Host, linked: &[Mount]) -> Vec<Protected> {
+    let of_linked = linked.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { src, access: Access::Rw, .. } => {
+            Some(Written { real: src.as_path().to_owned(), dst: mount.dst.clone() })
+        }
+        _ => None,
+    });
+    let written: Vec<Written> = host.written.iter().cloned().chain(of_linked).collect();
+    let mut places = Vec::new();
+    let mut protect =
+        |path: &Path, missing| places.extend(seen(&written, path).map(|path| Protected { path, missing }));
+    for repository in &host.repositories {
+        if let Some(common) = &repository.common {
+            protect(&common.join("hooks"), Missing::Directory);
+            ["config", "config.worktree", "modules"].iter().for_each(|name| protect(&common.join(name), Missing::Free));
+        }
+        if repository.is_elsewhere() {
+            protect(&repository.entry, Missing::Free);
+        }
     }
-    places.into_iter().flatten().collect()
+    places
+}
+
+/// What the caller's next shell or session runs, as far as it is there. A mount on the very file says that it is meant.
+fn start_files(spec: &Spec, host: &Host) -> Vec<Protected> {
+    let Some(home) = &host.shell_home else { return Vec::new() };
+    let places = START_FILES.iter().map(|name| home.join(name));
+    let seen = places
+        .flat_map(|place| host.written.iter().filter_map(move |written| written.inside(&place)).collect::<Vec<_>>());
+    let meant = |path: &InnerPath| spec.mounts.iter().any(|mount| mount.dst == *path);
+    seen.filter(|path| !meant(path)).map(|path| Protected { path, missing: Missing::Free }).collect()
+}
+
+/// The directories between a writable mount and what is protected in it: whoever could move one of them away could put
+/// another in its place.
+fn pins(spec: &Spec, protected: &[Protected]) -> Vec<InnerPath> {
+    let mut pins = Vec::new();
+    for place in protected {
+        let around = spec.mounts.iter().rfind(|mount| place.path.as_path().starts_with(mount.dst.as_path()));
+        let Some(Mount { dst, source: Source::Bind { access: Access::Rw, .. } }) = around else { continue };
+        let between = place.path.as_path().ancestors().skip(1).take_while(|dir| *dir != dst.as_path());
+        pins.extend(between.filter_map(|dir| InnerPath::parse("[protect]", dir).ok()));
+    }
+    pins.sort();
+    pins.dedup();
+    pins
 }

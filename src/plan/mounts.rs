@@ -405,7 +405,8 @@ fn proc(steps: &mut Steps, spec: &Spec, host: &Host) {
 fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
     let mut laid = Vec::new();
     let own = if spec.root.source == RootSource::Host { working_directory(spec, host) } else { None };
-    for mount in spec.mounts.iter().cloned().chain(own).chain(guard::repository(spec, host)) {
+    let linked = guard::linked(spec, host);
+    for mount in spec.mounts.iter().cloned().chain(own).chain(linked.iter().cloned()) {
         let absent = match &mount.source {
             Source::Bind { src, presence, .. } => !look(host, src, *presence, &mount)?,
             Source::Device { src } => !look(host, src, Presence::Required, &mount)?,
@@ -415,7 +416,7 @@ fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
             laid.push(Step::Mount(mount));
         }
     }
-    laid.extend(guard::covers(spec, host));
+    laid.extend(guard::covers(spec, host, &linked));
     laid.sort_by_key(guard::rank);
     laid.into_iter().for_each(|step| steps.must(Stage::Root, step));
     Ok(())

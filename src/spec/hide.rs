@@ -6,6 +6,7 @@ use super::mount::destination;
 use super::resolve::{all, mounts};
 use super::text::{Caller, InnerPath};
 use crate::error::{Error, Result};
+use std::path::Path;
 
 /// A place inside that cannot be changed, whoever could.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,62 @@ pub enum Missing {
     Free,
     /// An empty directory stands there while the sandbox runs, if the directory around it is there.
     Directory,
+}
+
+/// What shells and sessions read or run in a home when they start: those of bash, zsh, ksh, csh and fish, of X11
+/// sessions, of systemd and of desktops (bash(1), zsh(1), environment.d(5), XDG autostart). Nobody there writes them
+/// but their owner.
+pub(crate) const START_FILES: [&str; 27] = [
+    ".bashrc",
+    ".bash_profile",
+    ".bash_login",
+    ".bash_logout",
+    ".bash_aliases",
+    ".profile",
+    ".zshenv",
+    ".zprofile",
+    ".zshrc",
+    ".zlogin",
+    ".zlogout",
+    ".kshrc",
+    ".mkshrc",
+    ".cshrc",
+    ".tcshrc",
+    ".login",
+    ".logout",
+    ".inputrc",
+    ".pam_environment",
+    ".xprofile",
+    ".xsession",
+    ".xsessionrc",
+    ".xinitrc",
+    ".config/fish",
+    ".config/autostart",
+    ".config/environment.d",
+    ".config/systemd",
+];
+
+/// Variables that name a socket, or the key to one, behind which somebody acts for the caller.
+pub(crate) const DOORS: [&str; 7] = [
+    "SSH_AUTH_SOCK",
+    "GPG_AGENT_INFO",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DOCKER_HOST",
+    "CONTAINER_HOST",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+];
+
+/// Those that the caller has, and the paths in them: as they are, or as `unix://PATH` (Docker, Podman),
+/// `unix:path=PATH,guid=…` (D-Bus) or `PATH:PID:VERSION` (GnuPG).
+pub(crate) fn doors(caller: &Caller) -> impl Iterator<Item = (&'static str, &Path)> {
+    DOORS.iter().flat_map(|name| {
+        let value = caller.var(name).and_then(|value| value.to_str()).unwrap_or_default();
+        let bare = value.strip_prefix("unix://").or_else(|| Some(value.split_once("path=")?.1)).unwrap_or(value);
+        let first = bare.split([':', ',', ';']).next().unwrap_or(bare);
+        let paths = [bare, first].into_iter().take(if first == bare { 1 } else { 2 });
+        paths.map(Path::new).filter(|path| path.is_absolute()).map(|path| (*name, path))
+    })
 }
 
 /// The hidden paths of all layers. A mount of the command line on the very path lifts it, and that is noted.

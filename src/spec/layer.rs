@@ -175,8 +175,11 @@ pub struct Hide {
 pub struct Protect {
     /// Paths inside; a slash at the end keeps a missing directory from being made.
     pub paths: Vec<String>,
-    /// The git repository of the caller's directory: usable, but for its hooks and its configuration.
+    /// The git repositories of the caller's directory and of writable mounts: usable, but for their hooks and their
+    /// configuration.
     pub git: Option<bool>,
+    /// What shells and sessions start with, in the caller's home.
+    pub start_files: Option<bool>,
 }
 
 /// `[program]`

@@ -50,6 +50,7 @@ pub struct Spec {
     pub(crate) protect: Vec<Protected>,
     /// Whether the caller's repository is one of them in part.
     pub(crate) git: Git,
+    pub(crate) start_files: StartFiles,
     pub(crate) program: Program,
     pub(crate) env: Env,
     pub(crate) net: Net,
@@ -79,6 +80,15 @@ pub enum Git {
     /// The repository is files as all others.
     Plain,
     /// Its hooks and its configuration cannot be changed, and a linked worktree's is shown.
+    Guarded,
+}
+
+/// `[protect] start-files`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFiles {
+    /// They are files as all others.
+    Plain,
+    /// Those that are there cannot be changed.
     Guarded,
 }
 

@@ -23,6 +23,11 @@ impl Spec {
     pub fn resolve(layers: &[Layer], caller: &Caller) -> Result<Spec> {
         let mut notes = Vec::new();
         let share = share(layers)?;
+        let root = root(layers, caller)?;
+        // What a developer's next command runs stands on this machine's own root.
+        let guarded = |of: fn(&Layer) -> Option<bool>| {
+            layers.iter().rev().find_map(of).unwrap_or(root.source == RootSource::Host)
+        };
         let spec = Spec {
             name: scalar(layers, |l| &l.identity.name).map(|n| name("--name", &n)).transpose()?,
             hostname: scalar(layers, |l| &l.identity.hostname).map(|n| hostname("--hostname", &n)).transpose()?,
@@ -33,13 +38,14 @@ impl Spec {
                 .collect::<Result<_>>()?,
             groups_kept: choose(flag(layers, |l| l.identity.drop_groups), Groups::Dropped, Groups::ByMap),
             map: last_list(layers, |l| &l.identity.map).map_or(Ok(Map::Auto), Map::parse)?,
-            root: root(layers, caller)?,
             mounts: mounts(layers, caller)?,
             mask: inner_paths(layers, "--mask", |l| &l.mounts.mask)?,
             unmask: unmask(layers)?,
             hide: hide::hidden(layers, caller, &mut notes)?,
             protect: hide::protected(layers, caller)?,
-            git: choose(flag(layers, |l| l.protect.git), Git::Guarded, Git::Plain),
+            git: choose(guarded(|l| l.protect.git), Git::Guarded, Git::Plain),
+            start_files: choose(guarded(|l| l.protect.start_files), StartFiles::Guarded, StartFiles::Plain),
+            root,
             program: program(layers, caller)?,
             env: env(layers, caller, &mut notes)?,
             net: net(layers)?,

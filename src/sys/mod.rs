@@ -54,6 +54,8 @@ pub const ENOMEM: Errno = Errno(libc::ENOMEM);
 pub const ENOSYS: Errno = Errno(libc::ENOSYS);
 /// Not allowed by a privilege check.
 pub const EPERM: Errno = Errno(libc::EPERM);
+/// A path of more than 4095 bytes, or a name in it of more than 255.
+pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
 /// No extended attribute of this name.
 pub const ENODATA: Errno = Errno(libc::ENODATA);
 /// Not allowed by mode bits or a security module.

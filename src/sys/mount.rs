@@ -49,9 +49,12 @@ pub enum Depth {
     Single,
     /// All mounts below it too.
     Recursive,
+    /// The same, and an automounter is not asked for what it would mount at the top (`AT_NO_AUTOMOUNT`).
+    Dormant,
 }
 
 const AT_RECURSIVE: c_uint = 0x8000;
+const AT_NO_AUTOMOUNT: c_uint = 0x800;
 const AT_EMPTY_PATH: c_uint = 0x1000;
 const OPEN_TREE_CLONE: c_uint = 1;
 const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC as c_uint;
@@ -61,6 +64,7 @@ impl Depth {
         match self {
             Depth::Single => 0,
             Depth::Recursive => AT_RECURSIVE,
+            Depth::Dormant => AT_RECURSIVE | AT_NO_AUTOMOUNT,
         }
     }
 }
