@@ -86,20 +86,13 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         Op::Supply { name, content, parent, entry } => tree.supply(name, content, parent, entry),
         Op::Place { path, content } => new_file(held(&tree.store)?, path, content),
         Op::Bind { src, target, attr } => {
-            let bound = match src {
-                Src::Path(path) => clone_tree(HERE, path, Depth::Recursive, *attr)?,
-                Src::Tree(index, _) => tree.handed_over(*index)?,
-            };
+            let bound = tree.bound(src, *attr, Depth::Recursive)?;
             let kind = fs::fstat(bound.as_fd()).called(Call::Stat)?.kind;
             tree.attach(bound, target, kind)
         }
         // Nothing of it is looked at: its server may be dead.
         Op::HostBind { src, target, attr } => {
-            let bound = match src {
-                Src::Path(path) => clone_tree(HERE, path, Depth::Dormant, *attr)?,
-                Src::Tree(index, _) => tree.handed_over(*index)?,
-            };
-            tree.attach(bound, target, Kind::Directory)
+            tree.attach(tree.bound(src, *attr, Depth::Dormant)?, target, Kind::Directory)
         }
         Op::OverlayBind(overlay, target, attr) => tree.attach(tree.overlay(overlay, *attr)?, target, Kind::Directory),
         Op::Tmpfs { size, mode, target, attr } => {
@@ -246,6 +239,14 @@ impl Tree {
     pub(super) fn attach(&self, tree: OwnedFd, target: &Target, kind: Kind) -> Done {
         let at = open_target(held(&self.root)?, target, kind)?;
         attach_at(&tree, at.as_fd(), kind)
+    }
+
+    /// A copy of what the host shows at a path.
+    fn bound(&self, src: &Src, attr: Attr, depth: Depth) -> Result<OwnedFd, Failure> {
+        match src {
+            Src::Path(path) => clone_tree(HERE, path, depth, attr),
+            Src::Tree(index, _) => self.handed_over(*index),
+        }
     }
 
     /// As `attach`, without the closing.
