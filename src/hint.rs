@@ -43,6 +43,7 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 const ENOSYS: i32 = 38;
 const ELOOP: i32 = 40;
+const EOVERFLOW: i32 = 75;
 const EDQUOT: i32 = 122;
 
 /// Whether facts could explain this error, so that gathering them is worth its 100 ms.
@@ -158,6 +159,10 @@ fn step(place: &Place, call: &str, errno: Errno, facts: &Facts) -> Option<(Strin
         ENOSYS => Some((
             format!("{call} is missing: the kernel is older than 5.14, or a seccomp filter around sbx hides it"),
             "a newer kernel, or the outer container's `--security-opt seccomp=unconfined`".to_owned(),
+        )),
+        EOVERFLOW | EACCES if errno.0 == EOVERFLOW || call == "mkdirat" => Some((
+            "the directory around it belongs to a user or group that the sandbox does not have".to_owned(),
+            "a place below /tmp or /run; or make the directory there beforehand".to_owned(),
         )),
         EPERM | EACCES | ENOSPC => Some((format!("the kernel refused step {}", place.number), "sbx check".to_owned())),
         _ => None,
@@ -348,6 +353,9 @@ mod tests {
         says(&overlay("open", EACCES), &fine, "closed to you", "chmod u+rx");
         let root = facts(|_, facts| facts.real_root = true);
         says(&overlay("open", EACCES), &root, "ids from 524288", "chmod o+x");
+        for errno in [EOVERFLOW, EACCES] {
+            says(&at("root", "mount a tmpfs on /mnt/1", "mkdirat", errno), &fine, "does not have", "beforehand");
+        }
         says(&at("root", "bind /a on /b", "open_tree", ENOENT), &fine, "gone", "optional");
     }
 
