@@ -72,27 +72,38 @@ fn leaf_of(sandbox: &str) -> String {
 }
 
 impl Group {
-    /// Makes the group of a sandbox, which has no limits yet.
+    /// Makes the group of a sandbox, which has the controllers of these settings and no limits yet.
     ///
     /// # Errors
     /// `Unsupported` where the group cannot be made, `State` where one of this name is in use.
-    pub fn make(at: &Direct, sandbox: &str, controllers: &[&'static str]) -> Result<Group> {
+    pub fn make(at: &Direct, sandbox: &str, settings: &[Setting]) -> Result<Group> {
         let fail = |doing: &str, errno: Errno| refused(&at.at, doing, errno);
         let parent = fs::openat(HERE, &c_path(&at.at), Open::List).map_err(|errno| fail("opened", errno))?;
         let name = c_path(Path::new(&name_of(sandbox)));
         // Made first, so that its drop comes last: sbx can only come back when nothing else is left.
-        let mut leaf = if at.own { Some(Leaf::enter(&at.at, sandbox)?) } else { None };
-        let switched_on = switch_on(parent.as_fd(), controllers).map_err(|errno| fail("divided", errno))?;
-        if let Some(leaf) = &mut leaf {
-            leaf.switched_on = switched_on;
-        }
+        let leaf = if at.own { Some(Leaf::enter(&at.at, sandbox)?) } else { None };
         let made = Made { parent, name, leaf };
         let dir = made.directory().map_err(|errno| match errno {
             EEXIST => in_use(sandbox),
             errno => fail("divided", errno),
         })?;
         let path = at.at.join(name_of(sandbox));
-        Ok(Group { dir, path, holder: Holder::Own(made), cleared: false })
+        let mut group = Group { dir, path, holder: Holder::Own(made), cleared: false };
+        group.switch_on(settings).map_err(|errno| fail("divided", errno))?;
+        Ok(group)
+    }
+
+    /// Has the group above give the controllers that it does not give yet: where it does, their files are here.
+    fn switch_on(&mut self, settings: &[Setting]) -> crate::sys::Result<()> {
+        let Holder::Own(made) = &mut self.holder else { return Ok(()) };
+        let each = settings.chunk_by(|one, next| one.controller == next.controller).filter_map(|own| own.first());
+        let lacks = |setting: &&Setting| fs::may_write(self.dir.as_fd(), &c_path(Path::new(&setting.file))).is_err();
+        let lacking: Vec<&'static str> = each.filter(lacks).map(|setting| setting.controller).collect();
+        let switched_on = if lacking.is_empty() { lacking } else { switch_on(made.parent.as_fd(), &lacking)? };
+        if let Some(leaf) = &mut made.leaf {
+            leaf.switched_on = switched_on;
+        }
+        Ok(())
     }
 
     /// Takes the group that systemd has made and put the process into.

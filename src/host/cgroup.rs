@@ -2,7 +2,7 @@
 //!
 //! Found by doing: what can be opened for writing is the caller's. Nothing is changed.
 
-use super::files::{c_path, read_text, read_value};
+use super::files::{c_path, read_text, read_value, read_value_of};
 use super::manager::{self, Door};
 use super::mountinfo::Mounts;
 use crate::spec::Caller;
@@ -69,8 +69,7 @@ pub struct Delegation {
 impl Delegation {
     /// Reads /proc and /sys/fs/cgroup, and knocks at the user's systemd.
     pub(crate) fn look(caller: &Caller, uid: u32) -> Delegation {
-        let mounts = Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).unwrap_or_default());
-        Delegation::of(&mounts, caller, uid, &[process::getpid()])
+        Delegation::of(&mounts(), caller, uid, &[process::getpid()])
     }
 
     /// The directory of the group in which a process stands.
@@ -106,7 +105,7 @@ impl Delegation {
             nsdelegate: mounted.is_some_and(|mount| mount.options.split(',').any(|word| word == "nsdelegate")),
             mount: mounted.map(|mount| mount.point.clone()),
             root: mounted.map(|mount| mount.root.clone()).unwrap_or_default(),
-            occupied: direct.is_none() && own.as_deref().is_some_and(may_divide),
+            occupied: direct.is_none() && own.as_deref().is_some_and(|own| divide(own).is_some()),
             direct,
             why,
             own,
@@ -115,6 +114,12 @@ impl Delegation {
             managed,
         }
     }
+}
+
+/// The mounts as far as cgroups need them.
+fn mounts() -> Mounts {
+    let all = || Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).unwrap_or_default());
+    Mounts::unified().unwrap_or_else(all)
 }
 
 fn layout(mounts: &Mounts) -> Layout {
@@ -129,7 +134,7 @@ fn layout(mounts: &Mounts) -> Layout {
 
 /// The directory of the group in which a process of this machine stands.
 pub(crate) fn of_process(pid: i32) -> Option<PathBuf> {
-    let mounts = Mounts::of(&read_text(Path::new("/proc/self/mountinfo"), 1 << 24).ok()?);
+    let mounts = mounts();
     let mount = mounts.0.iter().rev().find(|mount| mount.kind == "cgroup2")?;
     group_of(&pid.to_string(), &mount.root, &mount.point)
 }
@@ -153,34 +158,34 @@ fn divisible(own: &Path, top: &Path, ours: &[i32]) -> Result<Direct, String> {
     let direct = |at: &Path| Direct { at: at.to_owned(), own: at == own, controllers: words(at, "cgroup.controllers") };
     for group in own.ancestors().skip(1).take_while(|group| group.starts_with(top)) {
         // The root of the hierarchy may hold processes and give controllers all the same; it is root's.
-        if may_divide(group) && (is_empty(group) || read_value(&group.join("cgroup.type")).is_err()) {
+        let may_hold = || read_value(&group.join("cgroup.type")).is_err();
+        if divide(group).is_some_and(|processes| processes.is_empty() || may_hold()) {
             return Ok(direct(group));
         }
     }
-    match (may_divide(own), alone(own, ours)) {
-        (true, true) => Ok(direct(own)),
-        (true, false) => Err(format!("{} holds other processes than sbx, and none above it is yours", own.display())),
-        (false, _) => Err("neither the group of this process nor one above it is yours to divide".into()),
+    match divide(own) {
+        Some(processes) if alone(&processes, ours) => Ok(direct(own)),
+        Some(_) => Err(format!("{} holds other processes than sbx, and none above it is yours", own.display())),
+        None => Err("neither the group of this process nor one above it is yours to divide".into()),
     }
 }
 
-/// The open for writing is what the kernel checks at the first process that is to move. Threaded groups, and those
-/// that a threaded one has made invalid, give no memory (cgroup-v2.rst, "Threads").
-fn may_divide(group: &Path) -> bool {
-    let Ok(dir) = openat(HERE, &c_path(group), Open::Directory) else { return false };
-    let open = |name| openat(dir.as_fd(), name, Open::Write).is_ok();
-    let domain = || read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
-    may_write(dir.as_fd()).is_ok() && open(c"cgroup.procs") && open(c"cgroup.subtree_control") && domain()
+/// The processes of a group that may be divided, as text. The open for writing is what the kernel checks at the first
+/// process that is to move. Threaded groups, and those that a threaded one has made invalid, give no memory
+/// (cgroup-v2.rst, "Threads").
+fn divide(group: &Path) -> Option<String> {
+    let dir = openat(HERE, &c_path(group), Open::Directory).ok()?;
+    let writable = |name| may_write(dir.as_fd(), name).is_ok();
+    let procs = || openat(dir.as_fd(), c"cgroup.procs", Open::ReadWrite).ok();
+    let procs = Some(()).filter(|()| writable(c".") && writable(c"cgroup.subtree_control")).and_then(|()| procs())?;
+    let text = read_value_of(procs.as_fd()).ok()?;
+    let domain = read_value(&group.join("cgroup.type")).map_or(true, |kind| kind.trim() == "domain");
+    domain.then_some(text)
 }
 
-fn is_empty(group: &Path) -> bool {
-    read_value(&group.join("cgroup.procs")).is_ok_and(|text| text.trim().is_empty())
-}
-
-/// Whether nobody but these stands in a group.
-fn alone(group: &Path, ours: &[i32]) -> bool {
-    let own = |line: &str| line.trim().parse().is_ok_and(|pid| ours.contains(&pid));
-    read_text(&group.join("cgroup.procs"), 4096).is_ok_and(|text| text.lines().all(own))
+/// Whether these processes are none but ours.
+fn alone(processes: &str, ours: &[i32]) -> bool {
+    processes.lines().all(|line| line.trim().parse().is_ok_and(|pid| ours.contains(&pid)))
 }
 
 /// Whether this process sees all groups; the number is the kernel's for the first namespace (proc_ns.h).

@@ -28,7 +28,12 @@ pub fn read_text(path: &Path, limit: usize) -> Result<String> {
 /// The text of a file of /proc that holds one short value: one read has all of it.
 pub fn read_value(path: &Path) -> Result<String> {
     let file = openat(HERE, &c_path(path), Open::Read)?;
-    read_open(file.as_fd(), 4096, 1).map(text)
+    read_value_of(file.as_fd())
+}
+
+/// The same of an open file.
+pub fn read_value_of(file: BorrowedFd<'_>) -> Result<String> {
+    read_open(file, 4096, 1).map(text)
 }
 
 /// The bytes of an open file of a kernel's own, whose size it does not tell, at most `limit`.

@@ -113,7 +113,7 @@ pub struct Host {
     /// Whether the machine has swap; looked at likewise.
     #[serde(skip)]
     pub has_swap: bool,
-    /// The processors that this process may use; looked at likewise.
+    /// The processors that this process may use; looked at where some of them are asked for.
     #[serde(skip)]
     pub processors: Vec<u32>,
     /// The directory for layers on disk, without links; empty where there is none.
@@ -241,7 +241,11 @@ impl Host {
                 .iter()
                 .map(|io| Disk { path: io.path.clone(), device: disk(io.path.as_path()) })
                 .collect(),
-            processors: if limited { processors() } else { Vec::new() },
+            processors: if spec.limits.cpus.is_some() || spec.limits.cpuset.is_some() {
+                processors()
+            } else {
+                Vec::new()
+            },
             has_swap: limited && sys::host::swap_bytes() > 0,
             token: if on_disk { token() } else { 0 },
             layers: if on_disk { home::layers(&caller, power) } else { PathBuf::new() },

@@ -1,6 +1,9 @@
 //! /proc/self/mountinfo: what is mounted where, as far as it matters here.
 
 use super::rootfs::unescape;
+use crate::sys::mount::statmount;
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// One line of /proc/self/mountinfo, as far as it matters here.
@@ -20,7 +23,20 @@ pub(crate) struct Mount {
 /// All mounts, the lower ones first.
 pub(crate) struct Mounts(pub Vec<Mount>);
 
+/// Where systemd, and everybody since, mounts cgroup v2.
+const CGROUP: &CStr = c"/sys/fs/cgroup";
+/// What statfs(2) calls it (linux/magic.h).
+const CGROUP2: u64 = 0x6367_7270;
+
 impl Mounts {
+    /// The mount of cgroup v2 alone, where it has the place to itself and shows the whole of this process's namespace:
+    /// as nearly everywhere. `None` too where the kernel (before 6.11) or a filter around sbx does not tell it.
+    pub(crate) fn unified() -> Option<Mounts> {
+        let mount = statmount(CGROUP).ok().filter(|mount| mount.kind == CGROUP2 && mount.root == b"/")?;
+        let point = Path::new(OsStr::from_bytes(CGROUP.to_bytes())).to_owned();
+        Some(Mounts(vec![Mount { id: 0, root: "/".into(), point, options: mount.options, kind: "cgroup2".into() }]))
+    }
+
     /// Lines that are not understood are left out (proc(5)).
     pub(crate) fn of(text: &str) -> Mounts {
         Mounts(text.lines().filter_map(Mount::of).collect())

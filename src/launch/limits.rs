@@ -45,7 +45,7 @@ impl Limiter {
     pub(super) fn make(self, plan: &Plan) -> Result<Limiter> {
         match &plan.limits.way {
             Some(Way::Direct(at)) => {
-                let group = Group::make(at, &plan.name, &plan.limits.controllers)?;
+                let group = Group::make(at, &plan.name, &plan.limits.settings)?;
                 group.limit(&plan.limits.settings)?;
                 Ok(Limiter::Direct(group))
             }

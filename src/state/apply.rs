@@ -359,7 +359,7 @@ impl Wanted {
 /// # Errors
 /// `State` where it may not.
 pub fn may_write(sides: &Sides) -> Result<()> {
-    fs::may_write(sides.lower.as_fd()).map_err(|errno| {
+    fs::may_write(sides.lower.as_fd(), c".").map_err(|errno| {
         let why = format!("nothing can be taken over into it: {errno}");
         Error::State { on: sides.at.display().to_string(), why, hint: None }
     })

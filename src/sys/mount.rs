@@ -99,6 +99,49 @@ pub fn open_tree_with(dir: BorrowedFd<'_>, path: &CStr, set: Attr, depth: Depth)
     }
 }
 
+/// What is known of a mount without reading /proc/self/mountinfo, all of which the kernel would write for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// The type of its file system, as statfs(2) has it.
+    pub kind: u64,
+    /// What of the file system is mounted, as this process sees it.
+    pub root: Vec<u8>,
+    /// Options of the file system, with commas between them.
+    pub options: String,
+}
+
+/// `statmount(2)` of the mount whose root is at a path. Linux 6.11.
+///
+/// # Errors
+/// `EINVAL` where there is no mount point, or the kernel does not tell all of it.
+pub fn statmount(path: &CStr) -> Result<Mounted> {
+    const SYS_STATMOUNT: libc::c_long = 457;
+    const SB_BASIC: u64 = 0x1;
+    const ROOT: u64 = 0x8;
+    const OPTIONS: u64 = 0x80;
+    // Offsets in struct statmount (linux/mount.h), whose strings lie behind its 512 bytes.
+    const OPTIONS_AT: usize = 4;
+    const MASK_AT: usize = 8;
+    const MAGIC_AT: usize = 24;
+    const ROOT_AT: usize = 104;
+    const STRINGS: usize = 512;
+    let wanted = SB_BASIC | ROOT | OPTIONS;
+    let request: [u64; 3] = [24, super::fs::mount_at(path)?, wanted];
+    let mut buffer = [0u8; 1024];
+    // SAFETY: the request is a whole struct mnt_id_req (24 bytes, 6.8), and the size that of the buffer.
+    done(unsafe { libc::syscall(SYS_STATMOUNT, request.as_ptr(), buffer.as_mut_ptr(), buffer.len(), 0) } as c_int)?;
+    let number = |at: usize| u64::from_ne_bytes(std::array::from_fn(|n| buffer[at + n]));
+    let text = |at: usize| {
+        let text = buffer.get(STRINGS + (number(at) as u32) as usize..).unwrap_or_default();
+        text.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+    };
+    if number(MASK_AT) & wanted != wanted {
+        return Err(super::EINVAL);
+    }
+    let options = String::from_utf8_lossy(&text(OPTIONS_AT)).into_owned();
+    Ok(Mounted { kind: number(MAGIC_AT), root: text(ROOT_AT), options })
+}
+
 /// `move_mount(2)`: attaches the detached `tree` at the object `at` itself.
 pub fn move_mount(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
     move_mount_to(tree, at, c"")
