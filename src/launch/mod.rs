@@ -169,9 +169,12 @@ fn attempt(
     let claim = request.state.claim(plan.name())?;
     // The record first: what is made after it is cleared also after a kill -9.
     let mut record = Record { exposed: request.exposed.clone(), ..record(plan, host, &script) };
-    let leaves = record.upper.is_some() || record.group.is_some() || record.scope.is_some();
-    if leaves || !record.trees.is_empty() || record.keeps {
-        claim.write(&record)?;
+    match &record.group {
+        _ if record.upper.is_some() || record.scope.is_some() || !record.trees.is_empty() || record.keeps => {
+            claim.write(&record)?;
+        }
+        Some(group) => claim.mark_group(group)?,
+        None => {}
     }
     let outside = Output::open(plan, &mut script, &claim)?;
     let range = root::Range::take(plan, host)?;

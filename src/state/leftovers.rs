@@ -1,8 +1,8 @@
 //! Removes what a sandbox left outside its own namespaces: mount points made in host directories, and its
 //! private upper layer. Never follows a link, never leaves the directory it was told, takes only what is empty.
 
-use super::RECORD;
 use super::record::{MOST, Made, Record, VERSION};
+use super::{GROUP, RECORD};
 use crate::cgroup::scope::clear as clear_scope;
 use crate::cgroup::{name_of, remove_left};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::host::files::{c_path, read_regular, read_value};
 use crate::spec::text;
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::{EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Errno};
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -53,13 +53,21 @@ pub(super) fn clear(
         let why = "its record was written by a newer sbx, which has to clear it";
         return Err(left(name.to_string_lossy().into_owned(), why.into()));
     }
+    let why = |errno| format!("a cgroup of the sandbox {} is still in use: {errno}", name.to_string_lossy());
+    let remove_group = |group: &Path| {
+        let sandbox = name.to_str().unwrap_or_default();
+        remove_left(group, sandbox).map_err(|errno| left(group.display().to_string(), why(errno)))
+    };
+    let mut buffer = [0; 4096];
+    if let Ok(group) = fs::readlinkat(dir, GROUP, &mut buffer) {
+        remove_group(Path::new(OsStr::from_bytes(group)))?;
+    }
     let Some(record) = read(dir, name) else { return Ok(Cleared::All) };
     if !record.made.is_empty() && used(&record) {
         return Ok(Cleared::Later);
     }
-    let why = |errno| format!("a cgroup of the sandbox {} is still in use: {errno}", record.name);
     if let Some(group) = &record.group {
-        remove_left(group, &record.name).map_err(|errno| left(group.display().to_string(), why(errno)))?;
+        remove_group(group)?;
     }
     // Without a manager there is no scope of its either, and one that somebody lives in is not ours.
     if let Some(scope) = record.scope.as_ref().filter(|scope| scope.unit == format!("{}.scope", name_of(&record.name)))
@@ -132,7 +140,7 @@ pub fn prune_layers(home: &Path) -> Result<()> {
     let names = entries(list.as_fd()).map_err(|errno| super::unusable(home, errno))?;
     let mut last = Ok(());
     for name in names.iter().filter(|name| is_old(name).is_some()) {
-        let layer = home.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let layer = home.join(OsStr::from_bytes(name.to_bytes()));
         // What `plan` would never name so is not a layer.
         let sandbox = name.to_str().ok().and_then(|name| name.rsplit_once('-')).map_or("", |(sandbox, _)| sandbox);
         if is_layer_of(&layer, sandbox) {

@@ -53,6 +53,8 @@ pub struct Claim<'a> {
     path: PathBuf,
     /// Whether there is a record.
     written: Cell<bool>,
+    /// Whether a link leads to the cgroup.
+    marked: Cell<bool>,
     /// Whether the record names something that the end has to clear.
     leaves: Cell<bool>,
     /// Whether the record stays, and its last form where that is known.
@@ -68,6 +70,8 @@ const RECORD: &CStr = c"record.json";
 const NEW_RECORD: &CStr = c"record.new";
 /// Its being there says that the sandbox is paused.
 const PAUSED: &CStr = c"paused";
+/// A link that leads to the cgroup that sbx makes, where that is all that a short run leaves: no record is written then.
+const GROUP: &CStr = c"group";
 /// Space set aside for the record of the end.
 const RESERVE: &CStr = c"reserve";
 
@@ -191,8 +195,8 @@ impl StateDir {
                     self.take_over(dir.as_fd(), &text, name)?;
                 }
                 let (leaves, kept, last) = Default::default();
-                let written = Cell::new(false);
-                return Ok(Claim { name: text, parent: self, dir, path, written, leaves, kept, last });
+                let (written, marked) = (Cell::new(false), Cell::new(false));
+                return Ok(Claim { name: text, parent: self, dir, path, written, marked, leaves, kept, last });
             }
         }
         Err(unusable(&path, "the name is taken and freed too fast to get it"))
@@ -339,7 +343,7 @@ impl StateDir {
 /// Removes the record of a sandbox and its directory, whose lock the caller holds.
 fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
     let remove = || fs::unlinkat(parent, name, Kind::Directory);
-    // A short run has written nothing, one with limits a record.
+    // A short run has written nothing.
     let without_record = |_| fs::unlinkat(dir, RECORD, Kind::File).and_then(|()| remove());
     remove().or_else(without_record).or_else(|_| {
         empty(dir);
@@ -349,7 +353,7 @@ fn unlist(parent: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> crate::sy
 
 /// Removes what else may lie in the directory of a sandbox: a log, and what a writer left that was killed.
 fn empty(dir: BorrowedFd<'_>) {
-    for file in [RECORD, NEW_RECORD, RESERVE, SOCKET, PAUSED].into_iter().chain(log::ALL) {
+    for file in [RECORD, NEW_RECORD, RESERVE, SOCKET, PAUSED, GROUP].into_iter().chain(log::ALL) {
         let _ = fs::unlinkat(dir, file, Kind::File);
     }
     if kept::is_settled(dir) {
@@ -408,6 +412,17 @@ impl Claim<'_> {
         Ok(())
     }
 
+    /// Says which cgroup will have to be cleared, in one call and without a record.
+    ///
+    /// # Errors
+    /// As [`Claim::write`].
+    pub fn mark_group(&self, group: &Path) -> Result<()> {
+        self.marked.set(true);
+        self.leaves.set(true);
+        fs::symlinkat(&c_path(group), self.dir.as_fd(), GROUP)
+            .map_err(|errno| unusable(&self.path, format!("cannot write into it: {errno}")))
+    }
+
     /// What a record holds is all that is left to clear, whatever the written one says.
     pub fn leaves_only(&self, record: &Record) {
         let leaves = !record.made.is_empty() || record.upper.is_some() || record.group.is_some();
@@ -437,8 +452,8 @@ impl Drop for Claim<'_> {
             }
             (_, true) => self.parent.forget(dir, name),
             (_, false) => {
-                if self.written.get() {
-                    let _ = fs::unlinkat(dir, RECORD, Kind::File);
+                for (file, is_there) in [(RECORD, &self.written), (GROUP, &self.marked)] {
+                    let _ = is_there.get().then(|| fs::unlinkat(dir, file, Kind::File));
                 }
                 let _ = unlist(self.parent.dir.as_fd(), dir, name);
             }
