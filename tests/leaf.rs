@@ -51,9 +51,9 @@ impl Place {
         sandbox.under(&["sh", "-c", enter]).under(&[self.0.as_path()]).under(&[&start, "sh"])
     }
 
-    /// Alone in here too, in the host's cgroup namespace: the group is the only one that is mounted.
+    /// Alone in here too, by the host's path: what is mounted at the usual place lies above the namespace.
     fn alone_among_all(&self, options: &[&str]) -> Sandbox {
-        let enter = "echo $$ >\"$0/cgroup.procs\" && exec unshare -Ur --mount sh -c \"$@\"";
+        let enter = "echo $$ >\"$0/cgroup.procs\" && exec unshare -UrC --mount sh -c \"$@\"";
         let start = "mount --bind \"$0\" \"$0\" && exec \"$@\"";
         let group = self.0.as_path();
         sandbox(options).under(&["sh", "-c", enter]).under(&[group, start.as_ref(), group])

@@ -9,8 +9,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Each variable, and what its tool takes without it: itself a path of a policy.
-pub const VARIABLES: [(&str, &str); 18] = [
+pub const VARIABLES: [(&str, &str); 20] = [
     ("CARGO_HOME", "~/.cargo"),
+    ("FNM_DIR", "$XDG_DATA_HOME/fnm"),
+    ("FNM_MULTISHELL_PATH", "$FNM_DIR/aliases/default"),
     ("GOCACHE", "$XDG_CACHE_HOME/go-build"),
     ("GOMODCACHE", "$GOPATH/pkg/mod"),
     ("GOPATH", "~/go"),
