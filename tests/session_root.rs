@@ -234,7 +234,17 @@ fn the_manager_is_killed() {
     goes(|session| systemctl(&["kill", "--kill-whom=main", "-s", "KILL", &session.manager()]), &FOR_LONG);
 }
 
-/// As `loginctl terminate-user` does it.
+#[test]
+fn the_user_is_terminated() {
+    goes(
+        |_| {
+            let status = Command::new("loginctl").args(["terminate-user", USER]).status();
+            assert!(status.expect("loginctl").success());
+        },
+        &FOR_LONG,
+    );
+}
+
 #[test]
 fn the_slice_of_the_user_is_stopped() {
     goes(|session| systemctl(&["stop", &format!("user-{}.slice", session.uid)]), &FOR_LONG);

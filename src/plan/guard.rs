@@ -14,7 +14,12 @@ const GIT: &str = "[protect] git";
 /// The steps, in no order yet; `linked` are the mounts that [`linked`] gave and that are made.
 pub(super) fn covers(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step> {
     let own = repository_places(host, linked).into_iter().chain(start_files(spec, host));
-    let protected: Vec<Protected> = spec.protect.iter().cloned().chain(own).collect();
+    let mut protected: Vec<Protected> = Vec::new();
+    for place in spec.protect.iter().cloned().chain(own) {
+        if protected.iter().all(|known| known.path != place.path) {
+            protected.push(place);
+        }
+    }
     let pins = pins(spec, &protected).into_iter().map(Step::Pin);
     pins.chain(protected.into_iter().map(Step::Protect))
         .chain(hidden(spec, host).into_iter().map(Step::Conceal))
@@ -74,7 +79,8 @@ fn sockets(spec: &Spec, host: &Host) -> Vec<InnerPath> {
 /// The repository of a linked worktree, without which git would find nothing in it: writable where the worktree is.
 pub(super) fn linked(spec: &Spec, host: &Host) -> Vec<Mount> {
     let mount = |repository: &Repository| {
-        let common = repository.common.as_ref().filter(|_| repository.is_elsewhere())?;
+        let beside = |common: &Path| repository.entry.parent().is_some_and(|dir| common.starts_with(dir));
+        let common = repository.common.as_ref().filter(|common| !beside(common))?;
         let dst = InnerPath::parse(GIT, common).ok()?;
         if spec.mounts.iter().any(|mount| mount.dst == dst) || seen(&host.written, common).next().is_some() {
             return None;
