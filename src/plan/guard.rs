@@ -16,8 +16,10 @@ pub(super) fn covers(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step> {
     let own = repository_places(host, linked).into_iter().chain(start_files(spec, host));
     let mut protected: Vec<Protected> = Vec::new();
     for place in spec.protect.iter().cloned().chain(own) {
-        if protected.iter().all(|known| known.path != place.path) {
-            protected.push(place);
+        match protected.iter_mut().find(|known| known.path == place.path) {
+            Some(known) if place.missing == Missing::Directory => known.missing = Missing::Directory,
+            Some(_) => {}
+            None => protected.push(place),
         }
     }
     let pins = pins(spec, &protected).into_iter().map(Step::Pin);
