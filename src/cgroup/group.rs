@@ -3,6 +3,7 @@
 //! One invariant: a group is opened once, and everything goes through that descriptor; a limit that does not read back
 //! as it was written is an error.
 
+use super::files::{each_below, empty, populated, remove, text, value, write};
 use super::usage::{Live, Usage};
 use crate::error::{Error, Result};
 use crate::host::cgroup::Direct;
@@ -11,7 +12,7 @@ use crate::plan::limits::{ReadBack, Setting};
 use crate::sys::event::poll;
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::{EAGAIN, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ERANGE, ETIMEDOUT, Errno, mount, process, sabotaged};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,8 +22,6 @@ const CGROUP2: u64 = 0x6367_7270;
 const PATIENCE: u64 = 2_000;
 /// The same for what a killed sbx left: its processes die by themselves, and somebody waits for the next command.
 const LEFT_PATIENCE: u64 = 200;
-/// How deep the groups of a program are followed; the kernel's own bound is much higher.
-const DEEPEST: u32 = 64;
 
 /// A cgroup that holds one sandbox.
 #[derive(Debug)]
@@ -401,24 +400,9 @@ fn unset(setting: &Setting, errno: Errno) -> Error {
     }
 }
 
-fn text(dir: BorrowedFd<'_>, file: &str) -> crate::sys::Result<String> {
-    value(fs::openat(dir, &c_path(Path::new(file)), Open::Read)?.as_fd())
-}
-
-/// The content of an open file of a group, from its beginning: the kernel gives all of it in one read.
-fn value(file: BorrowedFd<'_>) -> crate::sys::Result<String> {
-    let mut buffer = [0; 4096];
-    let length = fs::pread(file, &mut buffer, 0)?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-}
-
 /// Processes that memory limits have killed in a group and below it.
 fn kills(dir: BorrowedFd<'_>) -> u64 {
     Usage::read(|file| if file == "memory.events" { text(dir, file).ok() } else { None }).memory_kills
-}
-
-fn write(dir: BorrowedFd<'_>, file: &CStr, text: &str) -> crate::sys::Result<()> {
-    fs::write_all(fs::openat(dir, file, Open::Write)?.as_fd(), text.as_bytes())
 }
 
 fn move_here(dir: BorrowedFd<'_>) -> crate::sys::Result<()> {
@@ -436,71 +420,4 @@ fn switch_on(dir: BorrowedFd<'_>, controllers: &[&'static str]) -> crate::sys::R
         write(dir, c"cgroup.subtree_control", &on.join(" "))?;
     }
     Ok(missing)
-}
-
-/// Whether a process lives in it or below it.
-fn populated(dir: BorrowedFd<'_>) -> bool {
-    text(dir, "cgroup.events").is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
-}
-
-/// Waits until no process lives in it; false where one still does.
-fn empty(dir: BorrowedFd<'_>, patience: u64) -> bool {
-    let mut waited = 0;
-    let mut pause = 1;
-    while populated(dir) {
-        if waited >= patience {
-            return false;
-        }
-        let _ = poll(&mut [], Some(pause));
-        waited += pause;
-        pause = (pause * 2).min(50);
-    }
-    true
-}
-
-/// Removes a group and those below it. What has just lost its last process may be busy for a moment.
-fn remove(parent: BorrowedFd<'_>, name: &CStr) -> crate::sys::Result<()> {
-    for pause in [1, 2, 5, 10, 20, 50, 100, 200] {
-        match fs::unlinkat(parent, name, Kind::Directory) {
-            Err(EBUSY) => {}
-            Err(ENOENT) => return Ok(()),
-            other => return other,
-        }
-        if let Ok(dir) = fs::open_beneath(parent, name, Open::List) {
-            remove_below(dir.as_fd(), DEEPEST);
-        }
-        match fs::unlinkat(parent, name, Kind::Directory) {
-            Err(EBUSY) => drop(poll(&mut [], Some(pause))),
-            Err(ENOENT) => return Ok(()),
-            other => return other,
-        }
-    }
-    Err(EBUSY)
-}
-
-/// The groups that the program made, the innermost first. What cannot be removed now is tried again by the caller.
-fn remove_below(dir: BorrowedFd<'_>, depth: u32) {
-    each_below(dir, |name, below| {
-        if depth > 0 {
-            remove_below(below, depth - 1);
-        }
-        let _ = fs::unlinkat(dir, name, Kind::Directory);
-    });
-}
-
-/// The groups in a group.
-fn each_below(dir: BorrowedFd<'_>, mut each: impl FnMut(&CStr, BorrowedFd<'_>)) {
-    let mut entries = fs::Entries::new();
-    loop {
-        let Ok(names) = fs::getdents(dir, &mut entries) else { return };
-        if names.is_end() {
-            return;
-        }
-        for name in names {
-            // The files of a group are no directories: ENOTDIR.
-            if let Ok(below) = fs::open_beneath(dir, name, Open::List) {
-                each(name, below.as_fd());
-            }
-        }
-    }
 }

@@ -3,6 +3,7 @@
 //! What is made here is taken away here; nothing of it decides what a limit is (`plan`).
 
 pub mod bus;
+mod files;
 mod group;
 pub mod scope;
 mod usage;

@@ -6,6 +6,7 @@
 pub mod all_ids;
 pub mod cgroup;
 pub mod check;
+mod disk;
 pub mod files;
 pub mod fuse;
 mod hidden;
@@ -17,6 +18,7 @@ mod repository;
 mod rootfs;
 mod written;
 
+pub use disk::Disk;
 pub use repository::Repository;
 pub use rootfs::{Entry, EntryKind, RootFacts, mount_points_of, mounts_below};
 pub use written::Written;
@@ -124,15 +126,6 @@ pub struct Host {
     pub caller: Caller,
 }
 
-/// A path and the disk that it is or lies on.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// As the user gave it.
-    pub path: HostPath,
-    /// Major and minor number, or why it is none.
-    pub device: std::result::Result<(u32, u32), String>,
-}
-
 /// How far uid 0 reaches here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -235,12 +228,7 @@ impl Host {
             fuse: (spec.root.overlay == Overlay::Fuse).then(|| fuse::look(&caller, power)),
             passed: spec.program.pass_fds.iter().map(|&fd| (fd, stdio([fd])[0])).collect(),
             delegation: if limited { cgroup::Delegation::look(&caller, uid) } else { Default::default() },
-            disks: spec
-                .limits
-                .io
-                .iter()
-                .map(|io| Disk { path: io.path.clone(), device: disk(io.path.as_path()) })
-                .collect(),
+            disks: spec.limits.io.iter().map(|io| Disk::of(&io.path)).collect(),
             processors: if spec.limits.cpus.is_some() || spec.limits.cpuset.is_some() {
                 processors()
             } else {
@@ -472,24 +460,6 @@ impl Spec {
 /// Empty where the kernel does not tell.
 fn processors() -> Vec<u32> {
     sys::sched::sched_getaffinity().map_or(Vec::new(), |mask| mask.iter().collect())
-}
-
-/// The disk that a path is or lies on. A partition has no rates of its own (blk-cgroup: ENODEV), its disk has.
-fn disk(path: &Path) -> std::result::Result<(u32, u32), String> {
-    let stat = sys::fs::stat(&files::c_path(path)).map_err(|errno| errno.to_string())?;
-    let (major, minor) = match stat.kind {
-        Kind::Block(major, minor) => (major, minor),
-        _ => stat.on(),
-    };
-    let node = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    if files::exists(&node).is_err() {
-        return Err("on no disk of its own (a file system in memory, of the network, or over several disks)".into());
-    }
-    let node = if files::exists(&node.join("partition")).is_ok() { node.join("..") } else { node };
-    let text = files::read_value(&node.join("dev")).map_err(|errno| errno.to_string())?;
-    let (major, minor) = text.trim().split_once(':').ok_or("the kernel does not tell its disk")?;
-    let number = |text: &str| text.parse().map_err(|_| "the kernel does not tell its disk".to_owned());
-    Ok((number(major)?, number(minor)?))
 }
 
 /// The directory for this caller's layers on disk, without links.

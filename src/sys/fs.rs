@@ -206,22 +206,6 @@ pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
     Ok(s.stx_mnt_id)
 }
 
-/// The number that a mount never shares, of the mount whose root is at a path: `statx(2)` with `STATX_MNT_ID_UNIQUE`.
-/// Linux 6.8.
-///
-/// # Errors
-/// `EINVAL` where the path is no mount point or the kernel older.
-pub(super) fn mount_at(path: &CStr) -> Result<u64> {
-    const UNIQUE: u32 = 0x4000;
-    const MOUNT_ROOT: u64 = 0x2000;
-    // SAFETY: all zero is a valid buffer, which the call fills in.
-    let mut s: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_NO_AUTOMOUNT, UNIQUE, &mut s) })?;
-    let known = s.stx_mask & UNIQUE != 0 && s.stx_attributes & MOUNT_ROOT != 0;
-    if known { Ok(s.stx_mnt_id) } else { Err(super::EINVAL) }
-}
-
 /// `mkdirat(2)`
 pub fn mkdirat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: a C string and integers.

@@ -99,6 +99,22 @@ pub fn open_tree_with(dir: BorrowedFd<'_>, path: &CStr, set: Attr, depth: Depth)
     }
 }
 
+/// The number that a mount never shares, of the mount whose root is at a path: `statx(2)` with `STATX_MNT_ID_UNIQUE`.
+/// Linux 6.8.
+///
+/// # Errors
+/// `EINVAL` where the path is no mount point or the kernel older.
+fn mount_at(path: &CStr) -> Result<u64> {
+    const UNIQUE: u32 = 0x4000;
+    const MOUNT_ROOT: u64 = 0x2000;
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the buffer ours.
+    done(unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_NO_AUTOMOUNT, UNIQUE, &mut s) })?;
+    let known = s.stx_mask & UNIQUE != 0 && s.stx_attributes & MOUNT_ROOT != 0;
+    if known { Ok(s.stx_mnt_id) } else { Err(super::EINVAL) }
+}
+
 /// What is known of a mount without reading /proc/self/mountinfo, all of which the kernel would write for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
@@ -126,7 +142,7 @@ pub fn statmount(path: &CStr) -> Result<Mounted> {
     const ROOT_AT: usize = 104;
     const STRINGS: usize = 512;
     let wanted = SB_BASIC | ROOT | OPTIONS;
-    let request: [u64; 3] = [24, super::fs::mount_at(path)?, wanted];
+    let request: [u64; 3] = [24, mount_at(path)?, wanted];
     let mut buffer = [0u8; 1024];
     // SAFETY: the request is a whole struct mnt_id_req (24 bytes, 6.8), and the size that of the buffer.
     done(unsafe { libc::syscall(SYS_STATMOUNT, request.as_ptr(), buffer.as_mut_ptr(), buffer.len(), 0) } as c_int)?;
