@@ -238,8 +238,11 @@ fn the_manager_is_killed() {
 fn the_user_is_terminated() {
     goes(
         |_| {
-            let status = Command::new("loginctl").args(["terminate-user", USER]).status();
-            assert!(status.expect("loginctl").success());
+            // A test before this one may have made logind forget the user.
+            for verb in ["enable-linger", "terminate-user"] {
+                let output = Command::new("loginctl").args([verb, USER]).output().expect("loginctl");
+                assert!(output.status.success(), "{verb}: {output:?}");
+            }
         },
         &FOR_LONG,
     );
