@@ -5,7 +5,7 @@ mod common;
 
 use common::tree::picture;
 use common::{Scratch, has, sandbox, sbx};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -148,6 +148,40 @@ fn only_the_paths_named_are_taken() {
     assert_eq!((place.read("a/b/one").is_some(), place.read("a/two"), place.read("c/three")), (true, None, None));
     ends(&place.sbx(&["apply", "job"]), 0);
     assert!(place.read("c/three").is_some() && place.read("a/two").is_some());
+}
+
+#[test]
+fn a_path_is_one_inside_or_one_of_the_host_and_what_is_nowhere_is_said() {
+    let place = Place::new();
+    place.file("sub/text", "old");
+    place.works("job", "echo new >sub/text; echo new >one; echo new >two");
+    let (out, err) = ends(&place.sbx(&["apply", "job", "one", "onne"]), 1);
+    assert!(out.is_empty() && err.contains("onne: neither the sandbox nor the host has it"), "{out}{err}");
+    assert_eq!(ends(&place.sbx(&["apply", "job", "./sub/../one"]), 0).0, "A /p/one\n");
+    let host = place.project.join("sub").display().to_string();
+    assert_eq!(ends(&place.sbx(&["apply", "job", &host]), 0).0, "C /p/sub/text\n");
+    assert_eq!(place.read("two"), None);
+    // A second time there is nothing left to do.
+    assert_eq!(ends(&place.sbx(&["apply", "job", "one"]), 0).0, "");
+}
+
+/// Of no bytes a program makes a file of terabytes.
+#[test]
+fn holes_of_a_file_stay_holes() {
+    let place = Place::new();
+    place.works("job", "printf middle | dd of=big bs=1 seek=1000000; truncate -s 1024G big; printf end >>big");
+    ends(&place.sbx(&["apply", "job"]), 0);
+    let big = place.project.join("big");
+    let meta = std::fs::metadata(&big).expect("taken over");
+    assert_eq!(meta.len(), (1 << 40) + 3);
+    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    assert_eq!(ends(&place.sbx(&["diff", "job"]), 0).0, "");
+    let read = |at, length: usize| {
+        let mut bytes = vec![0; length];
+        std::fs::File::open(&big).and_then(|file| file.read_exact_at(&mut bytes, at)).expect("read");
+        bytes
+    };
+    assert_eq!((read(1_000_000, 6), read(1 << 40, 3)), (b"middle".to_vec(), b"end".to_vec()));
 }
 
 #[test]

@@ -39,12 +39,16 @@ fn taken(state: &StateDir, name: &str, all: bool, paths: &[&str]) -> Result<u8> 
     let record = layered(name, found.record.as_ref())?;
     let layers = on_disk(record)?;
     let cwd = host::caller()?.cwd;
-    let wanted = Wanted::of(all, paths, &cwd, record.began, name);
+    let take = || {
+        let sides = opened(record, &layers)?;
+        let wanted = Wanted { all, paths: Vec::new(), since: record.began, name: name.to_owned() };
+        all_layers(&sides, &wanted.paths(paths, &cwd, &sides)?)
+    };
     if cred::geteuid() == 0 {
-        return all_layers(record, &layers, &wanted);
+        return take();
     }
     let status = all_ids::act(Ids::AllOrOwn, "take over", &layers[0].upper, || {
-        all_layers(record, &layers, &wanted).map_or_else(
+        take().map_or_else(
             |error| {
                 super::fail(&error);
                 1
@@ -75,17 +79,20 @@ fn on_disk(record: &Record) -> Result<Vec<Layer>> {
     Ok(layers)
 }
 
-/// Status 1 where something that was wanted was not taken over.
-fn all_layers(record: &Record, layers: &[Layer], wanted: &Wanted) -> Result<u8> {
+fn opened(record: &Record, layers: &[Layer]) -> Result<Vec<Sides>> {
     let root = record.layers.iter().find(|layer| layer.at == Path::new("/"));
     let root = root.map_or(Path::new("/"), |layer| layer.lower.as_path());
+    layers.iter().map(|layer| Sides::open(layer, upper(layer, None)?, root, &record.own)).collect()
+}
+
+/// Status 1 where something that was wanted was not taken over.
+fn all_layers(layers: &[Sides], wanted: &Wanted) -> Result<u8> {
     let (mut out, mut held, mut refused) = (Out::new(false), 0, 0);
     for layer in layers {
-        let sides = Sides::open(layer, upper(layer, None)?, root, &record.own)?;
         // Of `@host` most is root's own.
-        let writable = may_write(&sides);
+        let writable = may_write(layer);
         let mut first = true;
-        take(&sides, wanted, &mut |change, path, outcome| {
+        take(layer, wanted, &mut |change, path, outcome| {
             match outcome {
                 Outcome::Taken => return out.put(change, path),
                 Outcome::Left => return Ok(()),
@@ -93,7 +100,7 @@ fn all_layers(record: &Record, layers: &[Layer], wanted: &Wanted) -> Result<u8> 
                     if std::mem::take(&mut first) {
                         super::say(&format!(
                             "left alone: what has changed in {}, which is not yours",
-                            layer.at.display()
+                            layer.at().display()
                         ));
                     }
                     return Ok(());

@@ -32,7 +32,7 @@ pub enum Outcome {
 pub struct Wanted {
     /// Also what has things executed: see [`Outcome::Held`].
     pub all: bool,
-    /// Only these, and what lies below them; none means everything. Paths inside.
+    /// Only these, and what lies below them; none means everything. Paths inside: see [`Wanted::paths`].
     pub paths: Vec<PathBuf>,
     /// When the sandbox began: what has changed on the host later is refused.
     pub since: (i64, i64),
@@ -286,13 +286,7 @@ fn beneath(top: BorrowedFd<'_>, dir: &Path) -> SysResult<OwnedFd> {
 fn copy(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new: &CStr, stat: &Stat) -> SysResult<()> {
     let source = fs::open_beneath(from, name, Open::Read)?;
     let target = fs::openat(to, new, Open::New)?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match fs::read(source.as_fd(), &mut buffer)? {
-            0 => break,
-            count => fs::write_all(target.as_fd(), &buffer[..count])?,
-        }
-    }
+    copy_content(source.as_fd(), target.as_fd(), stat.size)?;
     for attribute in xattr::list(source.as_fd()).unwrap_or_default() {
         let bytes = attribute.to_bytes();
         if bytes.starts_with(b"user.")
@@ -306,6 +300,29 @@ fn copy(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new: &CStr, stat:
     }
     // The mode last: with set-id bits no byte may be written any more.
     fs::chmod_open(target.as_fd(), stat.mode)
+}
+
+/// Copies what a file holds, and leaves holes as they are: of a few bytes a program makes a file of terabytes.
+fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> SysResult<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    while let Some(data) = fs::next_data(from, at)? {
+        at = data.start;
+        while at < data.end {
+            let room = (data.end - at).min(buffer.len() as u64) as usize;
+            let count = fs::pread(from, &mut buffer[..room], at)?;
+            let mut rest = &buffer[..count];
+            while !rest.is_empty() {
+                let written = fs::pwrite(to, rest, at)?;
+                rest = &rest[written..];
+                at += written as u64;
+            }
+            if count == 0 {
+                break;
+            }
+        }
+    }
+    fs::ftruncate(to, size)
 }
 
 /// Whether a file in a tree is younger than that. Directories change with what is in them.
@@ -347,11 +364,49 @@ fn remove(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
 }
 
 impl Wanted {
-    /// Paths as they were typed: from the caller's directory where they are not absolute.
-    pub fn of(all: bool, paths: &[&str], cwd: &Path, since: (i64, i64), name: &str) -> Wanted {
-        let whole = |path: &&str| cwd.join(path).components().collect();
-        Wanted { all, paths: paths.iter().map(whole).collect(), since, name: name.into() }
+    /// Takes paths as they were typed: of the sandbox, or of the host where one of its layers lies there; from the
+    /// caller's directory where they are not absolute.
+    ///
+    /// # Errors
+    /// `State` for one that neither a layer nor what lies below it has.
+    pub fn paths(self, typed: &[&str], cwd: &Path, layers: &[Sides]) -> Result<Wanted> {
+        let meant = |typed: &&str| {
+            meant(layers, spelled(&cwd.join(typed))).ok_or_else(|| {
+                let why = "neither the sandbox nor the host has it".to_owned();
+                let hint = Some(format!("sbx diff {}: lists what has changed", self.name));
+                Error::State { on: (*typed).to_owned(), why, hint }
+            })
+        };
+        let paths = typed.iter().map(meant).collect::<Result<_>>()?;
+        Ok(Wanted { paths, ..self })
     }
+}
+
+/// A path without `..`, each as it is spelled.
+fn spelled(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut path, part| {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+        path
+    })
+}
+
+/// The path inside that is meant by one of the sandbox or of the host.
+fn meant(layers: &[Sides], typed: PathBuf) -> Option<PathBuf> {
+    let of_host = layers.iter().filter_map(|layer| Some(layer.at.join(typed.strip_prefix(&layer.host).ok()?)));
+    let mut all = std::iter::once(typed.clone()).chain(of_host);
+    all.find(|path| layers.iter().any(|layer| has(layer, path)))
+}
+
+/// Whether a layer or what lies below it has a path inside.
+fn has(layer: &Sides, inside: &Path) -> bool {
+    let Ok(below) = inside.strip_prefix(&layer.at) else { return false };
+    let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return true };
+    let is_in =
+        |top: &OwnedFd| beneath(top.as_fd(), parent).and_then(|dir| fs::lstat(dir.as_fd(), &c_path(Path::new(name))));
+    is_in(&layer.upper).or_else(|_| is_in(&layer.lower)).is_ok()
 }
 
 /// Whether the caller may write into the directory of a layer at all.

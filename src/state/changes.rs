@@ -50,6 +50,8 @@ pub struct Sides {
     pub(super) upper: OwnedFd,
     pub(super) lower: OwnedFd,
     pub(super) at: PathBuf,
+    /// Where the directory below it lies on the host.
+    pub(super) host: PathBuf,
     fuse: bool,
     /// What lies on it is not the program's: mount points, and files that sbx itself put there.
     own: Vec<PathBuf>,
@@ -93,7 +95,12 @@ impl Sides {
             0 => (above.uid.wrapping_sub(below.uid), above.gid.wrapping_sub(below.gid)),
             _ => (0, 0),
         };
-        Ok(Sides { upper, lower, at: layer.at.clone(), fuse: layer.fuse, own, shift })
+        Ok(Sides { upper, lower, at: layer.at.clone(), host: layer.lower.clone(), fuse: layer.fuse, own, shift })
+    }
+
+    /// Where inside it lies.
+    pub fn at(&self) -> &Path {
+        &self.at
     }
 
     /// The contents of a regular file before and after, of which each may be none: what is not there, is no regular file
@@ -359,26 +366,34 @@ fn counts(name: &[u8]) -> bool {
     name.starts_with(b"user.") && !marks.iter().any(|mark| name.starts_with(mark)) || known.contains(&name)
 }
 
+/// Whether two files of one size hold the same. Where both have a hole nothing is read.
 fn same_content(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> SysResult<bool> {
     let (mut first, mut second) = (vec![0; 64 << 10], vec![0; 64 << 10]);
     let mut at = 0;
     loop {
-        let length = fs::pread(one, &mut first, at)?;
-        let mut filled = 0;
-        while filled < length {
-            match fs::pread(other, &mut second[filled..length], at + filled as u64)? {
-                0 => return Ok(false),
-                more => filled += more,
-            }
-        }
-        if length == 0 {
-            return Ok(fs::pread(other, &mut second[..1], at)? == 0);
-        }
-        if first[..length] != second[..length] {
+        let data = [fs::next_data(one, at)?, fs::next_data(other, at)?];
+        let Some(start) = data.into_iter().flatten().map(|data| data.start).min() else { return Ok(true) };
+        let length = filled(one, &mut first, start)?;
+        if length != filled(other, &mut second, start)? || first[..length] != second[..length] {
             return Ok(false);
         }
-        at += length as u64;
+        if length == 0 {
+            return Ok(true);
+        }
+        at = start + length as u64;
     }
+}
+
+/// Reads until the buffer is full or the file ends, and returns how much.
+fn filled(from: BorrowedFd<'_>, into: &mut [u8], at: u64) -> SysResult<usize> {
+    let mut length = 0;
+    while length < into.len() {
+        match fs::pread(from, &mut into[length..], at + length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
 }
 
 /// Where a place below a directory really lies, as its links lead, each as if the directory were the root; with the names

@@ -318,6 +318,17 @@ pub fn ftruncate(of: BorrowedFd<'_>, length: u64) -> Result<()> {
     retry(|| done(unsafe { libc::ftruncate(of.as_raw_fd(), length as libc::off_t) }))
 }
 
+/// The next stretch of a file that holds data, from an offset on: `lseek(2)`, SEEK_DATA and SEEK_HOLE. What lies between
+/// such stretches takes no room and reads as zeros.
+pub fn next_data(of: BorrowedFd<'_>, from: u64) -> Result<Option<std::ops::Range<u64>>> {
+    // SAFETY: takes integers.
+    let seek = |at, how| ok(unsafe { libc::lseek(of.as_raw_fd(), at as libc::off_t, how) }).map(|at| at as u64);
+    match seek(from, libc::SEEK_DATA) {
+        Err(super::ENXIO) => Ok(None),
+        start => start.and_then(|start| Ok(Some(start..seek(start, libc::SEEK_HOLE)?))),
+    }
+}
+
 /// Opens a file of the host, writes `bytes` in one go and closes it.
 pub fn write_file(path: &CStr, bytes: &[u8]) -> Result<()> {
     write_all(std::os::fd::AsFd::as_fd(&openat(HERE, path, Open::Write)?), bytes)
