@@ -34,11 +34,16 @@ fn repository(scratch: &Scratch) -> [std::path::PathBuf; 2] {
     git(&main, &["commit", "-qm", "one"]);
     let linked = scratch.join("linked");
     git(&main, &["worktree", "add", "-q", "-b", "side", &linked.display().to_string()]);
+    git(&main, &["config", "extensions.worktreeConfig", "true"]);
     [main, linked]
 }
 
 /// What would run something in the next command of the caller's; each has to fail.
-const ATTACKS: [&str; 9] = [
+const ATTACKS: [&str; 13] = [
+    "echo ../evil >$G/commondir",
+    "echo ../../evil >$G/worktrees/linked/commondir",
+    "echo x >$G/config.worktree",
+    "mv $G/worktrees $G/w",
     "echo x >$G/hooks/pre-commit",
     "mkdir $G/hooks",
     "rm -rf $G/hooks && mkdir $G/hooks",
@@ -66,6 +71,9 @@ fn git_works_and_leads_nowhere() {
             build(&scratch, dir, &script).run().exits(0).prints("");
         }
         assert_eq!(kept(), before, "{branch}");
+        for stood_in in ["commondir", "config.worktree"] {
+            assert!(!main.join(".git").join(stood_in).exists(), "{stood_in}");
+        }
         assert_eq!(git(dir, &["status", "--short"]), "");
     }
 }
@@ -81,6 +89,79 @@ fn hooks_that_are_missing_cannot_be_made_and_nothing_is_left() {
     build(&scratch, &main, script).run().exits(0).prints("no");
     assert_eq!(before.lines().count(), picture(&main).lines().count());
     assert!(!main.join(".git/hooks").exists());
+}
+
+/// A bare repository, the directory of one, one that lies apart, and a submodule's file.
+#[test]
+fn repositories_of_every_shape_are_guarded() {
+    let scratch = Scratch::new();
+    let [main, _] = repository(&scratch);
+    let bare = scratch.join("bare");
+    git(&main, &["clone", "-q", "--bare", ".", &bare.display().to_string()]);
+    let apart = scratch.dir("apart");
+    git(&apart, &["init", "-q", "--separate-git-dir", "gd"]);
+    let module = ["-c", "protocol.file.allow=always", "submodule", "add", "-q", &bare.display().to_string(), "sub"];
+    git(&main, &module);
+    let evil = "mkdir evil; cp -r hooks/. evil 2>/dev/null";
+    for (dir, attack) in [
+        (&bare, "echo x >hooks/pre-receive || echo x >>config || echo ../evil >commondir"),
+        (&main.join(".git"), "echo x >hooks/pre-commit || echo x >>config || echo ../evil >commondir"),
+        (&apart, "echo x >gd/hooks/pre-commit || echo x >>gd/config || echo gitdir: evil >.git || mv gd g || rm .git"),
+        (&main, "echo gitdir: ../evil >sub/.git || rm sub/.git || mv sub s"),
+    ] {
+        let script = format!("({evil}; {attack}) 2>/dev/null && echo done; true");
+        build(&scratch, dir, &script).run().exits(0).prints("");
+    }
+}
+
+/// Through links on the way, in what is mounted in a mount, and where the root itself is written.
+#[test]
+fn the_way_to_what_is_protected_cannot_be_moved() {
+    let scratch = Scratch::new();
+    for file in ["p/a/b/x", "ci/x", "inner/f"] {
+        scratch.file(file, "old");
+    }
+    std::os::unix::fs::symlink("a/b", scratch.join("p/link")).expect("a link");
+    let root = scratch.rootfs();
+    scratch.file("rootfs/data/conf/d/x", "old");
+    let policy = scratch.file(
+        "policy.toml",
+        "protect.paths = [\"/p/link/x\", \"/p/c/conf/x\", \"/p/q\", \"/data/conf/d/x\"]\n[root]\nrw = true\n\
+         [[mount]]\nsrc = \"./p\"\ndst = \"/p\"\naccess = \"rw\"\n\
+         [[mount]]\nsrc = \"./ci\"\ndst = \"/p/c/conf\"\naccess = \"rw\"\n\
+         [[mount]]\nsrc = \"./inner\"\ndst = \"/p/q/sub\"\naccess = \"rw\"\n",
+    );
+    let script = "for way in /p/a /p/a/b /p/link /p/c /data/conf /data; do
+            (mv $way /p/away || mv $way $way.old) 2>/dev/null && echo moved $way; done
+        for file in /p/link/x /p/a/b/x /p/c/conf/x /p/q/sub/f /data/conf/d/x; do
+            (echo new >$file) 2>/dev/null && echo written $file; done; cat /p/link/x";
+    let policy = policy.display().to_string();
+    sandbox(&["--policy", &policy]).root(&root).cwd(scratch.path()).sh(script).run().exits(0).prints("old");
+    for file in ["p/a/b/x", "ci/x", "inner/f", "rootfs/data/conf/d/x"] {
+        assert_eq!(std::fs::read_to_string(scratch.join(file)).expect("it"), "old", "{file}");
+    }
+}
+
+/// A link to nothing leads nowhere while the sandbox runs.
+#[test]
+fn what_a_link_would_lead_to_cannot_be_made() {
+    let scratch = Scratch::new();
+    let project = scratch.dir("project");
+    std::os::unix::fs::symlink("deep/er", project.join(".vscode")).expect("a link");
+    std::os::unix::fs::symlink("/home/nobody-here/idea", project.join(".idea")).expect("a link");
+    let before = picture(&project);
+    let policy = scratch.file("policy.toml", "extends = [\"build\"]\nprotect.paths = [\"./.vscode/\", \"./.idea/\"]\n");
+    let attack = "(mkdir -p deep/er; echo x >deep/er/tasks; mv deep d && mkdir -p deep/er) 2>/dev/null && echo done; \
+                  test -e .vscode/tasks && echo made; true";
+    sandbox(&["-q", "--policy", &policy.display().to_string()])
+        .root("@host")
+        .cwd(&project)
+        .env("HOME", scratch.dir("home"))
+        .command(&["/bin/sh", "-c", attack])
+        .run()
+        .exits(0)
+        .prints("");
+    assert_eq!(picture(&project).lines().count(), before.lines().count(), "{}", picture(&project));
 }
 
 #[test]
@@ -160,11 +241,13 @@ fn a_git_that_is_a_link_stays_and_leads_nowhere() {
     let [main, linked] = repository(&scratch);
     std::fs::rename(main.join(".git"), main.join("git")).expect("renamed");
     std::os::unix::fs::symlink("git", main.join(".git")).expect("a link");
-    let before = picture(&main);
+    // What stands in for what is missing changes the times of directories.
+    let still = || picture(&main).lines().filter(|line| !line.contains(" 40755 ")).collect::<Vec<_>>().join("\n");
+    let before = still();
     let script = "G=git; git log --format=%s; for f in git/hooks/x git/config .git/hooks/x; do (echo x >$f) 2>/dev/null && echo done; done;
         (mv git old) 2>/dev/null && echo done; (rm .git && mkdir .git) 2>/dev/null && echo done; (mv .git g) 2>/dev/null && echo done; true";
     build(&scratch, &main, script).run().exits(0).prints("one");
-    assert_eq!(picture(&main), before);
+    assert_eq!(still(), before);
     // One that leads out shows nothing there, and stays as it is.
     let stranger = scratch.dir("stranger");
     std::os::unix::fs::symlink(main.join("git"), stranger.join(".git")).expect("a link");
@@ -202,6 +285,11 @@ fn what_the_next_shell_runs_cannot_be_changed() {
         (mv .config c) 2>/dev/null && echo moved .config; (rm -r .config) 2>/dev/null && echo removed .config; true";
     let volume = format!("{0}:{0}", home.display());
     host(&home, &home, &["-v", &volume], script).run().exits(0).prints("one");
+    assert_eq!(kept(), before);
+    // The directory alone in which the files really lie.
+    let dotfiles = home.join("dotfiles");
+    let volume_of_it = format!("{0}:{0}", dotfiles.display());
+    host(&home, &dotfiles, &["-v", &volume_of_it], "(echo x >>bashrc) 2>/dev/null || echo kept").run().prints("kept");
     assert_eq!(kept(), before);
     // All else can be, and these for who says so.
     host(&home, &home, &["-v", &volume], "echo x >~/.config/other; echo x >~/file").run().exits(0);

@@ -45,7 +45,7 @@ fn host() -> Host {
         hidden: Vec::new(),
         written: Vec::new(),
         repositories: Vec::new(),
-        shell_home: None,
+        start_files: Vec::new(),
         hard_limits: Vec::new(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         missing: Vec::new(),

@@ -84,8 +84,7 @@ pub fn accept(caller: &Caller, file: &str, text: &str) -> Result<()> {
 
 /// Where the accepted text of a file lies: the same path below a directory of the caller's own.
 fn copy_of(caller: &Caller, path: &Path) -> Result<PathBuf> {
-    let data = caller.var("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let top = data.unwrap_or_else(|| caller.home.join(".local/share")).join("sbx/trust");
+    let top = caller.data_home().join("sbx/trust");
     if let Ok(meta) = top.symlink_metadata()
         && (!meta.is_dir() || meta.uid() != geteuid() || meta.mode() & 0o022 != 0)
     {

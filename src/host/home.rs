@@ -2,6 +2,7 @@
 //! upper layers on disk lie below it.
 
 use super::{Power, files};
+use crate::spec::hide::START_FILES;
 use crate::spec::ids::{self, Account};
 use crate::spec::text::Caller;
 use std::path::{Component, Path, PathBuf};
@@ -14,12 +15,8 @@ const EMPTIED: [(&str, u32); 5] =
 /// names a layer to be removed (`state/leftovers.rs`). Where it is a link to a place of another name, it lies in there.
 pub(super) fn layers(caller: &Caller, power: Power) -> PathBuf {
     const NAME: &str = "sbx/upper";
-    let data = || {
-        let named = caller.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
-        named.map_or_else(|| caller.home.join(".local/share"), Path::to_owned)
-    };
     // Root's own home is closed to the ids of its sandboxes.
-    let base = if power == Power::Ordinary { data() } else { "/var/lib".into() };
+    let base = if power == Power::Ordinary { caller.data_home() } else { "/var/lib".into() };
     let real = files::without_links(&base.join(NAME));
     if real.ends_with(NAME) { real } else { real.join(NAME) }
 }
@@ -61,4 +58,17 @@ pub(super) fn emptied(caller: &Caller, uid: u32) -> Vec<(PathBuf, u32)> {
 fn can_be_emptied(path: &Path) -> bool {
     let made = ["/dev", "/proc", "/sys"].iter().any(|made| path.starts_with(made));
     !made && path != Path::new("/") && path.components().all(|part| part != Component::ParentDir)
+}
+
+/// What the caller's next shell or session runs, and the policies that the caller has accepted; of what is a link also
+/// what it leads to.
+pub(super) fn start_files(caller: &Caller) -> Vec<PathBuf> {
+    let Ok(home) = std::fs::canonicalize(&caller.home) else { return Vec::new() };
+    let places = START_FILES.iter().map(|name| home.join(name)).chain([caller.data_home().join("sbx/trust")]);
+    let also = |place: PathBuf| {
+        let link = place.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+        let leads = if link { std::fs::canonicalize(&place).ok() } else { None };
+        std::iter::once(place).chain(leads)
+    };
+    places.flat_map(also).collect()
 }

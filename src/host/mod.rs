@@ -81,9 +81,9 @@ pub struct Host {
     /// The git repositories of these and of the caller's directory, where they are to be guarded.
     #[serde(skip)]
     pub repositories: Vec<Repository>,
-    /// The caller's home without links, where the files that shells start with are to be guarded in it.
+    /// What the caller's next shell runs, where that is to be guarded; without links, and what is a link twice.
     #[serde(skip)]
-    pub shell_home: Option<PathBuf>,
+    pub start_files: Vec<PathBuf>,
     /// Hard limits of this process by the lower-case name of getrlimit(2), those that the plan asks for.
     #[serde(skip)]
     pub hard_limits: Vec<(String, u64)>,
@@ -218,7 +218,7 @@ impl Host {
             emptied: if spec.root.source == RootSource::Host { home::emptied(&caller, uid) } else { Vec::new() },
             hidden: Vec::new(),
             repositories: if git { repository::all(&caller.cwd, &written) } else { Vec::new() },
-            shell_home: if shells && !written.is_empty() { std::fs::canonicalize(&caller.home).ok() } else { None },
+            start_files: if shells && !written.is_empty() { home::start_files(&caller) } else { Vec::new() },
             written,
             hard_limits: hard_limits(spec),
             resolv_conf: resolv_conf(spec),

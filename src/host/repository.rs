@@ -2,7 +2,7 @@
 //! a way into the caller's next command.
 //!
 //! A project may be a stranger's, and so is its `.git`: a file there leads on only where the directory that it names
-//! names it back, which nobody can arrange who could not write there before, and a link only to what lies beside it.
+//! names it back, which nobody can arrange who could not write there before, or to what lies beside it, as a link does.
 
 use super::files::read_text;
 use super::written::Written;
@@ -11,11 +11,16 @@ use std::path::{Path, PathBuf};
 /// See the head of the file. All paths are without links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repository {
-    /// `.git` of a directory: a directory, a link, or a file in a linked worktree (git-worktree(1)).
+    /// `.git` of a directory: a directory, a link, or a file in a linked worktree (git-worktree(1)) or a submodule; or
+    /// a bare repository itself.
     pub entry: PathBuf,
-    /// The directory with objects, hooks and configuration: `entry` itself, what the link leads to, or that of the main
+    /// The directory with objects, hooks and configuration: `entry` itself, what it leads to, or that of the main
     /// worktree; `None` where `entry` is believed nothing.
     pub common: Option<PathBuf>,
+    /// The directories of its linked worktrees in `common`.
+    pub worktrees: Vec<PathBuf>,
+    /// Whether the configuration says that there is more of it in `config.worktree`.
+    pub settings_apart: bool,
 }
 
 impl Repository {
@@ -23,18 +28,41 @@ impl Repository {
     pub fn is_elsewhere(&self) -> bool {
         self.common.as_ref() != Some(&self.entry)
     }
+
+    fn new(entry: PathBuf, common: Option<PathBuf>) -> Repository {
+        let (mut worktrees, mut settings_apart) = (Vec::new(), false);
+        if let Some(common) = &common {
+            let names = std::fs::read_dir(common.join("worktrees")).into_iter().flatten().flatten();
+            worktrees = names.take(MOST).map(|name| name.path()).filter(|path| path.is_dir()).collect();
+            let config = read_text(&common.join("config"), TEXT);
+            settings_apart = config.is_ok_and(|text| text.to_lowercase().contains("worktreeconfig"));
+        }
+        worktrees.sort();
+        Repository { entry, common, worktrees, settings_apart }
+    }
 }
 
 /// A line of git's is a path and no more.
 const LINE: usize = 8192;
+/// Bytes of a file that a person writes.
+const TEXT: usize = 1 << 20;
+/// Worktrees, and repositories, that are looked at: what is protected costs mounts.
+const MOST: usize = 100;
 
-/// Those of the caller's directory and of each that is written.
+/// Those of the caller's directory, of each that is written, and of their submodules.
 pub(super) fn all(cwd: &Path, written: &[Written]) -> Vec<Repository> {
+    let mut dirs: Vec<PathBuf> = written.iter().map(|written| written.real.clone()).chain([cwd.to_owned()]).collect();
     let mut found: Vec<Repository> = Vec::new();
-    for dir in written.iter().map(|written| written.real.as_path()).chain([cwd]) {
-        if found.iter().all(|known| known.entry.parent() != Some(dir)) {
-            found.extend(of(dir));
+    let mut next = 0;
+    while let (Some(dir), true) = (dirs.get(next).cloned(), found.len() < MOST) {
+        next += 1;
+        let Some(repository) = of(&dir).filter(|new| found.iter().all(|known| known.entry != new.entry)) else {
+            continue;
+        };
+        if repository.entry != dir {
+            dirs.extend(submodules(&dir));
         }
+        found.push(repository);
     }
     found
 }
@@ -42,23 +70,42 @@ pub(super) fn all(cwd: &Path, written: &[Written]) -> Vec<Repository> {
 /// Of the directory itself, not of one above: what stands above is not the project.
 fn of(dir: &Path) -> Option<Repository> {
     let entry = dir.join(".git");
-    let kind = std::fs::symlink_metadata(&entry).ok()?.file_type();
+    let Ok(kind) = std::fs::symlink_metadata(&entry).map(|meta| meta.file_type()) else {
+        return is_repository(dir).then(|| Repository::new(dir.to_owned(), Some(dir.to_owned())));
+    };
+    let beside = |leads: Option<PathBuf>| leads.filter(|leads| leads.starts_with(dir) && is_repository(leads));
     let common = match kind {
         kind if kind.is_dir() => Some(entry.clone()),
-        kind if kind.is_symlink() => {
-            let leads = std::fs::canonicalize(&entry).ok();
-            leads.filter(|leads| leads.starts_with(dir) && is_repository(leads))
-        }
-        kind if kind.is_file() => linked(dir, &entry),
+        kind if kind.is_symlink() => beside(std::fs::canonicalize(&entry).ok()),
+        kind if kind.is_file() => linked(dir, &entry).or_else(|| beside(named(dir, &entry))),
         _ => None,
     };
-    Some(Repository { entry, common })
+    Some(Repository::new(entry, common))
+}
+
+/// The directories of a project's submodules, as far as they lie in it (gitmodules(5)).
+fn submodules(dir: &Path) -> Vec<PathBuf> {
+    let text = read_text(&dir.join(".gitmodules"), TEXT).unwrap_or_default();
+    let path = |line: &str| {
+        let (key, value) = line.split_once('=')?;
+        let path = (key.trim() == "path").then(|| dir.join(value.trim().trim_matches('"')))?;
+        std::fs::canonicalize(path).ok().filter(|path| path.starts_with(dir))
+    };
+    text.lines().filter_map(path).collect()
+}
+
+fn line(file: &Path) -> Option<String> {
+    read_text(file, LINE).ok().map(|text| text.trim_end().to_owned())
+}
+
+/// Where a `.git` file says that it leads.
+fn named(dir: &Path, entry: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(dir.join(line(entry)?.strip_prefix("gitdir: ")?)).ok()
 }
 
 /// The repository that a linked worktree's file leads to.
 fn linked(dir: &Path, entry: &Path) -> Option<PathBuf> {
-    let line = |file: &Path| read_text(file, LINE).ok().map(|text| text.trim_end().to_owned());
-    let own = std::fs::canonicalize(dir.join(line(entry)?.strip_prefix("gitdir: ")?)).ok()?;
+    let own = named(dir, entry)?;
     let back = std::fs::canonicalize(line(&own.join("gitdir"))?).ok()?;
     let common = std::fs::canonicalize(own.join(line(&own.join("commondir"))?)).ok()?;
     (back == entry && own.parent() == Some(&common.join("worktrees")) && is_repository(&common)).then_some(common)
@@ -96,7 +143,25 @@ mod tests {
         let found = of(&linked).expect("a repository");
         assert!(found.is_elsewhere() && found.common.as_ref() == Some(&common));
         assert!(!of(common.parent().expect("main")).expect("a repository").is_elsewhere());
-        assert_eq!(of(&common), None);
+        assert_eq!(found.worktrees, [common.join("worktrees/linked")]);
+        // A bare one, or the caller stands in it.
+        assert!(!of(&common).expect("a repository").is_elsewhere());
+        assert_eq!(of(&common.join("objects")), None);
+    }
+
+    #[test]
+    fn submodules_and_repositories_beside_are_found() {
+        let (_dir, common, _) = main_and_linked();
+        let main = common.parent().expect("main");
+        create_dir_all(main.join("sub")).expect("a directory");
+        write(main.join("sub/.git"), "gitdir: ../.git/modules/sub\n").expect("a file");
+        write(main.join(".gitmodules"), "[submodule \"s\"]\n\tpath = sub\n[submodule \"t\"]\n\tpath = ../linked\n")
+            .expect("a file");
+        let entries: Vec<PathBuf> = all(main, &[]).into_iter().map(|found| found.entry).collect();
+        assert_eq!(entries, [common.clone(), main.join("sub/.git")]);
+        std::fs::rename(&common, main.join("gd")).expect("renamed");
+        write(&common, "gitdir: gd\n").expect("a file");
+        assert_eq!(of(main).expect("a repository").common, Some(main.join("gd")));
     }
 
     #[test]
@@ -122,7 +187,8 @@ mod tests {
         let main = common.parent().expect("main");
         std::fs::rename(&common, main.join("git")).expect("renamed");
         std::os::unix::fs::symlink("git", &common).expect("a link");
-        assert_eq!(of(main), Some(Repository { entry: common.clone(), common: Some(main.join("git")) }));
+        let found = of(main).expect("a repository");
+        assert_eq!((&found.entry, &found.common), (&common, &Some(main.join("git"))));
         assert_eq!(all(main, &[]), all(main, &[Written { real: main.into(), dst: InnerPath::known("/p") }]));
     }
 }

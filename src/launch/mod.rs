@@ -6,6 +6,7 @@ mod channel;
 mod child;
 mod confine;
 mod copies;
+mod covers;
 mod enter;
 mod exit;
 mod explain;

@@ -103,7 +103,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
         }
         Op::Device { src, target } => tree.device(src, target),
         Op::Conceal { path, name } => tree.conceal(path, name),
-        Op::Protect { target, name, attr } => tree.protect(target, name.as_deref(), *attr),
+        Op::Protect { path, missing } => tree.protect(path, missing),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),
         Op::Terminal { .. } | Op::EnterTerminal { .. } => terminal(child, op),
@@ -268,65 +268,6 @@ impl Tree {
         }
     }
 
-    /// Covers what a path leads to, if it leads to anything.
-    fn conceal(&self, path: &CStr, name: &CStr) -> Done {
-        let at = match fs::open_in_root(held(&self.root)?, path, Open::Path) {
-            Err(ENOENT | ENOTDIR | sys::ELOOP) => return Ok(()),
-            other => other.called(Call::Openat2)?,
-        };
-        let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
-        let cover = match kind {
-            Kind::Directory => self.store_dir(name, 0o700, PLAIN)?,
-            _ => self.cover(kind)?,
-        };
-        attach_at(&cover, at.as_fd(), kind)?;
-        self.leads_to(path, Open::Path, &cover)
-    }
-
-    /// Proof that a path leads to what was laid over it: whoever can write around it may have moved the place meanwhile.
-    fn leads_to(&self, path: &CStr, how: Open, cover: &OwnedFd) -> Done {
-        let there = fs::open_in_root(held(&self.root)?, path, how).called(Call::Openat2)?;
-        let [there, cover] = [&there, cover].map(|fd| fs::mount_id(fd.as_fd(), c"").called(Call::Stat));
-        if there? == cover? { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
-    }
-
-    /// Lays a copy of a place, with what is mounted below it, over itself; a link is covered as such, and then what it
-    /// leads to: whoever can write around a mount point can neither move nor replace it (rename(2), EBUSY).
-    fn protect(&self, target: &Target, name: Option<&CStr>, attr: Attr) -> Done {
-        let root = held(&self.root)?;
-        let mut way = Way::new(&target.path)?;
-        for links in 0..=Way::LINKS {
-            let (at, cover) = match (fs::open_in_root(root, way.path(), Open::Entry), name) {
-                (Err(ENOENT), Some(name)) if links == 0 => match self.stand_in(target, name, attr) {
-                    // Nothing around it, so there is nothing to be got at through it.
-                    Err(Failure(_, ENOENT | ENOTDIR)) => return Ok(()),
-                    made => made?,
-                },
-                (Err(ENOENT | ENOTDIR | sys::ELOOP), _) => return Ok(()),
-                (found, _) => {
-                    let at = found.called(Call::Openat2)?;
-                    let cover = clone_tree(at.as_fd(), c"", Depth::Recursive, attr)?;
-                    (at, cover)
-                }
-            };
-            let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
-            attach_at(&cover, at.as_fd(), kind)?;
-            self.leads_to(way.path(), Open::Entry, &cover)?;
-            if kind != Kind::Symlink || !way.follow(at.as_fd())? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// An empty directory where there is none, and what covers it.
-    fn stand_in(&self, target: &Target, name: &CStr, attr: Attr) -> Result<(OwnedFd, OwnedFd), Failure> {
-        let (parent, own) = self.parent_of(target)?;
-        fs::mkdirat(parent.as_fd(), own, 0o755).called(Call::Mkdir)?;
-        let at = fs::open_beneath(parent.as_fd(), own, Open::Path).called(Call::Openat2)?;
-        Ok((at, self.store_dir(name, 0o555, attr)?))
-    }
-
     pub(super) fn link(&self, target: &CStr, at: &Target) -> Done {
         let (parent, name) = self.parent_of(at)?;
         fs::symlinkat(target, parent.as_fd(), name).called(Call::Symlink)
@@ -398,48 +339,5 @@ impl Tree {
         let top = fs::mount_id(HERE, c"/..").called(Call::Stat)?;
         let root = fs::mount_id(held(&self.root)?, c"").called(Call::Stat)?;
         if top == root { Ok(()) } else { Err(Failure(Call::ReadBack, sys::NOT_TAKEN)) }
-    }
-}
-
-/// A path inside and then what the link at its end leads to; it grows in place, for nothing is allocated here.
-struct Way {
-    text: [u8; Way::LONGEST],
-    length: usize,
-}
-
-impl Way {
-    /// As many links as the kernel follows on one way (path_resolution(7)).
-    const LINKS: u32 = 40;
-    /// Bytes of a path that a system call takes, its end included.
-    const LONGEST: usize = 4096;
-
-    fn new(path: &CStr) -> Result<Way, Failure> {
-        let mut way = Way { text: [0; Way::LONGEST], length: 0 };
-        if way.push(path.to_bytes()) { Ok(way) } else { Err(Failure(Call::Openat2, sys::ENAMETOOLONG)) }
-    }
-
-    fn path(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.text).unwrap_or(c".")
-    }
-
-    /// Goes on to where this link leads; false where no path leads there.
-    fn follow(&mut self, link: BorrowedFd<'_>) -> Result<bool, Failure> {
-        let mut buffer = [0; Way::LONGEST];
-        let leads = fs::readlinkat(link, c"", &mut buffer).called(Call::Openat2)?;
-        let dir =
-            if leads.starts_with(b"/") { None } else { self.text[..self.length].iter().rposition(|&b| b == b'/') };
-        self.length = dir.map_or(0, |slash| slash + 1);
-        Ok(self.push(leads))
-    }
-
-    fn push(&mut self, more: &[u8]) -> bool {
-        let end = self.length + more.len();
-        if end >= Way::LONGEST {
-            return false;
-        }
-        self.text[self.length..end].copy_from_slice(more);
-        self.text[end..].fill(0);
-        self.length = end;
-        true
     }
 }

@@ -119,8 +119,18 @@ impl Inside {
             self.mounts.insert(0, (place.to_owned(), shown));
             return;
         }
+        let mut gap = None;
         // Where the child can open nothing it makes nothing.
-        let (there, missing) = self.resolve(place, last).unwrap_or_else(|| (place.to_owned(), PathBuf::new()));
+        let (there, missing) =
+            self.resolve(place, last, &mut gap).unwrap_or_else(|| (place.to_owned(), PathBuf::new()));
+        if let (
+            Step::Protect(Protected { missing: Missing::Directory | Missing::Empty | Missing::CommonDir, .. }),
+            Some((there, name)),
+        ) = (step, &gap)
+        {
+            // What a link leads to is kept from being made: see `covers`.
+            self.make(there, name);
+        }
         // What is not there needs not be hidden.
         let made = match step {
             Step::Conceal(_) => 0,
@@ -138,8 +148,8 @@ impl Inside {
         self.mounts.push((at, shown));
     }
 
-    /// How far a place exists, without links, and the names that will be made. `None` where it leads nowhere.
-    fn resolve(&self, place: &Path, last: Last) -> Option<(PathBuf, PathBuf)> {
+    /// How far a place exists, without links, and the names that will be made. `None` where it leads nowhere; see `follow`.
+    fn resolve(&self, place: &Path, last: Last, gap: &mut Option<(PathBuf, PathBuf)>) -> Option<(PathBuf, PathBuf)> {
         let (mut there, mut links) = (PathBuf::from("/"), LINKS);
         let mut parts = place.strip_prefix("/").ok()?.components();
         loop {
@@ -148,7 +158,7 @@ impl Inside {
             let own = last == Last::Itself && parts.as_path().as_os_str().is_empty();
             let next = match self.entry(&there.join(part))? {
                 Entry::Link(_) if own => Some(there.join(part)),
-                entry => self.follow(&there, part.as_os_str(), entry, &mut links)?,
+                entry => self.follow(&there, part.as_os_str(), entry, &mut links, gap)?,
             };
             match next {
                 Some(next) => there = next,
@@ -158,8 +168,15 @@ impl Inside {
     }
 
     /// Where a name in a directory leads; `Some(None)` where there is none. A link to nothing is no mount point, and
-    /// nothing can be made in its place.
-    fn follow(&self, dir: &Path, name: &OsStr, entry: Entry, links: &mut u32) -> Option<Option<PathBuf>> {
+    /// nothing can be made in its place; `gap` is where its way ends, and the name that is missing there.
+    fn follow(
+        &self,
+        dir: &Path,
+        name: &OsStr,
+        entry: Entry,
+        links: &mut u32,
+        gap: &mut Option<(PathBuf, PathBuf)>,
+    ) -> Option<Option<PathBuf>> {
         let target = match entry {
             Entry::There => return Some(Some(dir.join(name))),
             Entry::Missing => return Some(None),
@@ -170,7 +187,13 @@ impl Inside {
         for part in target.components() {
             match part {
                 Component::ParentDir => drop(at.pop()),
-                Component::Normal(name) => at = self.follow(&at, name, self.entry(&at.join(name))?, links)??,
+                Component::Normal(name) => match self.follow(&at, name, self.entry(&at.join(name))?, links, gap)? {
+                    Some(next) => at = next,
+                    None => {
+                        *gap = Some((at, name.into()));
+                        return None;
+                    }
+                },
                 Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
             }
         }

@@ -2,7 +2,7 @@
 //! checked here; the child only makes calls.
 
 use super::mounts::PLAIN;
-use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, Target};
+use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, StandIn, Target};
 use super::{ids, program, relay, ruleset, sources};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -10,7 +10,7 @@ use crate::host::files::c_path;
 use crate::plan::limits::{Affinity, Way};
 use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Need, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
-use crate::spec::hide::Missing;
+use crate::spec::hide::{HERE_TOO, Missing};
 use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
@@ -220,7 +220,7 @@ impl Context<'_> {
             | Step::Workdir(_)
             | Step::Gate => self.confine(step),
             Step::Mount(mount) => self.mount(mount),
-            Step::Conceal(_) | Step::Pin(_) | Step::Protect(_) => self.root(step),
+            Step::Conceal(_) | Step::Protect(_) => self.root(step),
             Step::Store(_)
             | Step::Overlay(_)
             | Step::BindRoot(_)
@@ -277,10 +277,8 @@ impl Context<'_> {
             Step::Supply(etc) => self.supply(etc)?,
             Step::Conceal(path) => Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")? },
             Step::Protect(place) => {
-                let name = (place.missing == Missing::Directory).then(|| self.fresh("guard")).transpose()?;
-                Op::Protect { target: target(place.path.as_path())?, name, attr: PLAIN | Attr::RDONLY }
+                Op::Protect { path: c_path(place.path.below_root()), missing: stand_in(place.missing) }
             }
-            Step::Pin(path) => Op::Protect { target: target(path.as_path())?, name: None, attr: PLAIN },
             Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
         })
@@ -478,6 +476,15 @@ pub(super) fn target(path: &Path) -> Result<Target> {
     }
     let path = if parts.is_empty() { c".".to_owned() } else { c_path(&whole) };
     Ok(Target { path, parts })
+}
+
+fn stand_in(missing: Missing) -> StandIn {
+    match missing {
+        Missing::Free => StandIn::None,
+        Missing::Directory => StandIn::Directory,
+        Missing::Empty => StandIn::File(Vec::new()),
+        Missing::CommonDir => StandIn::File(HERE_TOO.into()),
+    }
 }
 
 /// A path below a mount point, relative to it.

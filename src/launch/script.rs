@@ -114,6 +114,17 @@ pub(crate) struct Target {
     pub parts: Vec<(CString, CString)>,
 }
 
+/// What is made where a protected path leads to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StandIn {
+    /// Nothing: it may be made.
+    None,
+    /// An empty directory.
+    Directory,
+    /// A file with this content.
+    File(Vec<u8>),
+}
+
 /// How overlay layers are named to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -231,12 +242,10 @@ pub(crate) enum Op {
         path: CString,
         name: CString,
     },
-    /// A path as a mount of its own with these attributes, and the directory of the store that stands in where it is
-    /// missing.
+    /// A path that cannot be changed.
     Protect {
-        target: Target,
-        name: Option<CString>,
-        attr: Attr,
+        path: CString,
+        missing: StandIn,
     },
     Sys(Target),
     /// An empty directory, or one with a place for the cgroup.

@@ -2,7 +2,7 @@
 
 use super::steps::Step;
 use crate::host::{Host, Power, Repository, Written};
-use crate::spec::hide::{Missing, Protected, START_FILES, doors};
+use crate::spec::hide::{Missing, Protected, doors};
 use crate::spec::mount::{Access, Devices, Exec, Mount, Presence, Source};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{RootSource, Spec};
@@ -11,30 +11,31 @@ use std::path::Path;
 /// For errors.
 const GIT: &str = "[protect] git";
 
-/// The steps, in no order yet; `linked` are the mounts that [`linked`] gave and that are made.
-pub(super) fn covers(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step> {
+/// What is hidden, in no order yet.
+pub(super) fn concealed(spec: &Spec, host: &Host) -> impl Iterator<Item = Step> {
+    hidden(spec, host).into_iter().map(Step::Conceal)
+}
+
+/// What is protected, after all that is mounted, so that it holds for that too; `linked` are the mounts that [`linked`]
+/// gave.
+pub(super) fn protected(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step> {
     let own = repository_places(host, linked).into_iter().chain(start_files(spec, host));
     let mut protected: Vec<Protected> = Vec::new();
     for place in spec.protect.iter().cloned().chain(own) {
         match protected.iter_mut().find(|known| known.path == place.path) {
-            Some(known) if place.missing == Missing::Directory => known.missing = Missing::Directory,
+            Some(known) if known.missing == Missing::Free => known.missing = place.missing,
             Some(_) => {}
             None => protected.push(place),
         }
     }
-    let pins = pins(spec, &protected).into_iter().map(Step::Pin);
-    pins.chain(protected.into_iter().map(Step::Protect))
-        .chain(hidden(spec, host).into_iter().map(Step::Conceal))
-        .collect()
+    protected.into_iter().map(Step::Protect).collect()
 }
 
-/// Among mounts, protected and hidden paths the longer one wins, and of equal ones the stricter.
+/// Of mounts and hidden paths the longer one wins, and of equal ones the stricter.
 pub(super) fn rank(step: &Step) -> (usize, u8) {
     match step {
         Step::Mount(mount) => (mount.dst.depth(), 0),
-        Step::Pin(path) => (path.depth(), 1),
-        Step::Protect(place) => (place.path.depth(), 1),
-        Step::Conceal(path) => (path.depth(), 2),
+        Step::Conceal(path) => (path.depth(), 1),
         _ => (0, 0),
     }
 }
@@ -106,8 +107,9 @@ fn seen<'a>(written: &'a [Written], real: &'a Path) -> impl Iterator<Item = Inne
     written.iter().filter_map(|written| written.inside(real))
 }
 
-/// What of the repositories leads to commands in the caller's next use of git: hooks, and the settings that name
-/// programs. Submodules have repositories of their own below `modules`, with the same in each.
+/// What of the repositories leads to commands in the caller's next use of git: hooks, the settings that name programs,
+/// and what says that these lie elsewhere. Submodules have repositories of their own below `modules`, with the same in
+/// each.
 fn repository_places(host: &Host, linked: &[Mount]) -> Vec<Protected> {
     let of_linked = linked.iter().filter_map(|mount| match &mount.source {
         Source::Bind { src, access: Access::Rw, .. } => {
@@ -120,9 +122,18 @@ fn repository_places(host: &Host, linked: &[Mount]) -> Vec<Protected> {
     let mut protect =
         |path: &Path, missing| places.extend(seen(&written, path).map(|path| Protected { path, missing }));
     for repository in &host.repositories {
+        // Made where it is missing, it would count only where the configuration says so.
+        let settings = if repository.settings_apart { Missing::Empty } else { Missing::Free };
         if let Some(common) = &repository.common {
             protect(&common.join("hooks"), Missing::Directory);
-            ["config", "config.worktree", "modules"].iter().for_each(|name| protect(&common.join(name), Missing::Free));
+            protect(&common.join("config"), Missing::Empty);
+            protect(&common.join("config.worktree"), settings);
+            protect(&common.join("modules"), Missing::Free);
+            protect(&common.join("commondir"), Missing::CommonDir);
+        }
+        for worktree in &repository.worktrees {
+            protect(&worktree.join("config.worktree"), settings);
+            protect(&worktree.join("commondir"), Missing::Free);
         }
         if repository.is_elsewhere() {
             protect(&repository.entry, Missing::Free);
@@ -131,27 +142,10 @@ fn repository_places(host: &Host, linked: &[Mount]) -> Vec<Protected> {
     places
 }
 
-/// What the caller's next shell or session runs, as far as it is there. A mount on the very file says that it is meant.
+/// What the caller's next shell or session runs, as far as it is there, and what it leads to. A mount on the very file
+/// says that it is meant.
 fn start_files(spec: &Spec, host: &Host) -> Vec<Protected> {
-    let Some(home) = &host.shell_home else { return Vec::new() };
-    let places = START_FILES.iter().map(|name| home.join(name));
-    let seen = places
-        .flat_map(|place| host.written.iter().filter_map(move |written| written.inside(&place)).collect::<Vec<_>>());
     let meant = |path: &InnerPath| spec.mounts.iter().any(|mount| mount.dst == *path);
+    let seen = host.start_files.iter().flat_map(|place| seen(&host.written, place));
     seen.filter(|path| !meant(path)).map(|path| Protected { path, missing: Missing::Free }).collect()
-}
-
-/// The directories between a writable mount and what is protected in it: whoever could move one of them away could put
-/// another in its place.
-fn pins(spec: &Spec, protected: &[Protected]) -> Vec<InnerPath> {
-    let mut pins = Vec::new();
-    for place in protected {
-        let around = spec.mounts.iter().rfind(|mount| place.path.as_path().starts_with(mount.dst.as_path()));
-        let Some(Mount { dst, source: Source::Bind { access: Access::Rw, .. } }) = around else { continue };
-        let between = place.path.as_path().ancestors().skip(1).take_while(|dir| *dir != dst.as_path());
-        pins.extend(between.filter_map(|dir| InnerPath::parse("[protect]", dir).ok()));
-    }
-    pins.sort();
-    pins.dedup();
-    pins
 }

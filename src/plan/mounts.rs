@@ -187,7 +187,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, around: &Around<
     if spec.root.source == RootSource::Host {
         host_scratch(steps, host)?;
     }
-    users(steps, spec, host)?;
+    let linked = users(steps, spec, host)?;
     masks(steps, spec)?;
     if around.terminal != Terminal::None {
         must(steps, Step::Terminal);
@@ -196,6 +196,8 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, around: &Around<
         let overlays = bare_overlays(steps);
         must(steps, Step::SealRoot(overlays));
     }
+    // After the sealing: copies of what is read-only are so too.
+    guard::protected(spec, host, &linked).into_iter().for_each(|step| steps.must(Stage::Root, step));
     Ok(())
 }
 
@@ -401,8 +403,9 @@ fn proc(steps: &mut Steps, spec: &Spec, host: &Host) {
     }
 }
 
-/// The user's own mounts, the caller's directory for `@host`, and what is laid over them.
-fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
+/// The user's own mounts, the caller's directory for `@host`, and what is hidden in them. Returns the mounts that git
+/// needs besides.
+fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<Vec<Mount>> {
     let mut laid = Vec::new();
     let own = if spec.root.source == RootSource::Host { working_directory(spec, host) } else { None };
     let linked = guard::linked(spec, host);
@@ -416,10 +419,10 @@ fn users(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
             laid.push(Step::Mount(mount));
         }
     }
-    laid.extend(guard::covers(spec, host, &linked));
+    laid.extend(guard::concealed(spec, host));
     laid.sort_by_key(guard::rank);
     laid.into_iter().for_each(|step| steps.must(Stage::Root, step));
-    Ok(())
+    Ok(linked)
 }
 
 /// Whether a source is there; missing ones are refused before anything is started, unless optional.

@@ -90,10 +90,9 @@ pub enum Step {
     /// A path that shows nothing, if it is there: an empty writable directory in place of a directory, and nothing
     /// to read in place of anything else.
     Conceal(InnerPath),
-    /// A path made read-only with all that is mounted below it.
+    /// A path made read-only with all that is mounted below it; the directories and links on the way can be neither moved
+    /// nor replaced.
     Protect(Protected),
-    /// A directory that may be changed, but neither moved nor replaced: something below it is protected.
-    Pin(InnerPath),
     /// The sandbox's own terminal and /dev/console.
     Terminal,
     /// The root made read-only, and these overlays of `@host`.
@@ -345,7 +344,6 @@ impl fmt::Display for Step {
             Step::Mount(mount) => mount.fmt(f),
             Step::Conceal(path) => write!(f, "hide {path}"),
             Step::Protect(place) => write!(f, "protect {}", place.path),
-            Step::Pin(path) => write!(f, "pin {path}"),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),
             Step::Pivot => write!(f, "pivot to the new root and detach the old one"),

@@ -24,7 +24,15 @@ pub enum Missing {
     Free,
     /// An empty directory stands there while the sandbox runs, if the directory around it is there.
     Directory,
+    /// As [`Missing::Directory`], an empty file.
+    Empty,
+    /// As [`Missing::Directory`], a file with [`HERE_TOO`].
+    CommonDir,
 }
+
+/// What a repository's `commondir` says without meaning anything else: that all of it lies in its own directory
+/// (gitrepository-layout(5)).
+pub(crate) const HERE_TOO: &[u8] = b".\n";
 
 /// What shells and sessions read or run in a home when they start: those of bash, zsh, ksh, csh and fish, of X11
 /// sessions, of systemd and of desktops (bash(1), zsh(1), environment.d(5), XDG autostart). Nobody there writes them

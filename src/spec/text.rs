@@ -119,6 +119,12 @@ impl Caller {
         self.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
     }
 
+    /// Where the caller's programs keep data (XDG Base Directory Specification).
+    pub fn data_home(&self) -> PathBuf {
+        let named = self.var("XDG_DATA_HOME").map(Path::new).filter(|path| path.is_absolute());
+        named.map_or_else(|| self.home.join(".local/share"), Path::to_owned)
+    }
+
     /// A host path as typed: absolute, or from the working directory (`.`…), or from the home (`~`, `~/…`).
     pub fn host_path(&self, field: &str, text: impl AsRef<OsStr>) -> Result<HostPath> {
         let text = text.as_ref();

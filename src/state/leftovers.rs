@@ -8,6 +8,7 @@ use crate::cgroup::{name_of, remove_left};
 use crate::error::{Error, Result};
 use crate::host::all_ids::{self, Ids};
 use crate::host::files::{c_path, read_regular, read_value};
+use crate::spec::hide::HERE_TOO;
 use crate::spec::text;
 use crate::sys::fs::{self, HERE, Kind, Open};
 use crate::sys::{EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Errno};
@@ -212,9 +213,18 @@ fn unmake(made: &Made) -> crate::sys::Result<()> {
     let stat = fs::lstat(parent.as_fd(), &name)?;
     match stat.kind {
         Kind::Directory => fs::unlinkat(parent.as_fd(), &name, Kind::Directory),
-        Kind::File if stat.size == 0 => fs::unlinkat(parent.as_fd(), &name, Kind::File),
+        Kind::File if stat.size == 0 || stands_in(parent.as_fd(), &name) => {
+            fs::unlinkat(parent.as_fd(), &name, Kind::File)
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether a file holds what one of sbx's own does.
+fn stands_in(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    let mut content = [0; HERE_TOO.len() + 1];
+    let file = fs::open_beneath(dir, name, Open::Read);
+    file.and_then(|file| fs::read(file.as_fd(), &mut content)).is_ok_and(|length| &content[..length] == HERE_TOO)
 }
 
 /// Removes a directory of sbx's own and all in it, by descriptors: links are removed, not followed, and other

@@ -206,6 +206,15 @@ pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
     Ok(s.stx_mnt_id)
 }
 
+/// Whether something is mounted at an open place, by `statx(2)`. Linux 5.8.
+pub fn is_mount_root(of: BorrowedFd<'_>) -> Result<bool> {
+    // SAFETY: all zero is a valid buffer, which the call fills in.
+    let mut s: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the buffer ours.
+    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, 0, &mut s) })?;
+    Ok(s.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+}
+
 /// `mkdirat(2)`
 pub fn mkdirat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: a C string and integers.

@@ -60,6 +60,8 @@ pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
 pub const ENODATA: Errno = Errno(libc::ENODATA);
 /// Not allowed by mode bits or a security module.
 pub const EACCES: Errno = Errno(libc::EACCES);
+/// Read-only file system.
+pub const EROFS: Errno = Errno(libc::EROFS);
 /// An argument the kernel does not take.
 pub const EINVAL: Errno = Errno(libc::EINVAL);
 /// Something in the way is busy.

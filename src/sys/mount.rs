@@ -26,6 +26,8 @@ impl Attr {
     pub const NOEXEC: Attr = Attr(0x8);
     /// What every mount of a sandbox's has.
     pub const PLAIN: Attr = Attr(Attr::NOSUID.0 | Attr::NODEV.0);
+    /// What a copy has that nobody may write.
+    pub const KEPT: Attr = Attr(Attr::PLAIN.0 | Attr::RDONLY.0);
     /// What mounts have that hold no programs.
     pub const GUARDED: Attr = Attr(Attr::PLAIN.0 | Attr::NOEXEC.0);
 
