@@ -219,7 +219,11 @@ impl fmt::Display for Error {
             Error::Helper { program, status, stderr } => {
                 write!(f, "{program} failed: {status}: {}", visible(stderr))
             }
-            Error::State { on, why, .. } => write!(f, "{}: {}", visible(on), visible(why)),
+            // What has changed in a file takes lines of its own.
+            Error::State { on, why, .. } => {
+                let lines: Vec<String> = why.lines().map(visible).collect();
+                write!(f, "{}: {}", visible(on), lines.join("\n  "))
+            }
             Error::Command { command, errno: Errno(2), why } => {
                 write!(f, "{}: command not found{}", visible(command), because(why))
             }

@@ -184,6 +184,118 @@ fn holes_of_a_file_stay_holes() {
     assert_eq!((read(1_000_000, 6), read(1 << 40, 3)), (b"middle".to_vec(), b"end".to_vec()));
 }
 
+/// What a directory holds by now, or another one in its place, is not what the sandbox has removed.
+#[test]
+fn what_was_moved_into_a_removed_directory_stays() {
+    let place = Place::new();
+    for name in ["tree/file", "other/file", "elsewhere/kept"] {
+        place.file(name, "old");
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    place.works("job", "rm -r tree other; mkdir $(seq 1 1500); rm -r [0-9]*");
+    std::thread::sleep(Duration::from_millis(20));
+    std::fs::rename(place.project.join("elsewhere"), place.project.join("tree/elsewhere")).expect("moved");
+    let (out, err) = ends(&place.sbx(&["apply", "job"]), 1);
+    assert!(out.contains("D /p/other") && err.contains("/p/tree: changed on the host"), "{out}{err}");
+    assert_eq!((place.read("tree/elsewhere/kept").as_deref(), place.read("other/file")), (Some("old"), None));
+}
+
+#[test]
+fn a_large_tree_is_removed_with_few_descriptors() {
+    let place = Place::new();
+    (0..600).for_each(|n| drop(place.file(&format!("tree/{n}/file"), "x")));
+    std::thread::sleep(Duration::from_millis(20));
+    place.works("job", "rm -r tree");
+    let few = Command::new("prlimit")
+        .args(["--nofile=64:64", "--"])
+        .arg(sbx())
+        .args(["--state", &place.state, "apply", "job"])
+        .env("XDG_DATA_HOME", place.scratch.join("data"))
+        .output();
+    ends(&few.expect("prlimit"), 0);
+    assert!(!place.project.join("tree").exists());
+}
+
+/// A repository needs no name with a dot, and a directory of the host's may have one.
+#[test]
+fn what_git_or_the_home_would_believe_is_held_back() {
+    let place = Place::new();
+    place.works("job", "mkdir -p lib/objects lib/refs; echo x >lib/HEAD; echo x >lib/config; echo x >lib.txt");
+    let (out, err) = ends(&place.sbx(&["apply", "job"]), 1);
+    assert!(out.contains("A /p/lib.txt") && err.contains("/p/lib/config: part of a git repository"), "{out}{err}");
+    assert!(!place.project.join("lib").exists());
+    let home = place.scratch.dir("home");
+    let cache = place.scratch.dir("home/.cache");
+    let volume = format!("{}:/c:overlay", cache.display());
+    let asked = sandbox(&["--state", &place.state, "--name", "cache", "-v", &volume]);
+    asked
+        .env("XDG_DATA_HOME", place.scratch.join("data"))
+        .sh("echo evil >/c/build.rs; chmod 666 /c/build.rs")
+        .run()
+        .exits(0);
+    let (_, err) = ends(&place.command(&["apply", "cache"]).env("HOME", home).output().expect("sbx"), 1);
+    assert!(err.contains("/c/build.rs: a dotfile"), "{err}");
+    let (_, err) = ends(&place.sbx(&["apply", "cache"]), 1);
+    assert!(err.contains("/c/build.rs: "), "{err}");
+}
+
+/// As it is spelled on the host, where a directory may have another name than inside.
+#[test]
+fn links_are_judged_where_they_will_lie() {
+    let place = Place::new();
+    place.file("sub/file", "x");
+    let inside = place.project.join("sub/file").display().to_string();
+    place.works("job", &format!("ln -s ../p/file a; ln -s /p/sub b; ln -s sub/../../x c; ln -s {inside} d; ln -s sub/file e; ln -s ../sub sub/f"));
+    let (out, err) = ends(&place.sbx(&["apply", "job"]), 1);
+    for held in ["a", "b", "c"] {
+        assert!(err.contains(&format!("held back: /p/{held}: a link that leads out")), "{held}\n{err}");
+    }
+    for taken in ["d", "e", "sub/f"] {
+        assert!(out.contains(&format!("A /p/{taken}\n")), "{taken}\n{out}{err}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_stops_nothing() {
+    let place = Place::new();
+    place.works("job", "for n in $(seq 1 3000); do echo x >file-of-a-longer-name-$n; done");
+    let mut child = place.command(&["apply", "job"]).stdout(Stdio::piped()).spawn().expect("sbx");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("an end").code(), Some(0));
+    assert_eq!(ends(&place.sbx(&["diff", "job"]), 0).0, "");
+}
+
+/// What lies in a directory of the caller's own may be older than the sandbox that is asked about.
+#[test]
+fn a_layer_used_twice_is_as_old_as_its_first_use() {
+    let place = Place::new();
+    let root = place.scratch.rootfs();
+    let upper = place.scratch.join("upper").display().to_string();
+    let run = |name: &str, script: &str| {
+        let asked = sandbox(&["--state", &place.state, "--name", name, "--upper", &upper]).root(&root);
+        asked.sh(script).run().exits(0);
+    };
+    run("one", "echo sandbox >/etc/passwd");
+    std::thread::sleep(Duration::from_millis(20));
+    std::fs::write(root.join("etc/passwd"), "host").expect("written");
+    std::thread::sleep(Duration::from_millis(20));
+    run("two", "true");
+    let (_, err) = ends(&place.sbx(&["apply", "two"]), 1);
+    assert!(err.contains("/etc/passwd: changed on the host"), "{err}");
+    assert_eq!(std::fs::read_to_string(root.join("etc/passwd")).expect("it"), "host");
+}
+
+#[test]
+fn a_patch_says_what_it_does_not_show() {
+    let place = Place::new();
+    place.file("grows", "one\n");
+    place.file("tool", "x\n");
+    place.works("job", "head -c 2000000 /dev/zero >>grows; chmod 755 tool; ln -s tool link");
+    let (patch, _) = ends(&place.sbx(&["diff", "-p", "job"]), 0);
+    assert!(!patch.contains("-one") && patch.contains("Not shown"), "{patch}");
+    assert!(patch.contains("old mode 0644\nnew mode 0755") && patch.contains("+tool"), "{patch}");
+}
+
 #[test]
 fn what_is_dropped_is_gone_and_what_runs_is_left_alone() {
     let place = Place::new();
@@ -242,7 +354,7 @@ fn killed_in_the_middle_each_file_is_old_or_new_and_a_second_time_finishes() {
     }
     assert_eq!(place.read("d7").as_deref(), Some("x\n"));
     assert_eq!(ends(&place.sbx(&["diff", "job"]), 0).0, "");
-    let left = Command::new("find").arg(&place.project).args(["-name", ".sbx-apply*"]).output().expect("find");
+    let left = Command::new("find").arg(&place.project).args(["-name", ".sbx-*"]).output().expect("find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
@@ -355,6 +467,12 @@ fn two_at_once_do_not_write_into_each_others_files() {
     let (out, err) = ends(&held.expect("flock"), 1);
     assert!(err.contains("another sbx apply") && out.is_empty(), "{out}{err}");
     assert_eq!(place.read("marker"), None);
+    for words in [["discard", "job"], ["rm", "job"]] {
+        let mut held = Command::new("flock");
+        held.arg(layer(&place)).arg(sbx()).args(["--state", &place.state]).args(words);
+        let (_, err) = ends(&held.env("XDG_DATA_HOME", place.scratch.join("data")).output().expect("flock"), 1);
+        assert!(err.contains("an sbx apply takes"), "{err}");
+    }
     ends(&place.sbx(&["apply", "job"]), 0);
     assert_eq!(place.read("marker").as_deref(), Some("m\n"));
 }

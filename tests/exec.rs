@@ -348,6 +348,21 @@ fn watchful(signal: &str) -> String {
     )
 }
 
+/// A number that is closed out there may be one of sbx's own by the time the program gets it.
+#[test]
+fn only_the_callers_own_descriptors_are_passed() {
+    let living = living(&[], "");
+    // What this process has open the client may have too.
+    let closed = |number: &i32| !std::path::Path::new(&format!("/proc/self/fd/{number}")).exists();
+    for number in (3..40).filter(closed) {
+        for option in ["--pass-fd", "--status-fd"] {
+            let refused = living.exec_with(&[option, &number.to_string()], &["true"]);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(refused.status.code() == Some(125) && said.contains("not open"), "{option} {number}: {said}");
+        }
+    }
+}
+
 /// What came of `sbx exec`; nothing where its program itself was stopped, which waits as it would anywhere. That a process
 /// is not executed yet its name tells.
 fn ended_unless_stopped(mut exec: Child) -> Option<Output> {

@@ -307,18 +307,25 @@ fn what_the_next_shell_runs_cannot_be_changed() {
 fn sockets_that_variables_name_are_out_of_reach_in_a_project() {
     let scratch = Scratch::new();
     let project = scratch.dir("project");
-    let listeners =
-        ["agent", "docker"].map(|name| std::os::unix::net::UnixListener::bind(project.join(name)).expect("a socket"));
+    let listeners = ["agent", "docker", "bus"]
+        .map(|name| std::os::unix::net::UnixListener::bind(project.join(name)).expect("a socket"));
     let named = |sandbox: Sandbox| {
         let docker = format!("unix://{}", project.join("docker").display());
-        sandbox.env("SSH_AUTH_SOCK", project.join("agent")).env("DOCKER_HOST", docker)
+        let bus = format!("unix:path=/nowhere;unix:path={}/../project/bus,guid=1", project.display());
+        sandbox
+            .env("SSH_AUTH_SOCK", project.join("agent"))
+            .env("DOCKER_HOST", docker)
+            .env("DBUS_SESSION_BUS_ADDRESS", bus)
     };
-    let script = "for s in agent docker; do test -S $s && echo $s; done; true";
+    let script = "for s in agent docker bus; do test -S $s && echo $s; done; true";
     let volume = format!("{0}:{0}", project.display());
     for options in [&[][..], &["-v", &volume]] {
         named(host(&scratch.dir("home"), &project, options, script)).run().exits(0).prints("");
     }
     let meant = format!("{0}/agent:{0}/agent", project.display());
     named(host(&scratch.dir("home"), &project, &["-v", &meant], script)).run().exits(0).prints("agent");
+    let docker = format!("unix:{}", project.join("docker").display());
+    let plain = host(&scratch.dir("home"), &project, &["-v", &volume], "test -S docker || echo hidden");
+    plain.env("DOCKER_HOST", docker).run().exits(0).prints("hidden");
     drop(listeners);
 }

@@ -56,6 +56,27 @@ fn hidden_files_links_and_names_of_a_pattern_show_nothing() {
     assert_eq!(picture(&scratch.join("home")), before);
 }
 
+/// Names are bytes.
+#[test]
+fn names_that_are_no_text_are_hidden_or_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new();
+    home(&scratch);
+    let name = std::ffi::OsStr::from_bytes(b"home/project/.env\xff");
+    fs::write(scratch.join(name), "secret").expect("a file");
+    let policy = "hide.paths = [\"~/project/.env*\"]\n[[mount]]\nsrc = \"~\"\naccess = \"rw\"";
+    let script = format!("cat {}/project/.env*", scratch.join("home").display());
+    under(&scratch, policy).sh(&script).run().exits(0).prints("");
+    let place = scratch.join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&place).expect("a directory");
+    fs::write(place.join(".env"), "secret").expect("a file");
+    for policy in
+        ["hide.paths = [\"./.env\"]\n", "[[mount]]\nsrc = \".\"\naccess = \"rw\"\n", "protect.paths = [\"./.env\"]\n"]
+    {
+        under(&scratch, policy).root("@host").cwd(&place).command(&["cat", ".env"]).run().refused().says("not UTF-8");
+    }
+}
+
 #[test]
 fn it_holds_in_the_root_and_under_a_read_only_one() {
     let scratch = Scratch::new();

@@ -138,3 +138,19 @@ fn what_is_denied_is_told_and_calls_are_granted_by_name() {
     place.run(&["--learn", &file], "true").refused().says("already");
     place.run(&["--learn", "/nowhere/x", "--explain"], "true").refused().says("contradict");
 }
+
+/// What a program makes in the home it makes in an empty one too; and only directories are copies.
+#[test]
+fn what_is_made_in_the_home_needs_no_mount() {
+    if lacks(&["userns", "tmpfs-xattrs", "landlock"]) {
+        return;
+    }
+    let place = Place::new();
+    place.file(".toolrc", "old\n", 0o644);
+    place.file("other/deep/file", "old\n", 0o644);
+    let script = "mkdir -p ~/.mytool/state; echo x >~/.mytool/state/f; echo x >>~/.toolrc; cat ~/other/deep/file; \
+                  echo x >~/other/deep/new; echo x >out";
+    let text = place.learns(script, "out");
+    assert!(text.contains("src = \"~/other/deep\"\naccess = \"overlay\""), "{text}");
+    assert!(!text.contains("src = \"~/.mytool") && !text.contains("src = \"~/.toolrc"), "{text}");
+}

@@ -95,17 +95,15 @@ fn a_projects_own_policy_is_used_when_it_has_been_accepted_and_as_it_was() {
         .says(".sbx.toml is not used until you accept it: sbx policy trust");
     let (status, said, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
     assert!(status == 0 && said.ends_with(".sbx.toml: accepted\n"), "{said}{error}");
+    assert!(said.contains("  OWN = \"first\"\n"), "what it grants: {said}");
     let trusted = run(&scratch, script).run().exits(0).prints("first");
     assert_eq!(trusted.stderr, "");
     // What is typed is stronger.
     run(&scratch, script).options(&["-e", "OWN=typed"]).run().exits(0).prints("typed");
     // A change is shown, and nothing runs, until it has been accepted too.
     std::fs::write(&file, "extends = [\"default\"]\n[env.set]\nOWN = \"second\"\n").expect("written");
-    let refused = run(&scratch, script).run().refused();
-    assert!(
-        refused.stderr.contains("- OWN = \"first\"") && refused.stderr.contains("+ OWN = \"second\""),
-        "{refused:?}"
-    );
+    let refused = run(&scratch, script).run().exits(125);
+    assert!(refused.stderr.contains("\n  - OWN = \"first\"\n  + OWN = \"second\""), "{refused:?}");
     assert_eq!(policy(&scratch, &scratch.join("p"), &["trust", "./.sbx.toml"]).0, 0);
     run(&scratch, script).run().exits(0).prints("second");
     // Elsewhere the same text is another's.
@@ -129,6 +127,31 @@ fn what_cannot_be_trusted_is_not() {
     let (status, _, error) = policy(&scratch, &scratch.join("p"), &["trust"]);
     assert!(status == 1 && error.contains("others could put in here"), "{error}");
     run(&scratch, "true").run().refused().says("others could put in here");
+}
+
+/// Nor what can become something else while it stays the same.
+#[test]
+fn an_accepted_policy_means_what_it_meant() {
+    let scratch = Scratch::new();
+    let trust = |dir: &str| policy(&scratch, &scratch.join(dir), &["trust"]);
+    scratch.file("secret", "secret");
+    let file = scratch.file("p/.sbx.toml", "env.env-file = [\"./e\"]\n");
+    assert!(trust("p").2.contains("names no env-file"));
+    std::fs::write(&file, "[[mount]]\nsrc = \"./data\"\ndst = \"/data\"\n").expect("written");
+    scratch.file("p/data/x", "own");
+    assert_eq!(trust("p").0, 0);
+    run(&scratch, "cat /data/*").run().exits(0).prints("own");
+    std::fs::rename(scratch.join("p/data"), scratch.join("p/d")).expect("moved");
+    std::os::unix::fs::symlink(scratch.path(), scratch.join("p/data")).expect("a link");
+    run(&scratch, "cat /data/*").run().refused().says("leads elsewhere by a link");
+    // Another project's is not this one's.
+    scratch.dir("q");
+    std::os::unix::fs::symlink("../p/.sbx.toml", scratch.join("q/.sbx.toml")).expect("a link");
+    run(&scratch, "ls /data 2>/dev/null; true").cwd(scratch.join("q")).run().exits(0).prints("").says("not used until");
+    // What nobody has accepted keeps nobody from anything.
+    let strange = scratch.dir("r");
+    assert!(Command::new("mkfifo").arg(strange.join(".sbx.toml")).status().expect("mkfifo").success());
+    run(&scratch, "echo ran").cwd(&strange).run().exits(0).prints("ran").says("not used until");
 }
 
 #[test]
@@ -164,6 +187,16 @@ fn rules_and_foreign_profiles_hold_in_the_kernel() {
         assert_eq!(answers[&keyctl], libc::ENOKEY);
         assert_eq!(answers[&getpid], 0);
     }
+    // An upper half that the kernel drops leads past none of them.
+    let past = format!("{} {}", libc::SYS_sched_get_priority_min, 1u64 << 32 | 1);
+    let at = format!("{} {}", libc::SYS_sched_get_priority_max, u32::MAX);
+    let rules = file(
+        "halves.toml",
+        "[[seccomp.rule]]\ncalls = [\"sched_get_priority_min\"]\nargs = [{ index = 0, op = \"<=\", value = 3 }]\nerrno = \"EXDEV\"\n\
+         [[seccomp.rule]]\ncalls = [\"sched_get_priority_max\"]\nargs = [{ index = 0, value = -1 }]\nerrno = \"EXDEV\"\n",
+    );
+    let answers = sandbox(&["--policy"]).option(&rules).probe_with("calls", &[&past, &at]).sees();
+    assert_eq!((&answers[&past], &answers[&at]), (&libc::EXDEV.into(), &libc::EXDEV.into()));
     let profile = file(
         "profile.json",
         "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [{\"names\": [\"getppid\", \"no_such_call\"], \
@@ -197,6 +230,8 @@ fn bad_rules_are_refused_by_what_is_wrong() {
     for (rule, word) in [
         ("calls = [\"socket\"]", "action is missing"),
         ("calls = []\naction = \"deny\"", "has to name calls"),
+        ("calls = [\"socket\"]\naction = \"deny\"\nargs = [{ index = 0 }]", "value"),
+        ("calls = [\"socket\"]\naction = \"deny\"\nargs = [{ value = 1 }]", "index"),
         ("calls = [\"sokcet\"]\naction = \"deny\"", "socket"),
         ("calls = [\"@nett\"]\naction = \"deny\"", "@net"),
         ("calls = [\"socket\"]\nerrno = \"EACCESS\"", "EACCES"),

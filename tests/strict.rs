@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Sandbox, has, outside, sandbox};
+use common::{Sandbox, Scratch, has, outside, sandbox};
 use serde_json::Value;
 
 fn strict() -> Sandbox {
@@ -117,6 +117,20 @@ fn the_checklists_hold() {
     let facts = Facts { own, host: outside("self", &[]), able: strict().sh(script).run().exits(0).stdout };
     let broken: Vec<&str> = ROWS.iter().filter(|(_, holds)| !holds(&facts)).map(|(row, _)| *row).collect();
     assert!(broken.is_empty(), "{broken:#?}\n{}\n{:#}", facts.able, facts.own);
+}
+
+/// Nor where `@host` shows empty directories and a copy of the caller's.
+#[test]
+fn nothing_that_it_writes_is_executed_on_the_hosts_root_either() {
+    if !has("userns") || !has("tmpfs-xattrs") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let script = "for dir in /var/tmp /home /mnt /media /tmp /run $HOME .; do
+        cp /bin/true $dir/tried 2>/dev/null && echo written && $dir/tried 2>/dev/null && echo executed in $dir; done; true";
+    let asked = sandbox(&["--policy", "strict"]).root("@host").cwd(scratch.dir("p")).env("HOME", scratch.dir("home"));
+    let ran = asked.command(&["/bin/sh", "-c", script]).run().exits(0);
+    assert!(ran.stdout.contains("written") && !ran.stdout.contains("executed"), "{ran:?}");
 }
 
 #[test]

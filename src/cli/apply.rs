@@ -7,11 +7,14 @@ use clap::Arg;
 use sbx::error::{Error, Result, visible};
 use sbx::host;
 use sbx::host::all_ids::{self, Ids};
+use sbx::host::files::{c_path, without_links};
 use sbx::state::apply::{Outcome, Wanted, apply as take, may_write};
 use sbx::state::changes::Sides;
 use sbx::state::{Found, Layer, Record, StateDir};
-use sbx::sys::cred;
-use std::ffi::OsString;
+use sbx::sys::fs::{self, HERE, Open};
+use sbx::sys::{cred, event};
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Runs `apply`.
@@ -38,11 +41,20 @@ fn taken(state: &StateDir, name: &str, all: bool, paths: &[&str]) -> Result<u8> 
     let found = ended(state, name)?;
     let record = layered(name, found.record.as_ref())?;
     let layers = on_disk(record)?;
-    let cwd = host::caller()?.cwd;
+    let caller = host::caller()?;
     let take = || {
+        let locks = locks(record, &layers)?;
         let sides = opened(record, &layers)?;
-        let wanted = Wanted { all, paths: Vec::new(), since: record.began, name: name.to_owned() };
-        all_layers(&sides, &wanted.paths(paths, &cwd, &sides)?)
+        let (home, cwd) = (without_links(&caller.home), caller.cwd.clone());
+        let wanted = Wanted { all, paths: Vec::new(), since: since(record, &locks), name: name.to_owned(), home, cwd };
+        let status = all_layers(&sides, &wanted.paths(paths, &sides)?)?;
+        if status == 0 && paths.is_empty() {
+            // Nothing in them is older than this now.
+            locks.iter().try_for_each(|(path, _)| fs::set_mtime(HERE, path, event::real_time())).map_err(|errno| {
+                Error::Sys { doing: "note the time in".into(), on: "the lock of the layer".into(), errno }
+            })?;
+        }
+        Ok(status)
     };
     if cred::geteuid() == 0 {
         return take();
@@ -57,6 +69,34 @@ fn taken(state: &StateDir, name: &str, all: bool, paths: &[&str]) -> Result<u8> 
         )
     })?;
     Ok(status as u8)
+}
+
+/// A lock and where it lies.
+type Lock = (CString, OwnedFd);
+
+/// The locks of layers that lie in directories of the caller's own, where other sandboxes may be at work on them.
+///
+/// # Errors
+/// `State` where one is.
+fn locks(record: &Record, layers: &[Layer]) -> Result<Vec<Lock>> {
+    let mut locks = Vec::new();
+    for layer in layers.iter().filter(|_| record.upper.is_none()) {
+        let Some(dir) = layer.upper.parent() else { continue };
+        let path = c_path(&dir.join("lock"));
+        let Ok(lock) = fs::openat(HERE, &path, Open::ReadWrite) else { continue };
+        if fs::try_lock(lock.as_fd()) == Ok(false) {
+            let why = format!("another sandbox uses {}", dir.display());
+            return Err(Error::State { on: record.name.clone(), why, hint: Some("wait for it to end".into()) });
+        }
+        locks.push((path, lock));
+    }
+    Ok(locks)
+}
+
+/// When the oldest that a layer holds may have been put there: at its first use, which made its lock.
+fn since(record: &Record, locks: &[Lock]) -> (i64, i64) {
+    let made = locks.iter().filter_map(|(_, lock)| fs::fstat(lock.as_fd()).ok()).map(|stat| stat.mtime);
+    made.chain([record.began]).min().unwrap_or(record.began)
 }
 
 /// A sandbox that has ended, and what is known of it.
@@ -87,12 +127,12 @@ fn opened(record: &Record, layers: &[Layer]) -> Result<Vec<Sides>> {
 
 /// Status 1 where something that was wanted was not taken over.
 fn all_layers(layers: &[Sides], wanted: &Wanted) -> Result<u8> {
-    let (mut out, mut held, mut refused) = (Out::new(false), 0, 0);
+    let (mut out, mut held, mut refused) = (Out::beside(), 0, 0);
     for layer in layers {
         // Of `@host` most is root's own.
         let writable = may_write(layer);
         let mut first = true;
-        take(layer, wanted, &mut |change, path, outcome| {
+        let too_deep = take(layer, wanted, &mut |change, path, outcome| {
             match outcome {
                 Outcome::Taken => return out.put(change, path),
                 Outcome::Left => return Ok(()),
@@ -116,6 +156,10 @@ fn all_layers(layers: &[Sides], wanted: &Wanted) -> Result<u8> {
             }
             Ok(())
         })?;
+        if too_deep > 0 {
+            refused += 1;
+            super::say(&format!("not taken over: what lies in {too_deep} directories, deeper than a path can be long"));
+        }
     }
     out.end()?;
     if held > 0 {

@@ -6,7 +6,7 @@ use sbx::error::{Error, Result, visible};
 use sbx::host::all_ids::{self, Ids};
 use sbx::host::files::c_path;
 use sbx::launch::{Handles, STORE, USER};
-use sbx::state::changes::{Change, Changed, Sides};
+use sbx::state::changes::{Change, Changed, Side, Sides};
 use sbx::state::control::Request;
 use sbx::state::{Found, Layer, Record, StateDir};
 use sbx::sys::fs::{self, HERE, Open};
@@ -166,6 +166,8 @@ pub(super) struct Out {
     /// Whether texts are shown too.
     patch: bool,
     begun: bool,
+    /// Whether the output is all that is wanted.
+    only: bool,
     text: Vec<u8>,
 }
 
@@ -174,7 +176,12 @@ impl Out {
     const PIECE: usize = 64 << 10;
 
     pub(super) fn new(json: bool) -> Out {
-        Out { json, patch: false, begun: false, text: Vec::new() }
+        Out { json, patch: false, begun: false, only: true, text: Vec::new() }
+    }
+
+    /// Of a command that does something besides.
+    pub(super) fn beside() -> Out {
+        Out { only: false, ..Out::new(false) }
     }
 
     pub(super) fn put(&mut self, change: Change, path: &Path) -> Result<()> {
@@ -201,23 +208,33 @@ impl Out {
         self.write()
     }
 
-    /// A file before and after, where both are texts.
-    fn texts(&mut self, path: &Path, [before, after]: [Option<Vec<u8>>; 2]) -> Result<()> {
-        if before.is_none() && after.is_none() {
-            return Ok(());
+    /// What stood there before and after: the mode where it has changed, and texts.
+    fn texts(&mut self, path: &Path, sides: [Side; 2]) -> Result<()> {
+        let [before, after] = &sides;
+        if let (Some(old), Some(new)) = (before.mode, after.mode)
+            && old != new
+        {
+            self.text.extend_from_slice(format!("old mode {old:04o}\nnew mode {new:04o}\n").as_bytes());
         }
-        let text = |side: &Option<Vec<u8>>| String::from_utf8(side.clone().unwrap_or_default());
-        let (Ok(one), Ok(other)) = (text(&before), text(&after)) else {
+        if sides.iter().all(|side| side.content.is_none()) {
+            return self.write();
+        }
+        if sides.iter().any(|side| side.mode.is_some() && side.content.is_none()) {
+            self.text.extend_from_slice(b"Not shown: no file, or one of more than 1 MiB\n");
+            return self.write();
+        }
+        let text = |side: &Side| String::from_utf8(side.content.clone().unwrap_or_default());
+        let (Ok(one), Ok(other)) = (text(before), text(after)) else {
             self.text.extend_from_slice(b"Binary files differ\n");
             return self.write();
         };
-        let label = |side: &Option<Vec<u8>>, letter: &str| match side {
+        let label = |side: &Side, letter: &str| match side.content {
             None => "/dev/null".to_owned(),
             Some(_) => format!("{letter}{}", shown(path)),
         };
         let diff = similar::TextDiff::from_lines(&one, &other);
         let mut unified = diff.unified_diff();
-        unified.context_radius(AROUND).header(&label(&before, "a"), &label(&after, "b"));
+        unified.context_radius(AROUND).header(&label(before, "a"), &label(after, "b"));
         // What a program has written may steer a terminal.
         for line in unified.to_string().lines() {
             self.text.extend_from_slice(visible_line(line).as_bytes());
@@ -226,11 +243,15 @@ impl Out {
         self.write()
     }
 
-    /// A reader that has gone wants no more.
+    /// A reader that has gone wants no more; where something is done besides, that goes on.
     fn write(&mut self) -> Result<()> {
         let mut out = std::io::stdout().lock();
         match out.write_all(&self.text).and_then(|()| out.flush()) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => process::exit_now(0),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && self.only => process::exit_now(0),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.text.clear();
+                Ok(())
+            }
             Err(error) => {
                 Err(Error::Sys { doing: "write to".into(), on: "standard output".into(), errno: error.into() })
             }

@@ -27,8 +27,16 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
         Err(error) => return super::clap_error(Verb::Exec, error),
     };
     super::choose_color(parsed.value("color"))?;
-    let caller = host::caller()?;
+    // Before anything is opened here that could have their numbers.
+    let status_fd = status_fd(&parsed)?;
     let mut asked = parsed.layer()?;
+    for &number in &asked.program.pass_fd {
+        if !sbx::sys::event::is_open(number) {
+            let hint = "--pass-fd passes a descriptor that the caller holds open";
+            return Err(Error::spec("descriptor", number, "not open").or_try(hint));
+        }
+    }
+    let caller = host::caller()?;
     // What stands in the place of ROOTFS is the sandbox's name; the root is what it is already.
     let name = asked.rootfs.replace("/".into()).ok_or_else(|| Error::Usage {
         what: "NAME is missing".into(),
@@ -51,7 +59,7 @@ pub fn exec(words: &[OsString]) -> Result<u8> {
     let host = Host::inside(&spec, caller, handles.fd(ROOT).ok_or_else(missing)?);
     let plan = plan::enter(&spec, &kept, &host)?;
     let pid_file = parsed.value("pid-file").map(PathBuf::from);
-    let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd(&parsed)?, pid_file, false)?;
+    let mut reporter = Reporter::new(voice(&parsed), &plan, status_fd, pid_file, false)?;
     let told = Told { pid: reporter.wants_pid(), steps: parsed.flag("verbose"), usage: false };
     let request = Request { state: &state, told, exposed: Vec::new(), words: None };
     let init = found.record.as_ref().and_then(|record| record.pid).unwrap_or(0);

@@ -168,6 +168,12 @@ fn warned(sources: &[Source], caller: &Caller) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
+/// What a policy says, without what it says to people.
+fn said(text: &str) -> String {
+    let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.trim_start().starts_with('#'));
+    lines.map(|line| format!("  {}\n", visible(line))).collect()
+}
+
 fn trust(words: &[OsString]) -> Result<u8> {
     let asked = command("policy trust", "Accept a project's own policy as it is now", "sbx policy trust [FILE]");
     let asked = asked.arg(clap::Arg::new("FILE").help("The file, .sbx.toml of this directory if not given"));
@@ -175,6 +181,7 @@ fn trust(words: &[OsString]) -> Result<u8> {
     let file = value(&matches, "FILE").unwrap_or(project::NAME).to_owned();
     let caller = host::caller()?;
     let accepted = project::open(&caller, &file).and_then(|sources| {
+        super::print(&said(sources.last().map_or("", |source| &source.text)))?;
         super::print(&listed(&file, &warned(&sources, &caller)?))?;
         project::accept(&caller, &file, sources.last().map_or("", |source| &source.text))
     });

@@ -9,7 +9,7 @@ use crate::spec::access::{DEFAULT, Filter, Landlock, Nesting, SetId};
 use crate::spec::hide::{DOORS, START_FILES, doors};
 use crate::spec::mount::{Access, Devices, Mount, Source};
 use crate::spec::seccomp::{Answer, Rule};
-use crate::spec::text::Caller;
+use crate::spec::text::{Caller, InnerPath};
 use crate::spec::{NetMode, RootSource, Spec};
 use std::path::{Path, PathBuf};
 
@@ -109,7 +109,10 @@ fn shown(src: &Path, mount: &Mount, spec: &Spec, caller: &Caller, files: &[PathB
     }
     let inner = |outside: &Path| outside.strip_prefix(src).ok().map(|below| mount.dst.as_path().join(below));
     let hidden = |outside: &Path| {
-        inner(outside).is_some_and(|inner| spec.hide.iter().any(|path| inner.starts_with(path.as_path())))
+        // The longer one wins between the two.
+        let over = |path: &InnerPath| path.depth() >= mount.dst.depth();
+        let mut hides = spec.hide.iter().filter(|path| over(path));
+        inner(outside).is_some_and(|inner| hides.any(|path| inner.starts_with(path.as_path())))
     };
     // On this machine's own root what only lies in a mount is hidden there.
     let shown = |socket: &Path| socket == src || socket.starts_with(src) && spec.root.source != RootSource::Host;
@@ -183,6 +186,13 @@ mod tests {
         let text = "hide.paths = [\"~/.ssh\"]\nprotect.paths = [\"./.sbx.toml\"]\n[[mount]]\nsrc = \"~/.ssh\"\n\
                     [[mount]]\nsrc = \".\"\naccess = \"rw\"\n";
         assert_eq!(warned(text), Vec::<String>::new());
+    }
+
+    /// The mount is the longer one.
+    #[test]
+    fn what_lies_in_a_hidden_home_and_is_mounted_is_a_grant() {
+        says("extends = [\"build\"]\nhide.paths = [\"~\"]\n[[mount]]\nsrc = \"~/.ssh\"\n", ".ssh can be read");
+        says("hide.paths = [\"~\"]\n[[mount]]\nsrc = \"~/.bashrc\"\naccess = \"rw\"\n", ".bashrc can be written");
     }
 
     #[test]

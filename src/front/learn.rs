@@ -78,8 +78,12 @@ pub fn learn(command: &[OsString], used: &[Attempt], denied: &[Denied], caller: 
     let mut places: BTreeMap<PathBuf, bool> = BTreeMap::new();
     for attempt in used {
         let changed = attempt.why == Why::Changed;
-        *places.entry(PathBuf::from(&attempt.object)).or_insert(false) |= changed;
+        let Some(path) = place(Path::new(&attempt.object), changed, &caller.home) else { continue };
+        *places.entry(path).or_insert(false) |= changed;
     }
+    // What lies in a copy is in it already.
+    let copies: Vec<PathBuf> = places.iter().filter(|(_, changed)| **changed).map(|(path, _)| path.clone()).collect();
+    places.retain(|path, _| !copies.iter().any(|copy| copy != path && path.starts_with(copy)));
     let secret = |path: &Path| SECRETS.iter().any(|secret| path.starts_with(caller.home.join(secret)));
     let wanted = places.iter().filter(|(path, _)| {
         **path != caller.cwd && !secret(path) && !given.iter().any(|given| path.starts_with(given))
@@ -106,6 +110,15 @@ pub fn learn(command: &[OsString], used: &[Attempt], denied: &[Denied], caller: 
     }
     text.push_str(&not_granted(&refused));
     Ok(Learned { text, beyond, base })
+}
+
+/// What is mounted for a path of the home to be used. Of what is changed the directory that holds it, for only that can be
+/// a copy; and nothing for what is not there: the home of a sandbox is empty and can be written.
+fn place(path: &Path, changed: bool, home: &Path) -> Option<PathBuf> {
+    if !changed || !path.starts_with(home) {
+        return path.exists().then(|| path.to_owned());
+    }
+    path.ancestors().take_while(|place| *place != home).find(|place| place.is_dir()).map(Path::to_owned)
 }
 
 /// A call that a policy opens by its name alone.

@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// A policy is a page or two; more than this is some other file (B53).
 const LIMIT: usize = 1 << 20;
+/// Each may become a mount, or be compared with each other.
+const TEXTS: usize = 4000;
 /// Deeper than this nobody can tell what wins.
 const DEEPEST: usize = 16;
 
@@ -165,6 +167,10 @@ pub fn parse(file: &str, text: &str) -> Result<Layer> {
     let nested = text.bytes().filter(|b| *b == b'[').count();
     if nested > 10_000 {
         let why = "more than 10000 brackets".to_owned();
+        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
+    if text.bytes().filter(|b| matches!(b, b'"' | b'\'')).count() > 2 * TEXTS {
+        let why = format!("more than {TEXTS} texts");
         return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
     }
     toml::from_str(text).map_err(|error| located(file, text, &error))

@@ -7,7 +7,7 @@ use super::policy;
 use super::policy::{Source, is_file, parse, text_of};
 use crate::error::{Error, Result, visible};
 use crate::host::files::without_links;
-use crate::spec::layer::{Layer, Origin};
+use crate::spec::layer::{Layer, MountTable, Origin};
 use crate::spec::text::Caller;
 use crate::sys::cred::geteuid;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -35,8 +35,12 @@ pub enum Project {
 /// `Policy` where it is not what was accepted, with what has changed, or cannot be a policy.
 pub fn look(caller: &Caller) -> Result<Project> {
     let path = caller.cwd.join(NAME);
-    let Some(text) = text_of(NAME, &path)? else { return Ok(Project::Absent) };
+    let text = match text_of(NAME, &path) {
+        Ok(None) => return Ok(Project::Absent),
+        read => read,
+    };
     let Some(accepted) = accepted(caller, &path)? else { return Ok(Project::New) };
+    let text = text?.unwrap_or_default();
     if accepted == text {
         return sources(NAME, text, caller).map(Project::Accepted);
     }
@@ -55,6 +59,20 @@ pub fn sources(file: &str, text: String, caller: &Caller) -> Result<Vec<Source>>
     if let Some(other) = layer.extends.iter().map(String::as_str).chain(filter).find(|name| is_file(name)) {
         let why = format!("a project's own policy is one file and extends ready ones only, and {other} is a file");
         return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
+    if let Some(other) = layer.env.env_file.first() {
+        let why = format!("a project's own policy names no env-file, which could change while it does not: {other}");
+        return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+    }
+    // The program could put a link in its own place, and be shown what that leads to the next time.
+    let here = |table: &&MountTable| table.src.as_deref().is_some_and(|src| src.starts_with('.'));
+    for src in layer.mount.iter().filter(here).filter_map(|table| table.src.as_deref()) {
+        let path = caller.host_path("src", src)?;
+        let real = without_links(&caller.cwd).join(path.as_path().strip_prefix(&caller.cwd).unwrap_or(path.as_path()));
+        if std::fs::canonicalize(path.as_path()).is_ok_and(|leads| leads != real) {
+            let why = format!("{src} leads elsewhere by a link, which a project's own policy may not");
+            return Err(Error::Policy { file: file.into(), at: None, text: String::new(), why });
+        }
     }
     for base in &layer.extends {
         found.extend(policy::sources(base, caller)?);
@@ -92,7 +110,9 @@ fn copy_of(caller: &Caller, path: &Path) -> Result<PathBuf> {
         let hint = Some(format!("a directory of your own, with mode 700, at {}", top.display()));
         return Err(Error::State { on: top.display().to_string(), why: why.into(), hint });
     }
-    let real = without_links(path);
+    // Not through a link: another project's would be accepted with it.
+    let name = path.file_name().unwrap_or_default();
+    let real = without_links(path.parent().unwrap_or(path)).join(name);
     Ok(top.join(real.strip_prefix("/").unwrap_or(&real)))
 }
 

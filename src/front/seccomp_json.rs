@@ -4,6 +4,7 @@
 //! is worse than none.
 
 use crate::error::{Error, Result};
+use crate::spec::errno;
 use crate::spec::seccomp::{Answer, Applies, Compare, Op, Profile, Rule};
 use serde::Deserialize;
 
@@ -13,7 +14,6 @@ use serde::Deserialize;
 struct File {
     default_action: String,
     default_errno_ret: Option<u16>,
-    #[allow(dead_code)]
     #[serde(default)]
     default_errno: Option<String>,
     #[serde(default)]
@@ -47,7 +47,6 @@ struct Calls {
     name: Option<String>,
     action: String,
     errno_ret: Option<u16>,
-    #[allow(dead_code)]
     #[serde(default)]
     errno: Option<String>,
     #[serde(default)]
@@ -110,10 +109,11 @@ pub fn parse(file: &str, text: &str) -> Result<Profile> {
     if let Some(flag) = read.flags.iter().find(|flag| !known.contains(&flag.as_str())) {
         return Err(refuse(format!("flags: {flag} is not supported")));
     }
-    let default = answer(&read.default_action, read.default_errno_ret).map_err(refuse)?;
+    let errno = errno(read.default_errno.as_deref(), read.default_errno_ret).map_err(refuse)?;
+    let default = answer(&read.default_action, errno).map_err(refuse)?;
     let mut rules = Vec::new();
     for calls in read.syscalls.into_iter().flatten() {
-        rules.push(rule(calls).map_err(refuse)?);
+        rules.extend(all_of(calls).map_err(refuse)?);
     }
     let foreign = foreign(&read.architectures, &read.arch_map);
     Ok(Profile { file: file.into(), default, rules, foreign })
@@ -152,12 +152,32 @@ fn answer(action: &str, errno: Option<u16>) -> std::result::Result<Answer, Strin
     }
 }
 
+/// Podman's word for an error, which wins over a number.
+fn errno(name: Option<&str>, number: Option<u16>) -> std::result::Result<Option<u16>, String> {
+    match name.filter(|name| !name.is_empty()) {
+        None => Ok(number),
+        Some(name) => errno::number(name).map(Some).ok_or_else(|| format!("errno {name}: no such error")),
+    }
+}
+
+/// A rule; one that compares an argument more than once counts where one of its comparisons holds, as with runc and crun,
+/// of whose library a rule can hold only one of each.
+fn all_of(calls: Calls) -> std::result::Result<Vec<(Applies, Rule)>, String> {
+    let (applies, whole) = rule(calls)?;
+    let twice = |n: usize| whole.args[..n].iter().any(|other| other.index == whole.args[n].index);
+    if !(0..whole.args.len()).any(twice) {
+        return Ok(vec![(applies, whole)]);
+    }
+    let alone = |arg: &Compare| (applies.clone(), Rule { args: vec![*arg], ..whole.clone() });
+    Ok(whole.args.iter().map(alone).collect())
+}
+
 fn rule(calls: Calls) -> std::result::Result<(Applies, Rule), String> {
     let names: Vec<String> = calls.names.into_iter().chain(calls.name).collect();
     if names.is_empty() {
         return Err("a rule without names".into());
     }
-    let answer = answer(&calls.action, calls.errno_ret)?;
+    let answer = answer(&calls.action, errno(calls.errno.as_deref(), calls.errno_ret)?)?;
     let args = calls.args.into_iter().flatten().map(compare).collect::<std::result::Result<Vec<_>, _>>()?;
     let (includes, excludes) = (calls.includes.unwrap_or_default(), calls.excludes.unwrap_or_default());
     let applies = Applies {
@@ -228,6 +248,21 @@ mod tests {
         let text =
             "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"architectures\": [\"SCMP_ARCH_X86_64\", \"SCMP_ARCH_ARM\"]}";
         assert_eq!(parse("p", text).expect("a profile").foreign, Vec::<String>::new());
+    }
+
+    #[test]
+    fn comparisons_of_one_argument_are_alternatives_and_names_of_errors_count() {
+        let arg = |value: u64| format!("{{\"index\": 0, \"value\": {value}, \"op\": \"SCMP_CMP_EQ\"}}");
+        let text = format!(
+            "{{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": [{{\"names\": [\"read\"], \"errno\": \"ENOSYS\", \
+             \"errnoRet\": 1, \"action\": \"SCMP_ACT_ERRNO\", \"args\": [{}, {}]}}]}}",
+            arg(0),
+            arg(1)
+        );
+        let profile = parse("p", &text).expect("a profile");
+        let found: Vec<_> = profile.rules.iter().map(|(_, rule)| (rule.answer, rule.args[0].value)).collect();
+        assert_eq!(found, [(Answer::Errno(38), 0), (Answer::Errno(38), 1)]);
+        assert!(error(&text.replace("ENOSYS", "GARBAGE")).contains("no such error"));
     }
 
     #[test]

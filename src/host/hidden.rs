@@ -12,6 +12,7 @@ use crate::sys::fs::{HERE, Open, open_in_root, openat};
 use crate::sys::{self, ENOENT, ENOTDIR};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Each is a mount of its own.
@@ -47,7 +48,7 @@ fn one(spec: &Spec, pattern: &InnerPath) -> Result<Vec<PathBuf>> {
                 let why = format!("{} cannot be listed: {errno}", place.display());
                 Error::spec("[hide] paths", pattern, why).or_try("paths without *")
             })?;
-            let names = names.into_iter().filter(|name| name.to_str().is_some_and(|name| matches(part, name)));
+            let names = names.into_iter().filter(|name| matches(part, name.as_bytes()));
             below.extend(names.map(|name| place.join(name)));
         }
         places = below;

@@ -295,7 +295,7 @@ pub fn initial_user_namespace() -> bool {
 /// A number that no other run has, but once in four thousand million times.
 fn token() -> u32 {
     let mut random = [0; 4];
-    let _ = sys::fs::getrandom(&mut random);
+    let _ = sys::host::getrandom(&mut random);
     u32::from_ne_bytes(random)
 }
 

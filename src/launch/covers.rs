@@ -17,14 +17,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 impl Tree {
     /// Covers what a path leads to, if it leads to anything.
-    pub(super) fn conceal(&self, path: &CStr, name: &CStr) -> Done {
+    pub(super) fn conceal(&self, path: &CStr, name: &CStr, attr: Attr) -> Done {
         let at = match fs::open_in_root(held(&self.root)?, path, Open::Path) {
             Err(ENOENT | ENOTDIR | sys::ELOOP) => return Ok(()),
             other => other.called(Call::Openat2)?,
         };
         let kind = fs::fstat(at.as_fd()).called(Call::Stat)?.kind;
         let cover = match kind {
-            Kind::Directory => self.store_dir(name, 0o700, PLAIN)?,
+            Kind::Directory => self.store_dir(name, 0o700, attr)?,
             _ => self.cover(kind)?,
         };
         attach_at(&cover, at.as_fd(), kind)?;
@@ -39,24 +39,33 @@ impl Tree {
     }
 
     /// Lays a read-only copy of a place, with what is mounted below it, over itself, and pins the way to it.
-    pub(super) fn protect(&self, path: &CStr, missing: &StandIn) -> Done {
+    pub(super) fn protect(&mut self, path: &CStr, missing: &StandIn) -> Done {
+        let mut way = Way::new(path, &self.walked)?;
+        self.walked = Text::EMPTY;
+        let done = self.walk(&mut way, missing);
+        if way.links == 0 {
+            self.walked = way.parent();
+        }
+        done
+    }
+
+    fn walk(&self, way: &mut Way, missing: &StandIn) -> Done {
         let root = held(&self.root)?;
-        let mut way = Way::new(path)?;
         while let Some(last) = way.next()? {
             let at = match fs::open_in_root(root, way.path(), Open::Entry) {
-                Err(ENOENT) => return self.stand_in(&way, last, missing),
+                Err(ENOENT) => return self.stand_in(way, last, missing),
                 Err(ENOTDIR | sys::ELOOP) => return Ok(()),
                 found => found.called(Call::Openat2)?,
             };
             match fs::fstat(at.as_fd()).called(Call::Stat)?.kind {
                 Kind::Symlink => {
-                    self.lay(&way, at.as_fd(), Kind::Symlink, PLAIN)?;
+                    self.lay(way, at.as_fd(), Kind::Symlink, PLAIN)?;
                     if !way.follow(at.as_fd())? {
                         return Ok(());
                     }
                 }
-                Kind::Directory if !last => self.lay(&way, at.as_fd(), Kind::Directory, PLAIN)?,
-                kind if last => return self.lay(&way, at.as_fd(), kind, Attr::KEPT),
+                Kind::Directory if !last => self.lay(way, at.as_fd(), Kind::Directory, PLAIN)?,
+                kind if last => return self.lay(way, at.as_fd(), kind, Attr::KEPT),
                 _ => return Ok(()),
             }
         }
@@ -112,9 +121,17 @@ impl Way {
     /// As many links as the kernel follows on one way (path_resolution(7)).
     const LINKS: u32 = 40;
 
-    fn new(path: &CStr) -> Result<Way, Failure> {
+    /// `walked` is a directory without links on its way, all of which is pinned already.
+    fn new(path: &CStr, walked: &Text) -> Result<Way, Failure> {
         let mut way = Way { behind: Text::EMPTY, ahead: Text::EMPTY, links: 0 };
-        way.ahead.push(path.to_bytes())?;
+        let path = path.to_bytes();
+        match path.strip_prefix(walked.bytes()) {
+            Some(name) if walked.length > 0 && name.iter().rposition(|byte| *byte == b'/') == Some(0) => {
+                way.behind = *walked;
+                way.ahead.push(name)?;
+            }
+            _ => way.ahead.push(path)?,
+        }
         Ok(way)
     }
 
@@ -186,9 +203,15 @@ impl Way {
 
 /// Text with an end, of a length that a system call takes.
 #[derive(Clone, Copy)]
-struct Text {
+pub(super) struct Text {
     bytes: [u8; Text::LONGEST],
     length: usize,
+}
+
+impl Default for Text {
+    fn default() -> Text {
+        Text::EMPTY
+    }
 }
 
 impl Text {

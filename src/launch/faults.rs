@@ -105,7 +105,7 @@ pub(super) fn not_executed(plan: &Plan, errno: Errno) -> Error {
     let why = match errno {
         ENOENT if command.contains('/') => Some("not in ROOTFS, or its interpreter is not"),
         ENOENT => Some("not in any directory of PATH"),
-        EACCES => Some("a directory, without the x permission, or on a noexec mount"),
+        EACCES => Some("a directory, without the x permission, on a noexec mount, or outside of [landlock] exec"),
         ENOEXEC => Some("no format that this machine runs; a script needs a first line like #!/bin/sh"),
         _ => None,
     };

@@ -7,6 +7,7 @@
 
 use super::channel::{Call, Message, tell};
 use super::child::Child;
+use super::covers::Text;
 use super::handles::STORE;
 use super::kernel_fs::{kernel_fs, terminal};
 use super::layers::{Seeded, Trees};
@@ -30,6 +31,8 @@ pub(super) struct Tree {
     placed: bool,
     /// Numbers of the mounts that the parent made.
     pub(super) trees: Trees,
+    /// The directory of the last protected place, where no link led to it.
+    pub(super) walked: Text,
     /// The one tmpfs.
     pub(super) store: Option<OwnedFd>,
     /// The new root's mount.
@@ -102,7 +105,7 @@ pub(super) fn step(child: &mut Child<'_>, op: &Op) -> Done {
             child.tree.attach(made, target, Kind::Directory)
         }
         Op::Device { src, target } => tree.device(src, target),
-        Op::Conceal { path, name } => tree.conceal(path, name),
+        Op::Conceal { path, name, attr } => tree.conceal(path, name, *attr),
         Op::Protect { path, missing } => tree.protect(path, missing),
         Op::SealRoot(below) => tree.seal(below),
         Op::Pivot => tree.pivot(),

@@ -80,7 +80,7 @@ fn shown(step: &Step) -> Option<(&Path, Last, Shown)> {
         Step::Dev => (Path::new("/dev"), Last::Followed, Shown::Fresh),
         Step::Proc => (Path::new("/proc"), Last::Followed, Shown::Fresh),
         Step::Sys(_) => (Path::new("/sys"), Last::Followed, Shown::Fresh),
-        Step::Scratch(path, _) | Step::Conceal(path) | Step::Protect(Protected { path, .. }) => {
+        Step::Scratch(path, ..) | Step::Conceal(path, _) | Step::Protect(Protected { path, .. }) => {
             (path.as_path(), Last::Followed, Shown::Fresh)
         }
         // On the entry itself, or an upper layer's file in place of it.
@@ -113,6 +113,10 @@ struct Inside {
 
 impl Inside {
     fn take(&mut self, step: &Step) {
+        // What is protected stays what it is, and where it may be made nothing is.
+        if matches!(step, Step::Protect(Protected { missing: Missing::Free, .. })) {
+            return;
+        }
         let Some((place, last, shown)) = shown(step) else { return };
         if place == Path::new("/") {
             // Files for the root's upper layer are supplied before there is a root.
@@ -123,18 +127,13 @@ impl Inside {
         // Where the child can open nothing it makes nothing.
         let (there, missing) =
             self.resolve(place, last, &mut gap).unwrap_or_else(|| (place.to_owned(), PathBuf::new()));
-        if let (
-            Step::Protect(Protected { missing: Missing::Directory | Missing::Empty | Missing::CommonDir, .. }),
-            Some((there, name)),
-        ) = (step, &gap)
-        {
+        if let (Step::Protect(_), Some((there, name))) = (step, &gap) {
             // What a link leads to is kept from being made: see `covers`.
             self.make(there, name);
         }
         // What is not there needs not be hidden.
         let made = match step {
-            Step::Conceal(_) => 0,
-            Step::Protect(Protected { missing: Missing::Free, .. }) => 0,
+            Step::Conceal(..) => 0,
             // Itself, but nothing around it.
             Step::Protect(_) => 1,
             _ => usize::MAX,

@@ -2,7 +2,7 @@
 //! checked here; the child only makes calls.
 
 use super::mounts::PLAIN;
-use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, StandIn, Target};
+use super::script::{Above, Base, Expected, IdMapped, Op, Prepared, Script, Src, Target, attr};
 use super::{ids, program, relay, ruleset, sources};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -10,7 +10,6 @@ use crate::host::files::c_path;
 use crate::plan::limits::{Affinity, Way};
 use crate::plan::{Etc, EtcWay, GroupSet, Layers, MapsBy, Masked, Need, Plan, Planned, Stage, Step, SysKind};
 use crate::spec::Overlay;
-use crate::spec::hide::{HERE_TOO, Missing};
 use crate::spec::mount::{CGROUP, Mount, Source};
 use crate::spec::text::InnerPath;
 use crate::sys::cred::{CapSet, Limit};
@@ -220,7 +219,7 @@ impl Context<'_> {
             | Step::Workdir(_)
             | Step::Gate => self.confine(step),
             Step::Mount(mount) => self.mount(mount),
-            Step::Conceal(_) | Step::Protect(_) => self.root(step),
+            Step::Conceal(..) | Step::Protect(_) => self.root(step),
             Step::Store(_)
             | Step::Overlay(_)
             | Step::BindRoot(_)
@@ -269,15 +268,17 @@ impl Context<'_> {
                 Op::HostBind { src: self.source(path, Depth::Dormant, attr)?, target: target(path)?, attr }
             }
             Step::Link(path, to) => Op::Link(c_path(to), target(path)?),
-            Step::Scratch(path, mode) => {
+            Step::Scratch(path, mode, exec) => {
                 let name = self.fresh("scratch")?;
                 self.scratch.push((path.clone(), name.to_string_lossy().into_owned()));
-                Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: PLAIN }
+                Op::Scratch { name, target: target(path.as_path())?, mode: *mode, attr: attr(*exec) }
             }
             Step::Supply(etc) => self.supply(etc)?,
-            Step::Conceal(path) => Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")? },
+            Step::Conceal(path, exec) => {
+                Op::Conceal { path: c_path(path.below_root()), name: self.fresh("hidden")?, attr: attr(*exec) }
+            }
             Step::Protect(place) => {
-                Op::Protect { path: c_path(place.path.below_root()), missing: stand_in(place.missing) }
+                Op::Protect { path: c_path(place.path.below_root()), missing: place.missing.into() }
             }
             Step::SealRoot(overlays) => Op::SealRoot(overlays.iter().map(|path| target(path)).collect::<Result<_>>()?),
             _ => Op::Pivot,
@@ -410,7 +411,7 @@ fn processors(affinity: &Affinity, host: &Host) -> Result<CpuMask> {
         Affinity::Count(count) => *count as usize,
     };
     let mut start = [0; 2];
-    crate::sys::fs::getrandom(&mut start).map_err(|errno| Error::Sys {
+    crate::sys::host::getrandom(&mut start).map_err(|errno| Error::Sys {
         doing: "choose".into(),
         on: "the processors".into(),
         errno,
@@ -476,15 +477,6 @@ pub(super) fn target(path: &Path) -> Result<Target> {
     }
     let path = if parts.is_empty() { c".".to_owned() } else { c_path(&whole) };
     Ok(Target { path, parts })
-}
-
-fn stand_in(missing: Missing) -> StandIn {
-    match missing {
-        Missing::Free => StandIn::None,
-        Missing::Directory => StandIn::Directory,
-        Missing::Empty => StandIn::File(Vec::new()),
-        Missing::CommonDir => StandIn::File(HERE_TOO.into()),
-    }
 }
 
 /// A path below a mount point, relative to it.

@@ -3,6 +3,8 @@
 use super::channel::{Call, Fault};
 use crate::plan::Need;
 use crate::spec::access::Degrade;
+use crate::spec::hide::{HERE_TOO, Missing};
+use crate::spec::mount::Exec;
 use crate::sys::Errno;
 use crate::sys::cred::{CapSet, Limit};
 use crate::sys::mount::{Attr, Depth};
@@ -125,6 +127,22 @@ pub(crate) enum StandIn {
     File(Vec<u8>),
 }
 
+impl From<Missing> for StandIn {
+    fn from(missing: Missing) -> StandIn {
+        match missing {
+            Missing::Free => StandIn::None,
+            Missing::Directory => StandIn::Directory,
+            Missing::Empty => StandIn::File(Vec::new()),
+            Missing::CommonDir => StandIn::File(HERE_TOO.into()),
+        }
+    }
+}
+
+/// How a directory of the store is mounted.
+pub(super) fn attr(exec: Exec) -> Attr {
+    if exec == Exec::Noexec { Attr::GUARDED } else { Attr::PLAIN }
+}
+
 /// How overlay layers are named to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -241,6 +259,7 @@ pub(crate) enum Op {
     Conceal {
         path: CString,
         name: CString,
+        attr: Attr,
     },
     /// A path that cannot be changed.
     Protect {

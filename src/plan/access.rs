@@ -250,7 +250,7 @@ fn places(steps: &Steps, spec: &Spec) -> Vec<(InnerPath, Grant)> {
     }
     for planned in &steps.list {
         match &planned.step {
-            Step::Scratch(path, _) | Step::Conceal(path) if !written => places.push((path.clone(), Grant::Change)),
+            Step::Scratch(path, ..) | Step::Conceal(path, _) if !written => places.push((path.clone(), Grant::Change)),
             Step::Mount(mount) => match &mount.source {
                 Source::Bind { devices: Devices::Dev, .. } => places.push((mount.dst.clone(), Grant::Devices)),
                 Source::Bind { access: Access::Ro, .. } | Source::Device { .. } => {}

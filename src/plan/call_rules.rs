@@ -34,17 +34,31 @@ pub fn further(profile: &Profile) -> Vec<Arch> {
     if x86 { vec![Arch::X86] } else { Vec::new() }
 }
 
-/// A rule of a policy. A denial compares the low half of an argument where the value fits in it: the kernel drops the
-/// upper half of an `int`, and a bit there would lead past a comparison of the whole (CVE-2019-10063).
+/// A rule of a policy. The kernel drops the upper half of an `int`, and a bit there would lead past a comparison of the
+/// whole (CVE-2019-10063). So where a value fits in an `int` or an `unsigned`, a denial holds if the argument matches
+/// whole or by its low half, and an allowance only if it does both ways.
 pub fn own(rule: &Rule) -> CallRule {
     let mut made = exact(rule);
     let denies = !matches!(rule.answer, Answer::Allow | Answer::Log);
-    for (condition, compare) in made.all.iter_mut().zip(&rule.args) {
-        if denies && compare.op == Op::Equal && compare.value <= u32::MAX.into() {
-            condition.width = Width::Low32;
+    for (made, compare) in made.all.iter_mut().zip(&rule.args) {
+        // Of these the comparison of the low half holds wherever that of the whole does; of the others it is the reverse.
+        let wider = matches!(compare.op, Op::Equal | Op::Less | Op::AtMost);
+        let negative = compare.value > u32::MAX.into();
+        if let Some(low) = low(compare).filter(|_| wider == denies || negative && compare.op == Op::Equal) {
+            *made = Condition { width: Width::Low32, ..condition(&low) };
         }
     }
     made
+}
+
+/// A comparison as one of the low half, where it is one of an `int`'s bits.
+fn low(compare: &Compare) -> Option<Compare> {
+    const NEGATIVE: u64 = i32::MIN as i64 as u64;
+    let half = u64::from(u32::MAX);
+    let whole = compare.mask == u64::MAX || compare.mask <= half;
+    let (mask, value) = (compare.mask & half, compare.value & half);
+    let fits = compare.value <= half || compare.value >= NEGATIVE && matches!(compare.op, Op::Equal | Op::Unequal);
+    (whole && fits).then_some(Compare { mask, value, ..*compare })
 }
 
 /// A rule that means what it says of all 64 bits, as libseccomp's do.

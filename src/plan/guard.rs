@@ -13,7 +13,7 @@ const GIT: &str = "[protect] git";
 
 /// What is hidden, in no order yet.
 pub(super) fn concealed(spec: &Spec, host: &Host) -> impl Iterator<Item = Step> {
-    hidden(spec, host).into_iter().map(Step::Conceal)
+    hidden(spec, host).into_iter().map(|path| Step::Conceal(path, spec.root.exec))
 }
 
 /// What is protected, after all that is mounted, so that it holds for that too; `linked` are the mounts that [`linked`]
@@ -35,7 +35,7 @@ pub(super) fn protected(spec: &Spec, host: &Host, linked: &[Mount]) -> Vec<Step>
 pub(super) fn rank(step: &Step) -> (usize, u8) {
     match step {
         Step::Mount(mount) => (mount.dst.depth(), 0),
-        Step::Conceal(path) => (path.depth(), 1),
+        Step::Conceal(path, _) => (path.depth(), 1),
         _ => (0, 0),
     }
 }
@@ -63,6 +63,7 @@ fn sockets(spec: &Spec, host: &Host) -> Vec<InnerPath> {
     };
     let mut found = Vec::new();
     for (_, socket) in doors(&host.caller) {
+        let socket = socket.as_path();
         let meant = |mount: &Mount| source(mount).as_deref() == Some(socket) || mount.dst.as_path() == socket;
         if spec.mounts.iter().any(meant) {
             continue;

@@ -174,7 +174,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, around: &Around<
         steps.may_degrade(Stage::Root, Step::CgroupMount);
     }
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
-        must(steps, Step::Scratch(InnerPath::known(path), mode));
+        must(steps, Step::Scratch(InnerPath::known(path), mode, Exec::Exec));
     }
     must(
         steps,
@@ -185,7 +185,7 @@ pub(super) fn root(steps: &mut Steps, spec: &Spec, host: &Host, around: &Around<
         ),
     );
     if spec.root.source == RootSource::Host {
-        host_scratch(steps, host)?;
+        host_scratch(steps, spec, host)?;
     }
     let linked = users(steps, spec, host)?;
     masks(steps, spec)?;
@@ -304,9 +304,9 @@ fn is_changed(spec: &Spec, host: &Host, entry: &Path) -> bool {
 }
 
 /// The empty directories of `@host`, its caller's home among them.
-fn host_scratch(steps: &mut Steps, host: &Host) -> Result<()> {
+fn host_scratch(steps: &mut Steps, spec: &Spec, host: &Host) -> Result<()> {
     for (path, mode) in &host.emptied {
-        steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode));
+        steps.must(Stage::Root, Step::Scratch(InnerPath::parse("HOME", path)?, *mode, spec.root.exec));
     }
     Ok(())
 }
@@ -341,7 +341,7 @@ fn check_mask(path: &InnerPath) -> Result<()> {
 fn bare_overlays(steps: &Steps) -> Vec<PathBuf> {
     let covered = |place: &Path| {
         steps.list.iter().any(|planned| match &planned.step {
-            Step::Scratch(path, _) | Step::Conceal(path) | Step::Mount(Mount { dst: path, .. }) => {
+            Step::Scratch(path, ..) | Step::Conceal(path, _) | Step::Mount(Mount { dst: path, .. }) => {
                 path.as_path() == place
             }
             _ => false,
@@ -452,7 +452,7 @@ fn working_directory(spec: &Spec, host: &Host) -> Option<Mount> {
     let source = Source::Bind {
         src: HostPath::new(cwd)?,
         access: Access::Overlay,
-        exec: Exec::Exec,
+        exec: spec.root.exec,
         devices: Devices::Nodev,
         presence: Presence::Required,
     };

@@ -5,7 +5,7 @@ use super::identity::{GroupSet, Identities, MapsBy};
 use super::limits::{Affinity, Property, Setting, Value};
 use crate::spec::access::Capabilities;
 use crate::spec::hide::Protected;
-use crate::spec::mount::Mount;
+use crate::spec::mount::{Exec, Mount};
 use crate::spec::text::{HostPath, InnerPath};
 use crate::spec::{Overlay, Rlimit, TimeOffsets};
 use std::ffi::OsString;
@@ -62,7 +62,7 @@ pub enum Step {
     /// A symlink in the new root.
     Link(PathBuf, PathBuf),
     /// An empty writable directory from the one tmpfs.
-    Scratch(InnerPath, u32),
+    Scratch(InnerPath, u32, Exec),
     /// A supplied file.
     Supply(Etc),
     /// /dev with its devices, links and shm.
@@ -89,7 +89,7 @@ pub enum Step {
     Mount(Mount),
     /// A path that shows nothing, if it is there: an empty writable directory in place of a directory, and nothing
     /// to read in place of anything else.
-    Conceal(InnerPath),
+    Conceal(InnerPath, Exec),
     /// A path made read-only with all that is mounted below it; the directories and links on the way can be neither moved
     /// nor replaced.
     Protect(Protected),
@@ -330,7 +330,7 @@ impl fmt::Display for Step {
             Step::HostOverlay(path) => write!(f, "mount an overlay of this machine's {}", path.display()),
             Step::HostBind(path) => write!(f, "bind this machine's {}, read-only", path.display()),
             Step::Link(path, target) => write!(f, "link {} to {}", path.display(), target.display()),
-            Step::Scratch(path, mode) => write!(f, "mount a writable {path} (mode {mode:o}) of the tmpfs"),
+            Step::Scratch(path, mode, _) => write!(f, "mount a writable {path} (mode {mode:o}) of the tmpfs"),
             Step::Supply(etc) => write!(f, "supply {}", etc.path),
             Step::Dev => write!(f, "mount a minimal /dev: null zero full random urandom tty, shm"),
             Step::Devpts => write!(f, "mount an own devpts on /dev/pts"),
@@ -342,7 +342,7 @@ impl fmt::Display for Step {
             Step::Mask(mask) => write!(f, "mask {}", mask.path),
             Step::Sys(kind) => write!(f, "mount {kind}"),
             Step::Mount(mount) => mount.fmt(f),
-            Step::Conceal(path) => write!(f, "hide {path}"),
+            Step::Conceal(path, _) => write!(f, "hide {path}"),
             Step::Protect(place) => write!(f, "protect {}", place.path),
             Step::Terminal => write!(f, "open a terminal of the sandbox's own on /dev/console"),
             Step::SealRoot(_) => write!(f, "make / read-only"),

@@ -187,12 +187,18 @@ pub struct LandlockRules {
 }
 
 impl LandlockRules {
-    /// The rules of all layers: lists append, the last scope counts.
+    /// The rules of all layers: lists append.
     pub(super) fn resolve(layers: &[Layer], caller: &Caller) -> Result<LandlockRules> {
         let mut rules = LandlockRules::default();
         for Layer { landlock, .. } in layers {
-            for text in &landlock.exec {
-                rules.exec.get_or_insert_default().push(caller.inner_path("[landlock] exec", text)?);
+            if let Some(paths) = &landlock.exec {
+                if paths.is_empty() {
+                    let why = "an empty list, under which nothing could be executed";
+                    return Err(Error::spec("[landlock] exec", "[]", why).or_try("leave it out"));
+                }
+                for text in paths {
+                    rules.exec.get_or_insert_default().push(caller.inner_path("[landlock] exec", text)?);
+                }
             }
             for (all, these) in [(&mut rules.bind, &landlock.tcp_bind), (&mut rules.connect, &landlock.tcp_connect)] {
                 if let Some(ports) = these {
@@ -201,7 +207,8 @@ impl LandlockRules {
             }
             if let Some(words) = &landlock.scope {
                 let known = [("signals", 0), ("abstract-sockets", 1)];
-                let mut scope = [false; 2];
+                let before = rules.scope.unwrap_or_default();
+                let mut scope = [before.0, before.1];
                 for text in words {
                     scope[word("[landlock] scope", text, &known)?] = true;
                 }
@@ -248,6 +255,20 @@ pub enum SetId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_of_landlock_append() {
+        let layer = |edit: fn(&mut super::super::layer::Landlock)| {
+            let mut layer = Layer::default();
+            edit(&mut layer.landlock);
+            layer
+        };
+        let resolve = |layers: &[Layer]| LandlockRules::resolve(layers, &Caller::default());
+        let signals = layer(|landlock| landlock.scope = Some(vec!["signals".into()]));
+        let nothing = layer(|landlock| landlock.scope = Some(Vec::new()));
+        assert_eq!(resolve(&[signals, nothing]).expect("rules").scope, Some((true, false)));
+        assert!(resolve(&[layer(|landlock| landlock.exec = Some(Vec::new()))]).is_err());
+    }
 
     #[test]
     fn names_and_numbers() {

@@ -4,9 +4,9 @@
 use super::layer::{Layer, Origin};
 use super::mount::destination;
 use super::resolve::{all, mounts};
-use super::text::{Caller, InnerPath};
+use super::text::{Caller, InnerPath, spelled};
 use crate::error::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A place inside that cannot be changed, whoever could.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,25 +68,34 @@ pub(crate) const START_FILES: [&str; 27] = [
 ];
 
 /// Variables that name a socket, or the key to one, behind which somebody acts for the caller.
-pub(crate) const DOORS: [&str; 7] = [
+pub(crate) const DOORS: [&str; 13] = [
     "SSH_AUTH_SOCK",
     "GPG_AGENT_INFO",
     "DBUS_SESSION_BUS_ADDRESS",
+    "DBUS_SYSTEM_BUS_ADDRESS",
     "DOCKER_HOST",
     "CONTAINER_HOST",
     "WAYLAND_DISPLAY",
     "XAUTHORITY",
+    "PULSE_SERVER",
+    "NIX_REMOTE",
+    "TMUX",
+    "VSCODE_IPC_HOOK_CLI",
+    "VSCODE_GIT_IPC_HANDLE",
 ];
 
-/// Those that the caller has, and the paths in them: as they are, or as `unix://PATH` (Docker, Podman),
-/// `unix:path=PATH,guid=…` (D-Bus) or `PATH:PID:VERSION` (GnuPG).
-pub(crate) fn doors(caller: &Caller) -> impl Iterator<Item = (&'static str, &Path)> {
+/// Those that the caller has, and the paths in them: as they are, or as `unix://PATH` or `unix:PATH` (Docker, Podman, Nix,
+/// PulseAudio), several of `unix:path=PATH,guid=…` (D-Bus), `PATH:PID:VERSION` (GnuPG) or `PATH,PID,NUMBER` (tmux).
+pub(crate) fn doors(caller: &Caller) -> impl Iterator<Item = (&'static str, PathBuf)> {
     DOORS.iter().flat_map(|name| {
         let value = caller.var(name).and_then(|value| value.to_str()).unwrap_or_default();
-        let bare = value.strip_prefix("unix://").or_else(|| Some(value.split_once("path=")?.1)).unwrap_or(value);
-        let first = bare.split([':', ',', ';']).next().unwrap_or(bare);
-        let paths = [bare, first].into_iter().take(if first == bare { 1 } else { 2 });
-        paths.map(Path::new).filter(|path| path.is_absolute()).map(|path| (*name, path))
+        let paths = value.split(';').flat_map(|address| {
+            let bare = address.split_once("path=").map_or(address, |(_, path)| path);
+            let bare = bare.strip_prefix("unix://").or_else(|| bare.strip_prefix("unix:")).unwrap_or(bare);
+            let first = bare.split([':', ',']).next().unwrap_or(bare);
+            [bare, first].into_iter().take(if first == bare { 1 } else { 2 })
+        });
+        paths.map(|path| spelled(Path::new(path))).filter(|path| path.is_absolute()).map(|path| (*name, path))
     })
 }
 

@@ -117,6 +117,8 @@ pub struct Root {
     pub overlay: Option<String>,
     /// Let the program set set-id bits on writable host files.
     pub allow_setid: Option<bool>,
+    /// Whether nothing is executed in what is hidden, what `@host` shows empty, and its copy of the caller's directory.
+    pub noexec: Option<bool>,
 }
 
 /// `[[mount]]`
@@ -370,7 +372,7 @@ pub struct RuleTable {
 
 /// A comparison of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ArgTable {
     /// Which argument, from 0 to 5.
     pub index: u8,
@@ -389,7 +391,7 @@ pub struct Landlock {
     /// `auto`, `require` or `off`.
     pub mode: Option<String>,
     /// Paths inside below which files may be executed, and nowhere else.
-    pub exec: Vec<String>,
+    pub exec: Option<Vec<String>>,
     /// TCP ports that may be bound, and no others.
     pub tcp_bind: Option<Vec<u16>>,
     /// TCP ports that may be connected to, and no others.

@@ -24,7 +24,7 @@ pub use text::{Caller, HostPath, InnerPath};
 use access::{Capabilities, Degrade, Landlock, LandlockRules, Nesting, Seccomp, SetId};
 use hide::Protected;
 use ids::{Map, User, Who};
-use mount::Mount;
+use mount::{Exec, Mount};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -154,6 +154,8 @@ pub struct Root {
     pub overlay: Overlay,
     /// Whether set-id bits may be set on host files.
     pub setid: SetId,
+    /// Whether anything is executed in what is hidden, what `@host` shows empty, and its copy of the caller's directory.
+    pub exec: Exec,
 }
 
 /// Where the root's content comes from.

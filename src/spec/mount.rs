@@ -244,7 +244,9 @@ impl Mount {
                 return Ok(Mount { dst: InnerPath::known(CGROUP), source });
             }
             (Some(dst), _) => caller.inner_path(FIELD, dst)?.to_string(),
-            (None, Source::Bind { src, .. }) => src.to_string(),
+            (None, Source::Bind { .. }) => {
+                caller.inner_path(FIELD, table.src.as_deref().unwrap_or_default())?.to_string()
+            }
             (None, _) => return Err(missing("dst")),
         };
         Ok(Mount { dst: destination(FIELD, &dst)?, source })

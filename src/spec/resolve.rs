@@ -3,7 +3,7 @@
 use super::access::{Capabilities, Degrade, Filter, Landlock, Nesting, SetId};
 use super::ids::{Map, User, Who};
 use super::layer::{Layer, Origin};
-use super::mount::{Mount, octal};
+use super::mount::{Exec, Mount, octal};
 use super::text::{Caller, InnerPath, hostname, name, number, size, word};
 use super::*;
 use crate::error::{Error, Result};
@@ -157,7 +157,8 @@ fn root(layers: &[Layer], caller: &Caller) -> Result<Root> {
     let overlay =
         scalar(layers, |l| &l.root.overlay).map_or(Ok(Overlay::Auto), |o| word("--overlay", &o, &overlays))?;
     let setid = choose(flag(layers, |l| l.root.allow_setid), SetId::Allowed, SetId::Refused);
-    Ok(Root { source, writes, others, overlay, setid })
+    let exec = choose(flag(layers, |l| l.root.noexec), Exec::Noexec, Exec::Exec);
+    Ok(Root { source, writes, others, overlay, setid, exec })
 }
 
 fn clash(one: &str, other: &str) -> Error {
@@ -243,13 +244,25 @@ fn program(layers: &[Layer], caller: &Caller) -> Result<Program> {
 }
 
 /// Whether `*` patterns match a name.
-pub(crate) fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((start, rest)) => text.strip_prefix(start).is_some_and(|tail| {
-            rest.is_empty() || (0..=tail.len()).filter(|&n| tail.is_char_boundary(n)).any(|n| matches(rest, &tail[n..]))
-        }),
+pub(crate) fn matches(pattern: impl AsRef<[u8]>, text: impl AsRef<[u8]>) -> bool {
+    let (pattern, text) = (pattern.as_ref(), text.as_ref());
+    let (mut at, mut place) = (0, 0);
+    // The last star, and where the text behind it is taken to go on: no earlier one has to be tried again.
+    let mut star: Option<(usize, usize)> = None;
+    while place < text.len() {
+        if pattern.get(at) == Some(&b'*') {
+            star = Some((at, place));
+            at += 1;
+        } else if pattern.get(at) == Some(&text[place]) {
+            (at, place) = (at + 1, place + 1);
+        } else if let Some((known, from)) = star {
+            star = Some((known, from + 1));
+            (at, place) = (known + 1, from + 1);
+        } else {
+            return false;
+        }
     }
+    pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
 fn variable(field: &str, name: &str) -> Result<()> {

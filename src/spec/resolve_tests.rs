@@ -126,6 +126,9 @@ fn a_pattern_of_stars_matches_what_it_should() {
     {
         assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
     }
+    assert!(matches("*a*b", "xxaxab") && !matches("*a*b", "xxaxabc") && matches(".env*", b".env\xff"));
+    // No pattern takes longer than its length times that of the text.
+    assert!(!matches("*a".repeat(40) + "*b", "a".repeat(4000)));
 }
 
 #[test]

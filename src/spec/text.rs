@@ -144,6 +144,17 @@ impl Caller {
     }
 }
 
+/// A path without `..`, each understood as it is spelled.
+pub(crate) fn spelled(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut path, part| {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+        path
+    })
+}
+
 /// A whole number in ASCII digits, no sign, no leading zero.
 pub fn number(field: &str, text: &str) -> Result<u64> {
     let refuse = |why: &str| Err(Error::spec(field, text, why));

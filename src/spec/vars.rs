@@ -50,10 +50,15 @@ impl Caller {
     /// # Errors
     /// As [`Caller::policy_path`], and those of [`InnerPath::parse`].
     pub fn inner_path(&self, field: &str, text: &str) -> Result<InnerPath> {
-        match text.starts_with(['.', '~', '$']) {
-            true => InnerPath::parse(field, self.policy_path(field, text)?.as_path()),
-            false => InnerPath::parse(field, text),
+        if !text.starts_with(['.', '~', '$']) {
+            return InnerPath::parse(field, text);
         }
+        let path = self.policy_path(field, text)?;
+        if path.as_path().to_str().is_none() {
+            let why = format!("{path} is not UTF-8, and such a place would be missed");
+            return Err(Error::spec(field, text, why).or_try("a directory with another name"));
+        }
+        InnerPath::parse(field, path.as_path())
     }
 
     fn variable(&self, field: &str, text: &str, name: &str) -> Result<HostPath> {

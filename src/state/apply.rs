@@ -5,10 +5,13 @@
 //! the host since the sandbox began is refused. Done again, it goes on where it was.
 
 use super::changes::{Change, Sides, for_each};
+use super::leftovers::remove_tree;
 use crate::error::{Error, Result};
 use crate::host::files::c_path;
+use crate::spec::text::spelled;
 use crate::sys::fs::{self, Kind, Open, Stat};
 use crate::sys::{EEXIST, ELOOP, ENOENT, ENOTDIR, Errno, Result as SysResult, sabotaged, xattr};
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -38,17 +41,21 @@ pub struct Wanted {
     pub since: (i64, i64),
     /// The sandbox's name.
     pub name: String,
+    /// The caller's home.
+    pub home: PathBuf,
+    /// The caller's directory.
+    pub cwd: PathBuf,
 }
 
 /// What is told of each change.
 pub type Tell<'a> = dyn FnMut(Change, &Path, Outcome) -> Result<()> + 'a;
 
-/// Takes a layer over, as far as it is wanted.
+/// Takes a layer over, as far as it is wanted. Returns how many directories were too deep to go into.
 ///
 /// # Errors
 /// `State` where another is at work on the layer: both would write under the same name. Of what cannot be read of the
 /// layer, and of `tell`. What cannot be written is an [`Outcome`].
-pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<()> {
+pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<u64> {
     // It goes with the descriptor, also after a kill.
     let lock =
         fs::open_beneath(sides.upper.as_fd(), c".", Open::List).and_then(|dir| Ok((fs::try_lock(dir.as_fd())?, dir)));
@@ -57,13 +64,16 @@ pub fn apply(sides: &Sides, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<()> 
         return Err(Error::State { on: wanted.name.clone(), why, hint: Some("wait for it to end".into()) });
     }
     let temporary = c_path(Path::new(&format!(".sbx-apply.{}", wanted.name)));
-    let mut taking = Taking { sides, wanted, temporary, directories: Vec::new() };
-    sides.tell(&mut |change, path| {
+    let away = c_path(Path::new(&format!(".sbx-removed.{}", wanted.name)));
+    let mut taking = Taking { sides, wanted, temporary, away, directories: Vec::new(), repositories: HashMap::new() };
+    // Left by one that was killed.
+    taking.clear_away();
+    let told = sides.tell(&mut |change, path| {
         let outcome = taking.one(change, path);
         tell(change, path, outcome)
-    })?;
+    });
     taking.close();
-    Ok(())
+    told
 }
 
 struct Taking<'a> {
@@ -71,8 +81,12 @@ struct Taking<'a> {
     wanted: &'a Wanted,
     /// Under which name a file is written before it stands in its place.
     temporary: CString,
+    /// Where a directory goes, in the layer's own, before it is removed.
+    away: CString,
     /// Directories whose modes and times are set when all is in them.
     directories: Vec<(PathBuf, Stat)>,
+    /// Directories that were looked at, and whether git takes each for a repository.
+    repositories: HashMap<PathBuf, bool>,
 }
 
 /// Why something is not taken over, in words.
@@ -97,6 +111,9 @@ impl Taking<'_> {
         let below = inside.strip_prefix(&self.sides.at).unwrap_or(inside).to_owned();
         let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return Outcome::Left };
         let name = c_path(Path::new(name));
+        if name == self.temporary || name == self.away {
+            return Outcome::Refused("sbx apply uses this name itself".into());
+        }
         let upper = match change {
             Change::Deleted => None,
             _ => match self.layer(parent).and_then(|dir| fs::lstat(dir.as_fd(), &name)) {
@@ -121,23 +138,53 @@ impl Taking<'_> {
     }
 
     /// What has things executed, by git, a shell, the user or the kernel, or leads to where the sandbox could not write.
-    fn held(&self, path: &Path, upper: Option<&Stat>) -> Option<&'static str> {
-        let mut parts = path.components().map(Component::as_os_str);
+    fn held(&mut self, path: &Path, upper: Option<&Stat>) -> Option<&'static str> {
         if sabotaged(c"apply-held") {
             return None;
         }
+        let whole = self.whole(path);
+        let mut parts = whole.components().map(Component::as_os_str);
         let hook = parts.clone().zip(parts.clone().skip(1)).any(|(one, other)| one == ".git" && other == "hooks");
         match upper {
             _ if hook => Some("a git hook"),
             _ if parts.any(|part| part.as_bytes().starts_with(b".")) => Some("a dotfile"),
+            _ if path.ancestors().any(|dir| self.is_repository(dir)) => Some("part of a git repository"),
             Some(stat) if stat.kind == Kind::File && stat.mode & 0o6000 != 0 => Some("a set-id file"),
             Some(stat) if stat.kind == Kind::File && stat.mode & 0o111 != 0 => Some("an executable"),
             Some(stat) if stat.kind == Kind::Symlink && self.leads_out(path) => Some("a link that leads out"),
+            Some(stat) if stat.kind != Kind::Symlink && stat.mode & 0o1002 == 0o002 => Some("writable by everybody"),
             _ => None,
         }
     }
 
-    /// Whether a link of the layer leads out of the tree, as it is spelled. One that cannot be read does.
+    /// The names by which a path is judged: its own, and those of the directory that the layer lies on, from the home
+    /// on. What the caller stands in is a project, wherever it lies.
+    fn whole(&self, path: &Path) -> PathBuf {
+        let host = &self.sides.host;
+        match host.strip_prefix(&self.wanted.home) {
+            _ if self.wanted.cwd.starts_with(host) => path.to_owned(),
+            Ok(below) => below.join(path),
+            Err(_) => Path::new(host.file_name().unwrap_or_default()).join(path),
+        }
+    }
+
+    /// Whether git would take a directory for a repository, and its settings for its own, with what is taken over.
+    fn is_repository(&mut self, dir: &Path) -> bool {
+        if let Some(known) = self.repositories.get(dir) {
+            return *known;
+        }
+        let has = |name: &CStr| {
+            [&self.sides.upper, &self.sides.lower]
+                .into_iter()
+                .any(|top| beneath(top.as_fd(), dir).and_then(|dir| fs::lstat(dir.as_fd(), name)).is_ok())
+        };
+        let is = [c"HEAD", c"objects", c"refs"].into_iter().all(has);
+        self.repositories.insert(dir.to_owned(), is);
+        is
+    }
+
+    /// Whether a link of the layer leads out of the tree on the host, as it is spelled. One that cannot be read does, and
+    /// one that goes up from what may be a link itself.
     fn leads_out(&self, path: &Path) -> bool {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
         let mut buffer = [0; 4096];
@@ -146,16 +193,24 @@ impl Taking<'_> {
             Ok(PathBuf::from(OsStr::from_bytes(target)))
         });
         let Ok(target) = target else { return true };
-        let whole = if target.is_absolute() { target } else { self.sides.at.join(parent).join(target) };
-        let mut depth: Vec<&OsStr> = Vec::new();
-        for part in whole.components() {
+        let (mut depth, mut down) = (parent.components().count(), false);
+        let target = match target.strip_prefix(&self.sides.host) {
+            Ok(below) => {
+                depth = 0;
+                below
+            }
+            Err(_) if target.is_absolute() => return true,
+            Err(_) => &target,
+        };
+        for part in target.components() {
             match part {
-                Component::Normal(name) => depth.push(name),
-                Component::ParentDir if depth.pop().is_none() => return true,
+                Component::ParentDir if down || depth == 0 => return true,
+                Component::ParentDir => depth -= 1,
+                Component::Normal(_) => down = true,
                 _ => {}
             }
         }
-        !depth.iter().collect::<PathBuf>().starts_with(self.sides.at.strip_prefix("/").unwrap_or(Path::new("")))
+        false
     }
 
     fn take(
@@ -175,16 +230,51 @@ impl Taking<'_> {
         };
         // Left by one that was killed.
         let _ = fs::unlinkat(dir, &self.temporary, Kind::File);
+        if self.is_taken(dir, name, parent, upper, lower.as_ref()).map_err(words("compare"))? {
+            return Ok(());
+        }
         self.unchanged(dir, name, lower.as_ref(), upper)?;
         match (upper, lower, change) {
             (None, None, _) => Ok(()),
-            (None, Some(lower), _) => remove(dir, name, lower.kind).map_err(words("remove")),
+            (None, Some(lower), _) => self.remove(dir, name, lower.kind).map_err(words("remove")),
             (Some(_), None, Change::Changed) => Err("it is gone on the host".into()),
             (Some(upper), lower, _) => match upper.kind {
                 Kind::Directory => self.directory(dir, name, below, upper, lower),
                 Kind::File | Kind::Symlink => self.file(dir, name, parent, upper, lower),
                 _ => Err("neither a file, a directory nor a link".into()),
             },
+        }
+    }
+
+    /// Whether nothing differs but the owner, which nobody takes over.
+    fn is_taken(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        parent: &Path,
+        upper: Option<&Stat>,
+        lower: Option<&Stat>,
+    ) -> SysResult<bool> {
+        match (upper, lower) {
+            (Some(upper), Some(lower)) if upper.kind != Kind::Directory => {
+                self.sides.is_same_but_owner((self.layer(parent)?.as_fd(), upper), (dir, lower), name)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Removes an entry. A directory goes as a whole first, so that what is done when this is killed is done.
+    fn remove(&self, dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
+        if kind != Kind::Directory {
+            return fs::unlinkat(dir, name, kind);
+        }
+        fs::renameat(dir, name, self.sides.lower.as_fd(), &self.away)?;
+        remove_tree(&self.sides.host.join(OsStr::from_bytes(self.away.to_bytes())))
+    }
+
+    fn clear_away(&self) {
+        if fs::lstat(self.sides.lower.as_fd(), &self.away).is_ok() {
+            let _ = remove_tree(&self.sides.host.join(OsStr::from_bytes(self.away.to_bytes())));
         }
     }
 
@@ -217,7 +307,7 @@ impl Taking<'_> {
     ) -> std::result::Result<(), Refusal> {
         let is_there = lower.is_some_and(|lower| lower.kind == Kind::Directory);
         if let (false, Some(lower)) = (is_there, lower) {
-            remove(dir, name, lower.kind).map_err(words("remove"))?;
+            self.remove(dir, name, lower.kind).map_err(words("remove"))?;
         }
         if !is_there {
             fs::mkdirat(dir, name, upper.mode & 0o777 | 0o700).map_err(words("make"))?;
@@ -247,7 +337,7 @@ impl Taking<'_> {
         };
         let placed = made.and_then(|()| fs::set_mtime(dir, &self.temporary, upper.mtime)).and_then(|()| match lower {
             Some(lower) if lower.kind == Kind::Directory => {
-                remove(dir, name, lower.kind)?;
+                self.remove(dir, name, lower.kind)?;
                 fs::rename_new(dir, &self.temporary, name)
             }
             Some(_) => fs::rename(dir, &self.temporary, name),
@@ -298,9 +388,15 @@ fn copy(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new: &CStr, stat:
             let _ = xattr::set(target.as_fd(), &attribute, &value);
         }
     }
-    // The mode last: with set-id bits no byte may be written any more.
-    fs::chmod_open(target.as_fd(), stat.mode)
+    // The mode last: with set-id bits no byte may be written any more. An access list says what of it is the group's.
+    fs::chmod_open(target.as_fd(), stat.mode)?;
+    match xattr::get(source.as_fd(), ACCESS_LIST) {
+        Ok(list) => xattr::set(target.as_fd(), ACCESS_LIST, &list),
+        Err(_) => Ok(()),
+    }
 }
+
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 
 /// Copies what a file holds, and leaves holes as they are: of a few bytes a program makes a file of terabytes.
 fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> SysResult<()> {
@@ -325,16 +421,17 @@ fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> SysResul
     fs::ftruncate(to, size)
 }
 
-/// Whether a file in a tree is younger than that. Directories change with what is in them.
+/// Whether something in a tree is younger than that, a directory that was put there too.
 fn newer_within(dir: BorrowedFd<'_>, name: &CStr, since: (i64, i64)) -> SysResult<bool> {
-    let top = fs::open_beneath(dir, name, Open::List)?;
-    let mut open = vec![top];
-    while let Some(dir) = open.pop() {
-        let mut newer = false;
-        for_each(dir.as_fd(), |entry| {
-            let stat = fs::lstat(dir.as_fd(), entry)?;
+    // Paths, not descriptors: there may be more directories than one may open.
+    let mut open = vec![PathBuf::from(OsStr::from_bytes(name.to_bytes()))];
+    while let Some(path) = open.pop() {
+        let inner = fs::open_beneath(dir, &c_path(&path), Open::List)?;
+        let mut newer = fs::fstat(inner.as_fd())?.ctime > since;
+        for_each(inner.as_fd(), |entry| {
+            let stat = fs::lstat(inner.as_fd(), entry)?;
             match stat.kind {
-                Kind::Directory => open.push(fs::open_beneath(dir.as_fd(), entry, Open::List)?),
+                Kind::Directory => open.push(path.join(OsStr::from_bytes(entry.to_bytes()))),
                 _ => newer |= stat.ctime > since,
             }
             Ok(())
@@ -346,32 +443,15 @@ fn newer_within(dir: BorrowedFd<'_>, name: &CStr, since: (i64, i64)) -> SysResul
     Ok(false)
 }
 
-/// Removes an entry, and of a directory all that is in it.
-fn remove(dir: BorrowedFd<'_>, name: &CStr, kind: Kind) -> SysResult<()> {
-    if kind == Kind::Directory {
-        let inner = fs::open_beneath(dir, name, Open::List)?;
-        let mut entries = Vec::new();
-        for_each(inner.as_fd(), |entry| {
-            entries.push(entry.to_owned());
-            Ok(())
-        })?;
-        for entry in entries {
-            let stat = fs::lstat(inner.as_fd(), &entry)?;
-            remove(inner.as_fd(), &entry, stat.kind)?;
-        }
-    }
-    fs::unlinkat(dir, name, kind)
-}
-
 impl Wanted {
-    /// Takes paths as they were typed: of the sandbox, or of the host where one of its layers lies there; from the
+    /// Takes paths as they were typed: of the host where one of the layers lies there, else of the sandbox; from the
     /// caller's directory where they are not absolute.
     ///
     /// # Errors
     /// `State` for one that neither a layer nor what lies below it has.
-    pub fn paths(self, typed: &[&str], cwd: &Path, layers: &[Sides]) -> Result<Wanted> {
+    pub fn paths(self, typed: &[&str], layers: &[Sides]) -> Result<Wanted> {
         let meant = |typed: &&str| {
-            meant(layers, spelled(&cwd.join(typed))).ok_or_else(|| {
+            meant(layers, spelled(&self.cwd.join(typed))).ok_or_else(|| {
                 let why = "neither the sandbox nor the host has it".to_owned();
                 let hint = Some(format!("sbx diff {}: lists what has changed", self.name));
                 Error::State { on: (*typed).to_owned(), why, hint }
@@ -382,22 +462,11 @@ impl Wanted {
     }
 }
 
-/// A path without `..`, each as it is spelled.
-fn spelled(path: &Path) -> PathBuf {
-    path.components().fold(PathBuf::new(), |mut path, part| {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            part => path.push(part),
-        }
-        path
-    })
-}
-
-/// The path inside that is meant by one of the sandbox or of the host.
+/// The path inside that is meant by one of the host or of the sandbox. In this order: what lies inside the program has
+/// made.
 fn meant(layers: &[Sides], typed: PathBuf) -> Option<PathBuf> {
     let of_host = layers.iter().filter_map(|layer| Some(layer.at.join(typed.strip_prefix(&layer.host).ok()?)));
-    let mut all = std::iter::once(typed.clone()).chain(of_host);
-    all.find(|path| layers.iter().any(|layer| has(layer, path)))
+    of_host.chain([typed.clone()]).find(|path| layers.iter().any(|layer| has(layer, path)))
 }
 
 /// Whether a layer or what lies below it has a path inside.

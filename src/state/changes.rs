@@ -103,14 +103,10 @@ impl Sides {
         &self.at
     }
 
-    /// The contents of a regular file before and after, of which each may be none: what is not there, is no regular file
-    /// or larger than so many bytes.
-    pub fn contents(&self, inside: &Path, most: usize) -> [Option<Vec<u8>>; 2] {
+    /// What stands at a path before and after; of a file of more than so many bytes not its content.
+    pub fn contents(&self, inside: &Path, most: usize) -> [Side; 2] {
         let below = inside.strip_prefix(&self.at).unwrap_or(inside);
-        [&self.lower, &self.upper].map(|side| {
-            let file = fs::open_beneath(side.as_fd(), &c_path(below), Open::Read).ok()?;
-            crate::host::files::read_bytes(file.as_fd(), most).ok()
-        })
+        [&self.lower, &self.upper].map(|top| Side::of(top.as_fd(), &c_path(below), most))
     }
 
     /// Tells all changes in the order of their paths, name by name. Returns how many directories were not gone into, for
@@ -233,6 +229,17 @@ impl Sides {
         Ok(Some((name.to_owned(), entry)))
     }
 
+    /// As [`Sides::is_same`], whoever the owner is.
+    pub(super) fn is_same_but_owner(
+        &self,
+        above: (BorrowedFd<'_>, &Stat),
+        below: (BorrowedFd<'_>, &Stat),
+        name: &CStr,
+    ) -> SysResult<bool> {
+        let owner = (below.1.uid.wrapping_add(self.shift.0), below.1.gid.wrapping_add(self.shift.1));
+        self.is_same((above.0, &Stat { uid: owner.0, gid: owner.1, ..*above.1 }), below, name)
+    }
+
     fn is_own(&self, path: &Path) -> bool {
         self.own.iter().any(|own| own.as_os_str() == path.as_os_str())
     }
@@ -278,6 +285,36 @@ impl Sides {
             },
             _ => Ok(true),
         }
+    }
+}
+
+/// What stands at a path on one side of a layer.
+#[derive(Debug)]
+pub struct Side {
+    /// Permission bits; `None` where there is nothing, or what hides the other side.
+    pub mode: Option<u32>,
+    /// What is in a file, or where a link leads; `None` where that is more than was asked for, or neither.
+    pub content: Option<Vec<u8>>,
+}
+
+impl Side {
+    fn of(top: BorrowedFd<'_>, path: &CStr, most: usize) -> Side {
+        let entry = fs::open_beneath(top, path, Open::Entry);
+        let Ok(stat) = entry.as_ref().map_err(|errno| *errno).and_then(|entry| fs::fstat(entry.as_fd())) else {
+            return Side { mode: None, content: None };
+        };
+        let mut buffer = [0; LONGEST + 1];
+        let content = match (stat.kind, &entry) {
+            (Kind::File, _) => fs::open_beneath(top, path, Open::Read)
+                .ok()
+                .and_then(|file| crate::host::files::read_bytes(file.as_fd(), most).ok()),
+            (Kind::Symlink, Ok(entry)) => {
+                fs::readlinkat(entry.as_fd(), c"", &mut buffer).ok().map(|target| [target, b"\n"].concat())
+            }
+            _ => None,
+        };
+        let is_there = !matches!(stat.kind, Kind::Character(0, 0));
+        Side { mode: is_there.then_some(stat.mode), content }
     }
 }
 

@@ -70,6 +70,18 @@ impl StateDir {
     }
 }
 
+/// Refuses while an `apply` takes the changes over.
+pub(super) fn layers_are_free(record: &Record) -> Result<()> {
+    for layer in record.layers.iter().filter(|layer| layer.upper.is_absolute()) {
+        let dir = fs::openat(fs::HERE, &crate::host::files::c_path(&layer.upper), Open::List);
+        if dir.is_ok_and(|dir| fs::try_lock(dir.as_fd()) == Ok(false)) {
+            let why = "an sbx apply takes its changes over".to_owned();
+            return Err(Error::State { on: record.name.clone(), why, hint: Some("wait for it to end".into()) });
+        }
+    }
+    Ok(())
+}
+
 impl StateDir {
     /// Removes the layers on disk of a sandbox that has ended, and leaves its record.
     ///
@@ -87,6 +99,7 @@ impl StateDir {
             let why = format!("its changes lie in a directory of yours: {}", layer.upper.display());
             return Err(Error::State { on: name.into(), why, hint: Some("remove it yourself".into()) });
         }
+        layers_are_free(&record)?;
         leftovers::clear(dir.as_fd(), &text, LayerOf::Forgotten, |_| false)?;
         let record = Record { upper: None, layers: Vec::new(), ..record };
         let written = serde_json::to_vec(&record).map_err(|error| Error::Bug(error.to_string()))?;

@@ -270,6 +270,9 @@ impl StateDir {
             let why = "it is running".to_owned();
             return Err(Error::State { on: name.into(), why, hint: Some(format!("sbx stop {name}")) });
         }
+        if let Some(record) = leftovers::read(dir.as_fd(), &text) {
+            kept::layers_are_free(&record)?;
+        }
         match self.clear(dir.as_fd(), &text, LayerOf::Forgotten)? {
             Cleared::All => match unlist(self.dir.as_fd(), dir.as_fd(), &text) {
                 Err(ENOTEMPTY | EEXIST) => {

@@ -15,7 +15,7 @@ const NOUNS: [&str; 32] = [
 pub fn generate() -> String {
     let mut random = [0; 4];
     // Without random bytes all names are alike, and claiming them says so.
-    let _ = crate::sys::fs::getrandom(&mut random);
+    let _ = crate::sys::host::getrandom(&mut random);
     let [a, n, high, low] = random;
     format!("{}-{}-{high:02x}{low:02x}", ADJECTIVES[usize::from(a) % 32], NOUNS[usize::from(n) % 32])
 }

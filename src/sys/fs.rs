@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{Result, done, fd, ok, retry};
-use libc::{c_int, c_uint, c_void};
+use libc::{c_int, c_void};
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -199,20 +199,20 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<Stat> {
 /// The number of the mount that a path leads to, by `statx(2)` with `STATX_MNT_ID`; an empty path means the
 /// descriptor itself. Linux 5.8.
 pub fn mount_id(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
-    // SAFETY: all zero is a valid buffer, which the call fills in.
-    let mut s: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut s) })?;
-    Ok(s.stx_mnt_id)
+    statx(dir, path, libc::STATX_MNT_ID).map(|s| s.stx_mnt_id)
 }
 
-/// Whether something is mounted at an open place, by `statx(2)`. Linux 5.8.
+/// Whether something is mounted at an open place. Linux 5.8.
 pub fn is_mount_root(of: BorrowedFd<'_>) -> Result<bool> {
+    statx(of, c"", 0).map(|s| s.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+}
+
+fn statx(dir: BorrowedFd<'_>, path: &CStr, mask: u32) -> Result<libc::statx> {
     // SAFETY: all zero is a valid buffer, which the call fills in.
     let mut s: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string and the buffer ours.
-    done(unsafe { libc::statx(of.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, 0, &mut s) })?;
-    Ok(s.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+    done(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), libc::AT_EMPTY_PATH, mask, &mut s) })?;
+    Ok(s)
 }
 
 /// `mkdirat(2)`
@@ -327,8 +327,7 @@ pub fn ftruncate(of: BorrowedFd<'_>, length: u64) -> Result<()> {
     retry(|| done(unsafe { libc::ftruncate(of.as_raw_fd(), length as libc::off_t) }))
 }
 
-/// The next stretch of a file that holds data, from an offset on: `lseek(2)`, SEEK_DATA and SEEK_HOLE. What lies between
-/// such stretches takes no room and reads as zeros.
+/// The next stretch of a file that holds data, from an offset on: `lseek(2)`. What lies between reads as zeros.
 pub fn next_data(of: BorrowedFd<'_>, from: u64) -> Result<Option<std::ops::Range<u64>>> {
     // SAFETY: takes integers.
     let seek = |at, how| ok(unsafe { libc::lseek(of.as_raw_fd(), at as libc::off_t, how) }).map(|at| at as u64);
@@ -417,13 +416,6 @@ pub fn seal(of: BorrowedFd<'_>) -> Result<()> {
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: takes integers.
     done(unsafe { libc::fcntl(of.as_raw_fd(), libc::F_ADD_SEALS, seals) })
-}
-
-/// `getrandom(2)`: fills the buffer.
-pub fn getrandom(into: &mut [u8]) -> Result<()> {
-    // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.
-    let n = retry(|| ok(unsafe { libc::getrandom(into.as_mut_ptr().cast(), into.len(), 0 as c_uint) } as i64))?;
-    if n as usize == into.len() { Ok(()) } else { Err(super::EAGAIN) }
 }
 
 /// `pipe2(2)`, close-on-exec: the reading and the writing end.

@@ -44,3 +44,10 @@ pub fn page_size() -> u64 {
     // SAFETY: takes a number; this one is always known.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
+
+/// `getrandom(2)`: fills the buffer.
+pub fn getrandom(into: &mut [u8]) -> super::Result<()> {
+    // SAFETY: the pointer and the length describe the buffer; at most 256 bytes come in one go.
+    let n = super::retry(|| super::ok(unsafe { libc::getrandom(into.as_mut_ptr().cast(), into.len(), 0) } as i64))?;
+    if n as usize == into.len() { Ok(()) } else { Err(super::EAGAIN) }
+}
