@@ -481,3 +481,23 @@ fn where_somebody_listens_already_the_run_goes_on() {
     assert_eq!(outcome.stdout, "ran\n");
     assert!(outcome.stderr.contains("listened to already"), "{outcome:?}");
 }
+
+/// Who is asked can end nobody: where a rule kills, nobody is asked.
+#[test]
+fn what_a_rule_kills_is_killed_while_somebody_listens() {
+    if !has("userns") || !has("tmpfs-xattrs") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let policy = scratch.file(
+        "kill.toml",
+        "[[seccomp.rule]]\ncalls = [\"openat\", \"open\"]\nargs = [{ index = 2, mask = 3, value = 1 }]\naction = \"kill\"\n\
+         [[seccomp.rule]]\ncalls = [\"open\"]\nargs = [{ index = 1, mask = 3, value = 1 }]\naction = \"kill\"\n",
+    );
+    let policy = policy.display().to_string();
+    for options in [&[][..], &["--explain"], &["--explain=files"]] {
+        let asked = sandbox(options).options(&["--policy", &policy]);
+        let ran = asked.sh("echo owned >/tmp/x; cat /tmp/x").run();
+        assert!(ran.status == 159 && ran.stdout.is_empty(), "{options:?}: {ran:?}");
+    }
+}

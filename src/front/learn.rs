@@ -118,7 +118,9 @@ fn place(path: &Path, changed: bool, home: &Path) -> Option<PathBuf> {
     if !changed || !path.starts_with(home) {
         return path.exists().then(|| path.to_owned());
     }
-    path.ancestors().take_while(|place| *place != home).find(|place| place.is_dir()).map(Path::to_owned)
+    let place = path.ancestors().take_while(|place| *place != home).find(|place| place.is_dir())?;
+    let holds_secrets = SECRETS.iter().any(|secret| home.join(secret).starts_with(place));
+    (!holds_secrets).then(|| place.to_owned())
 }
 
 /// A call that a policy opens by its name alone.

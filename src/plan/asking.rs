@@ -82,10 +82,12 @@ pub fn asking(rules: &Rules, what: &Asking) -> Rules {
             "connect" if lets(verdict) => Verdict::Always(Action::Notify),
             "bind" if lets(verdict) && what.offline && bind => Verdict::Always(Action::Notify),
             "chroot" if lets(verdict) && chroot => Verdict::Always(Action::Notify),
-            "socket" if !denies(verdict) && network => raw(asks(verdict)),
+            "socket" if !denies(verdict) && network && can_be_asked(verdict) => raw(asks(verdict)),
             // Without an address it is a write.
             "sendto" if what.offline && lets(verdict) => with_address(verdict),
-            _ if what.files && FILES.contains(&name) && !denies(verdict) => Verdict::Always(Action::Notify),
+            _ if what.files && FILES.contains(&name) && !denies(verdict) && can_be_asked(verdict) => {
+                Verdict::Always(Action::Notify)
+            }
             _ => asks(verdict),
         };
         (*number, verdict)
@@ -110,6 +112,21 @@ fn lets(verdict: &Verdict) -> bool {
 
 fn denies(verdict: &Verdict) -> bool {
     matches!(verdict, Verdict::Always(action) if !matches!(action, Action::Allow | Action::Log))
+}
+
+/// Whether whoever is asked can answer as this verdict does: who is asked lets by or gives an error, and can neither end a
+/// process nor have a call do nothing.
+fn can_be_asked(verdict: &Verdict) -> bool {
+    let can = |action: &Action| match action {
+        Action::Allow | Action::Log => true,
+        Action::Errno(errno) => *errno != 0,
+        _ => false,
+    };
+    match verdict {
+        Verdict::Always(action) => can(action),
+        Verdict::ByArgument { then, otherwise, .. } => can(then) && can(otherwise),
+        Verdict::Ordered { first, then } => first.iter().all(|(_, action)| can(action)) && can_be_asked(then),
+    }
 }
 
 /// The verdict on a socket that asks for SOCK_RAW too.
