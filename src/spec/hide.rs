@@ -26,7 +26,7 @@ pub enum Missing {
     Directory,
     /// As [`Missing::Directory`], an empty file.
     Empty,
-    /// As [`Missing::Directory`], a file with [`HERE_TOO`].
+    /// As [`Missing::Directory`], a file that says `.`: that all of a repository lies where it is.
     CommonDir,
 }
 
