@@ -4,7 +4,7 @@
 # tests/vm/boot boots it, guest/ is what runs inside.
 # shellcheck shell=bash disable=SC2154 # the variables of tests/run
 
-readonly vm_time_limit=${SBX_TEST_VM_TIMEOUT:-600}
+readonly vm_time_limit=${SBX_TEST_VM_TIMEOUT:-1200}
 readonly vm_needs=(qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs zstd:zstd xz:xz-utils)
 
 needs+=("${vm_needs[@]}")
