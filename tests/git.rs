@@ -191,18 +191,18 @@ fn a_home_is_no_project() {
 fn what_stands_in_for_hooks_goes_also_after_a_kill() {
     let scratch = Scratch::new();
     let [main, _] = repository(&scratch);
-    let hooks = main.join(".git/hooks");
+    let [hooks, common] = ["hooks", "commondir"].map(|name| main.join(".git").join(name));
     std::fs::remove_dir_all(&hooks).expect("removed");
     let mut running = build(&scratch, &main, "echo up; read x").start();
     let begin = std::time::Instant::now();
-    while !hooks.exists() {
+    while !hooks.exists() || !common.exists() {
         assert!(begin.elapsed() < std::time::Duration::from_secs(30), "nothing stands there");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     running.kill();
     running.wait();
     build(&scratch, &main, "true").run().exits(0);
-    assert!(!hooks.exists());
+    assert!(!hooks.exists() && !common.exists());
 }
 
 /// A sandbox on this machine's own root, without a policy.
